@@ -6,6 +6,7 @@ translate the errors of the library below it: no exception of protobuf or msgspe
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TypeVar
 
 _LONGEST_REASON = 1_000
@@ -264,6 +265,17 @@ def first_error(group: BaseExceptionGroup[_Error]) -> _Error:
     """Return one error of a nursery's group, for callers that report one cause."""
     first = group.exceptions[0]
     return first_error(first) if isinstance(first, BaseExceptionGroup) else first
+
+
+def leaf_errors(error: BaseException) -> Iterator[BaseException]:
+    """The causes of an error: those of its groups, and of failed background tasks."""
+    if isinstance(error, BaseExceptionGroup):
+        for each in error.exceptions:
+            yield from leaf_errors(each)
+    elif isinstance(error, BackgroundFailure) and error.__cause__ is not None:
+        yield from leaf_errors(error.__cause__)
+    else:
+        yield error
 
 
 def _restored(

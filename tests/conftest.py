@@ -5,6 +5,7 @@ Where a test's etcd runs is up to ``--etcd``, as in every suite with ``etcd_acti
 
 from __future__ import annotations
 
+import gc
 import inspect
 import itertools
 import os
@@ -23,10 +24,11 @@ from etcd_actions import open_etcd
 from etcd_actions.etcd.api import Etcd
 from etcd_actions.etcd.connection_settings import TransportName
 from etcd_actions.testing import EtcdFactory, EtcdServer, MemoryStore, Order, OwnEtcd
-from etcd_actions.testing.plugin import PULLS_UNASKED, requested_etcd
+from etcd_actions.testing.plugin import MAY_PULL, requested_etcd
 from tests.support.budget import Budget
 from tests.support.conformance import ConformanceTable
 from tests.support.everyday import EXAMPLES, first_everyday
+from tests.support.warm import close_server
 
 pytest_plugins = ["etcd_actions.testing", "pytester"]
 
@@ -124,7 +126,22 @@ def pytest_configure(config: pytest.Config) -> None:
     )
     config.pluginmanager.register(ConformanceTable(), "conformance-table")
     config.pluginmanager.register(Budget(), "budget")
-    config.stash[PULLS_UNASKED] = False
+    config.stash[MAY_PULL] = False
+    if is_everyday:
+        # One processor, and garbage that is collected later: a third less for each call.
+        os.environ.setdefault("GOMAXPROCS", "1")
+        os.environ.setdefault("GOGC", "400")
+
+
+def pytest_unconfigure() -> None:
+    """End the server of commands."""
+    close_server()
+
+
+def pytest_collection_finish() -> None:
+    """Keep the collected tests, and all that they import, out of the collections of garbage."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(tryfirst=True)

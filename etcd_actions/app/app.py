@@ -32,6 +32,7 @@ from etcd_actions.embedded.embedded_etcd import QUOTA, EmbeddedEtcd, open_embedd
 from etcd_actions.errors import ConfigError, EmbeddedEtcdError, EtcdError, first_error
 from etcd_actions.etcd import open_connection
 from etcd_actions.etcd.api import Etcd
+from etcd_actions.etcd.quorum import QuorumMonitor, open_quorum_monitor
 from etcd_actions.model import DEFAULT_NAMESPACE, Keyspace
 from etcd_actions.monitoring import Monitoring, open_monitoring
 from etcd_actions.pipeline.watching_settings import WatchingSettings, WatchingStatistics
@@ -142,9 +143,10 @@ class App:
         async with AsyncExitStack() as stack:
             enter = partial(stop.enter, stack)
             await enter(open_telemetry(config[settings.OTLP_ENDPOINT]), "the collector of traces")
-            etcd: Etcd = await enter(
+            etcd = await enter(
                 open_connection(config.connection(endpoints)), "the connection to etcd"
             )
+            quorum = await enter(open_quorum_monitor(etcd), "the monitor of the quorum")
             keys = Keyspace(
                 config[settings.PREFIX], namespace or DEFAULT_NAMESPACE, template=template
             )
@@ -179,7 +181,7 @@ class App:
                 run_service=str(config[settings.RUN_SERVICE] or "none"),
             )
             monitoring = await enter(
-                self._open_monitoring(client, etcd), "clients of the monitoring port"
+                self._open_monitoring(client, etcd, quorum), "clients of the monitoring port"
             )
             await client.start_watching()
             # From here on a signal does not cancel: accepted work is finished.
@@ -280,7 +282,7 @@ class App:
 
     @asynccontextmanager
     async def _open_monitoring(
-        self, client: ActionsClient, etcd: Etcd
+        self, client: ActionsClient, etcd: Etcd, quorum: QuorumMonitor
     ) -> AsyncIterator[Monitoring | None]:
         """Serve health and metrics, unless the setting is none or the extra is missing."""
         config = self._config
@@ -297,6 +299,7 @@ class App:
             allowed_hosts=config[settings.ALLOWED_HOSTS],
         ) as monitoring:
             monitoring.metrics.lines_dropped = self._lines_dropped
+            monitoring.health.quorum_loss = lambda: quorum.loss
             yield monitoring
 
     async def _end_with(self, embedded: EmbeddedEtcd) -> None:

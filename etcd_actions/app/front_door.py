@@ -97,7 +97,7 @@ def _expanded(where: Path | str) -> Path | str:
 
 def _logs(client: ActionsClient, etcd: Etcd, keys: Keyspace, config: Config) -> Logs:
     """The reader of the logs of attempts: those of this machine's executor, if there is one."""
-    from etcd_actions.runs.own_run_service import history_of_action  # noqa: PLC0415
+    from etcd_actions.runs.reading import history_of_action  # noqa: PLC0415
     from etcd_actions.server.front.attempt_logs import Logs  # noqa: PLC0415
 
     async def history(action_id: ActionId) -> ActionHistory | None:

@@ -14,7 +14,7 @@ from etcd_actions.config import Config, Setting, settings
 from etcd_actions.config.security import check_pem
 from etcd_actions.errors import ConfigError
 from etcd_actions.server import ServerSettings
-from etcd_actions.server.service_settings import OidcSettings
+from etcd_actions.server.service_settings import OidcSettings, PageSettings
 from etcd_actions.web import Bind, HttpLimits, ServerTls
 from etcd_actions.web.descriptors import most_connections
 
@@ -76,7 +76,14 @@ def server_settings(config: Config) -> ServerSettings | None:
         http=http,
         allowed_hosts=config[settings.ALLOWED_HOSTS],
         users=_users(config, bind),
+        page=_page(config),
     )
+
+
+def _page(config: Config) -> PageSettings | None:
+    if not config[settings.PAGE]:
+        return None
+    return PageSettings(offers_actions=config[settings.PAGE_ACTIONS])
 
 
 def project_settings(config: Config) -> ProjectSettings:

@@ -18,9 +18,9 @@ _NAME: Final = re.compile(r"[0-9a-f]{16}")
 class Deployment:
     """The name of the deployment below one prefix of one etcd.
 
-    The first process that needs it creates a random name in etcd. The key of each upload has it: so
-    the collector of uploads recognises its own, and a reference is found by the name, however the
-    rest of its URL is written.
+    The first process that needs it creates a random name in etcd. The key of each upload has the
+    name. So the collector of uploads recognises its own, and finds a reference by the name in any
+    spelling of the rest of the URL.
 
     Args:
         store: Reads and writes.

@@ -79,7 +79,7 @@ class NoStore:
         self._refuse()
 
     def key_of(self, url: str) -> str | None:
-        """Nothing is in it."""
+        """None: it has no blobs."""
         return None
 
     async def signed_url(

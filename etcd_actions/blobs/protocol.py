@@ -133,7 +133,8 @@ class BlobStore(Protocol):
     def below(self, prefix: str) -> AsyncGenerator[BlobInfo]:
         """All blobs below a prefix of complete parts, such as ``uploads/flytesnacks``.
 
-        To be closed when it is left early. May include blobs that are deleted during the call.
+        A caller that stops early has to close the generator. Blobs that are deleted during the call
+        may be included.
         """
         ...
 

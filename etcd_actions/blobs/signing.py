@@ -1,4 +1,4 @@
-"""Signed URLs: each has what it allows, and until when."""
+"""Signed URLs: each has the request that it allows, its expiry, and a signature of both."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _LONGEST_QUERY: Final = 1024
 
 
 class BadSignature(EtcdActionsError):
-    """The URL was not made here, or was changed."""
+    """The signature is not ours, or the URL was changed."""
 
 
 class Expired(EtcdActionsError):
@@ -62,12 +62,12 @@ class _Secret(msgspec.Struct, frozen=True):
 class UrlSigner:
     """Signs URLs with a secret that is in etcd, so that all processes verify each other's.
 
-    The secret is made by the first who needs it. To make all URLs useless, delete its key and
+    The first process that needs the secret creates it. To invalidate all URLs, delete its key and
     restart the processes.
 
     Args:
-        store: Where it is kept.
-        keys: Under which key.
+        store: Reads and writes the secret.
+        keys: The keys of the deployment.
         clock: Seconds of the wall clock.
     """
 
@@ -115,7 +115,7 @@ class UrlSigner:
         """
         grant, signature = _read(method, path, query)
         if not hmac.compare_digest(_sign(await self._load(), grant), signature):
-            raise BadSignature("the signature is not that of this URL: use it as it was answered")
+            raise BadSignature("the signature is not that of this URL: use the URL unchanged")
         if grant.expires <= self._clock():
             raise Expired("the URL has expired: request another one, or a longer time")
         return grant
@@ -152,7 +152,7 @@ def _sign(secret: bytes, grant: Grant) -> str:
 
 def _read(method: Literal["GET", "PUT"], path: str, query: str) -> tuple[Grant, str]:
     if len(query) > _LONGEST_QUERY:
-        raise BadSignature("the query is too long for a URL that was made here")
+        raise BadSignature("the query is too long for a signed URL: use the URL unchanged")
     try:
         fields = _fields(query)
         grant = Grant(
@@ -163,7 +163,7 @@ def _read(method: Literal["GET", "PUT"], path: str, query: str) -> tuple[Grant, 
             md5=bytes.fromhex(fields.get("md5", "")),
         )
     except (ValueError, KeyError):
-        raise BadSignature("the URL has no usable signature: use it as it was answered") from None
+        raise BadSignature("the URL has no usable signature: use the URL unchanged") from None
     return grant, fields["signature"]
 
 

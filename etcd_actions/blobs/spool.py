@@ -18,7 +18,7 @@ BLOCK: Final = 1 << 20
 
 
 class Spool:
-    """A file without a reader; used by one thread at a time.
+    """The file of one upload; one thread at a time uses it.
 
     Attributes:
         path: The file.
@@ -50,7 +50,7 @@ class Spool:
             raise BlobMismatch(f"{self.size} bytes arrived, and {length} were announced")
         if md5 and self.md5 != md5:
             raise BlobMismatch(
-                f"what arrived has the MD5 {self.md5.hex()}, and {md5.hex()} was announced"
+                f"the received bytes have the MD5 {self.md5.hex()}, and {md5.hex()} was announced"
             )
 
     def sync(self) -> None:

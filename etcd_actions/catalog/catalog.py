@@ -18,7 +18,7 @@ from etcd_actions.storage.store import Store
 _DAY: Final = 24 * 3600.0
 # A lease is shared by the writes of a tenth of the time that entries are kept.
 _SHARED: Final = 10
-# What etcd takes, in seconds: nine billion. This is a century.
+# Seconds: a century. etcd accepts nine billion seconds.
 _LONGEST: Final = 100 * 365 * _DAY
 
 

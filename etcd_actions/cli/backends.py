@@ -1,28 +1,34 @@
-"""The backends of the commands that change actions: etcd, through the client, or the service."""
+"""The backends of the commands: etcd, through the client, or the service."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from typing import Protocol
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import TYPE_CHECKING, Protocol
 
 from flyteidl2.actions import actions_service_pb2 as pb
-from flyteidl2.common.identifier_pb2 import ActionIdentifier
 
-from etcd_actions._internal.quoting import quoted
 from etcd_actions.actions.abort import AbortResult
+from etcd_actions.cli.etcd_names import EtcdNames
+from etcd_actions.cli.names import Names
 from etcd_actions.cli.options import CommonOptions
-from etcd_actions.cli.service_client import open_service_client
+from etcd_actions.cli.service_client import ServiceClient, open_service_client
 from etcd_actions.client import ActionsClient, open_actions_client
 from etcd_actions.config import settings
-from etcd_actions.errors import ConfigError
-from etcd_actions.model import DEFAULT_NAMESPACE, ActionId, ErrorState
-from etcd_actions.model import flyte as conversions
+from etcd_actions.etcd import Etcd
+from etcd_actions.model import DEFAULT_NAMESPACE, ErrorState
 from etcd_actions.pipeline.watching_settings import WatchingSettings
+
+if TYPE_CHECKING:
+    from etcd_actions.cli.reader import Reader
 
 
 class Backend(Protocol):
     """The changes that etcd and the service make; their errors are those of the client."""
+
+    @property
+    def names(self) -> Names:
+        """The names of runs and actions."""
 
     async def enqueue(self, request: pb.EnqueueRequest, /) -> bool | None:
         """Create an action; returns whether it did not exist, None if that is unknown."""
@@ -46,8 +52,9 @@ class Backend(Protocol):
 class EtcdBackend:
     """Etcd, without a service in between."""
 
-    def __init__(self, client: ActionsClient) -> None:
+    def __init__(self, client: ActionsClient, names: Names) -> None:
         self.client = client
+        self.names = names
 
     async def enqueue(self, request: pb.EnqueueRequest, /) -> bool | None:
         """See `Backend`."""
@@ -74,53 +81,75 @@ class EtcdBackend:
 @asynccontextmanager
 async def open_client(common: CommonOptions) -> AsyncIterator[ActionsClient]:
     """The client of the etcd of the settings; it does not watch."""
-    async with (
-        common.open_etcd() as etcd,
-        open_actions_client(
-            etcd,
-            prefix=common.prefix,
-            namespace=common.namespace or DEFAULT_NAMESPACE,
-            namespace_template=common.config.namespace_template,
-            codec=common.config[settings.CODEC],
-            settings=WatchingSettings(finalizer=common.config[settings.FINALIZER]),
-        ) as client,
-    ):
-        yield client
+    async with open_etcd_backend(common) as backend:
+        yield backend.client
+
+
+@asynccontextmanager
+async def open_etcd_backend(common: CommonOptions) -> AsyncIterator[EtcdBackend]:
+    """The etcd of the settings."""
+    async with common.open_etcd() as etcd, _open_client(common, etcd) as client:
+        yield EtcdBackend(client, _names(common, etcd))
 
 
 @asynccontextmanager
 async def open_backend(common: CommonOptions) -> AsyncIterator[Backend]:
     """The service if the settings name one, else etcd."""
+    if common.config[settings.SERVICE] is None:
+        async with open_etcd_backend(common) as backend:
+            yield backend
+        return
+    async with open_service(common) as service:
+        yield service
+
+
+@asynccontextmanager
+async def open_reader(common: CommonOptions) -> AsyncIterator[Reader]:
+    """A reader of the service if the settings name one, else of etcd."""
+    from etcd_actions.cli.reader import Reader  # noqa: PLC0415 (slow to import)
+
+    if common.config[settings.SERVICE] is not None:
+        async with open_service(common) as service:
+            yield Reader(service, service.names)
+        return
+    from etcd_actions.cli.local_calls import open_local_calls  # noqa: PLC0415 (slow to import)
+
+    async with (
+        common.open_etcd() as etcd,
+        _open_client(common, etcd) as client,
+        open_local_calls(etcd, client) as calls,
+    ):
+        yield Reader(calls, _names(common, etcd))
+
+
+@asynccontextmanager
+async def open_service(common: CommonOptions) -> AsyncIterator[ServiceClient]:
+    """The service that the settings name."""
     config = common.config
     service = config[settings.SERVICE]
-    if service is None:
-        async with open_client(common) as client:
-            yield EtcdBackend(client)
-        return
+    assert service is not None
     async with open_service_client(
         service,
         cacert=config[settings.SERVICE_CACERT],
         token_file=config[settings.SERVICE_TOKEN_FILE],
-    ) as backend:
-        yield backend
+    ) as client:
+        yield client
 
 
-def parse_action(text: str) -> ActionId:
-    """Parse ``<project>/<domain>/<run>/<action>``, with or without ``<org>/`` before it.
-
-    Raises:
-        ConfigError: It is something else.
-    """
-    parts = text.split("/")
-    if not all(parts) or len(parts) not in (4, 5):
-        raise ConfigError(
-            f"{quoted(text)} is no action: give <project>/<domain>/<run>/<action>, with the "
-            "organisation before that if there is one"
-        )
-    *org, project, domain, run, name = parts
-    return ActionId(project, domain, run, name, "".join(org))
+def _open_client(common: CommonOptions, etcd: Etcd) -> AbstractAsyncContextManager[ActionsClient]:
+    return open_actions_client(
+        etcd,
+        prefix=common.prefix,
+        namespace=common.namespace or DEFAULT_NAMESPACE,
+        namespace_template=common.config.namespace_template,
+        codec=common.config[settings.CODEC],
+        settings=WatchingSettings(finalizer=common.config[settings.FINALIZER]),
+    )
 
 
-def identifier(text: str) -> ActionIdentifier:
-    """The same as Flyte's message."""
-    return conversions.action_identifier(parse_action(text))
+def _names(common: CommonOptions, etcd: Etcd) -> EtcdNames:
+    """The names in the namespaces that the client uses."""
+    only = common.namespace
+    if only is None and common.config.namespace_template is None:
+        only = DEFAULT_NAMESPACE
+    return EtcdNames(etcd, common.prefix, only)

@@ -43,8 +43,11 @@ _COMMANDS = {
         "Show the reports that the run service rejected for good, and retry them.",
     ),
     "config": ("config", "Show the settings."),
-    "version": ("version", "Show the versions of this program and of etcd."),
-    "help": ("help", "Show the help of a command."),
+    "version": (
+        "version",
+        "Show the versions of this program, of etcd, and of the parts that it uses.",
+    ),
+    "help": ("help", "Show the help of a command; without one, the list of commands."),
 }
 
 

@@ -7,7 +7,6 @@ import errno
 import os
 import re
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 from etcd_actions import errors
@@ -76,6 +75,7 @@ _CODES: tuple[tuple[type[errors.EtcdActionsError], ExitCode], ...] = (
 # By the kind of the error and a part of its message; the first that matches applies.
 _ADVICE: dict[type[errors.EtcdActionsError], dict[str, str]] = {
     errors.Unavailable: {
+        "quorum lost": "start the members that are down: see etcd-actions doctor",
         "it is for another name": "name one of the certificate's with --tls-server-name, or in "
         "--endpoints",
         "certificate verification failed": "give the authority that signed etcd's certificate "
@@ -124,7 +124,7 @@ def report(error: BaseException) -> ExitCode:
     Of an exception group it reports the first cause. An error that is none of this package is a
     bug. The traceback of a :attr:`ExitCode.FAILURE` is logged.
     """
-    for leaf in _leaf_errors(error):
+    for leaf in errors.leaf_errors(error):
         missing = (leaf.name or "") if isinstance(leaf, ModuleNotFoundError) else ""
         if extra := _EXTRAS.get(missing.partition(".")[0]):
             print_message(f"{leaf}: pip install 'etcd-actions[{extra}]'")
@@ -135,7 +135,7 @@ def report(error: BaseException) -> ExitCode:
             _log.error("unexpected_failure", exc_info=error)
             print_message(f"unexpected failure: {type(leaf).__name__}: {leaf}".rstrip(": "))
             return ExitCode.FAILURE
-    known = next(_leaf_errors(error))
+    known = next(errors.leaf_errors(error))
     message = str(known)
     advice = next(
         (
@@ -182,20 +182,10 @@ def _output_error_code(error: OSError) -> ExitCode | None:
 
 def was_interrupted(error: BaseException) -> bool:
     """Whether a Ctrl-C came before or after the handler of signals was installed."""
-    return any(isinstance(leaf, KeyboardInterrupt) for leaf in _leaf_errors(error))
+    return any(isinstance(leaf, KeyboardInterrupt) for leaf in errors.leaf_errors(error))
 
 
 def print_message(message: str) -> None:
     """Print a message to standard error, on one line without control characters."""
     line = printable(re.sub(r"[\r\n\t]+ *", " ", message.strip()))
     print(f"etcd-actions: {clipped(line, _MOST_CHARACTERS)}", file=sys.stderr, flush=True)
-
-
-def _leaf_errors(error: BaseException) -> Iterator[BaseException]:
-    if isinstance(error, BaseExceptionGroup):
-        for each in error.exceptions:
-            yield from _leaf_errors(each)
-    elif isinstance(error, errors.BackgroundFailure) and error.__cause__ is not None:
-        yield from _leaf_errors(error.__cause__)
-    else:
-        yield error

@@ -12,7 +12,9 @@ from etcd_actions.etcd.api import KeyRange
 from etcd_actions.model import run_key_prefix
 
 
-async def find_namespaces(etcd: Etcd, prefix: bytes, only: str | None) -> tuple[Sequence[str], int]:
+async def find_namespaces(
+    etcd: Etcd, prefix: bytes, only: str | None, revision: int = 0
+) -> tuple[Sequence[str], int]:
     """The namespaces that have keys, and the revision of that state.
 
     It takes one read a namespace, for any number of keys. A namespace whose name is empty or not
@@ -22,10 +24,11 @@ async def find_namespaces(etcd: Etcd, prefix: bytes, only: str | None) -> tuple[
         etcd: The connection.
         prefix: The part of keys before ``<namespace>/<name>``.
         only: The only namespace; None for all.
+        revision: The revision to read at; 0 for the present one.
     """
     full = KeyRange.of_prefix(prefix if only is None else prefix + only.encode() + b"/")
     found: list[str] = []
-    start, revision = full.start, 0
+    start = full.start
     while True:
         page = await etcd.range(
             KeyRange(start, full.end), revision=revision, limit=1, keys_only=True

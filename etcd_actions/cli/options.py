@@ -7,8 +7,8 @@ import getpass
 import os
 import shlex
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 from etcd_actions._internal.logger import get_logger
@@ -39,7 +39,7 @@ from etcd_actions.config.settings import (
     PREFIX,
     SECRET,
 )
-from etcd_actions.errors import ConfigError, EmbeddedEtcdError
+from etcd_actions.errors import ConfigError, EmbeddedEtcdError, Unavailable, leaf_errors
 
 if TYPE_CHECKING:
     from etcd_actions.etcd import EtcdClient
@@ -95,11 +95,28 @@ class CommonOptions:
             )
         return embedded or _DEFAULT_ENDPOINT
 
-    def open_etcd(self, endpoints: str | None = None) -> AbstractAsyncContextManager[EtcdClient]:
-        """Connect to the given endpoints, else to ``endpoints``, else to `endpoints_to_use`."""
+    @asynccontextmanager
+    async def open_etcd(self, endpoints: str | None = None) -> AsyncIterator[EtcdClient]:
+        """Connect to the given endpoints, else to ``endpoints``, else to `endpoints_to_use`.
+
+        If the body ends because etcd is unavailable, the error names a loss of the quorum.
+        """
         from etcd_actions.etcd import open_connection  # noqa: PLC0415 (imports trio)
 
-        return open_connection(self.config.connection(endpoints or self.endpoints_to_use))
+        settings = self.config.connection(endpoints or self.endpoints_to_use)
+        try:
+            async with open_connection(settings) as etcd:
+                yield etcd
+        except Exception as error:
+            first = next(leaf_errors(error))
+            if not isinstance(first, Unavailable):
+                raise
+            from etcd_actions.etcd.quorum import explained  # noqa: PLC0415 (imports trio)
+
+            named = await explained(first, settings)
+            if named is first:
+                raise
+            raise named from error
 
 
 def with_settings(

@@ -1,4 +1,4 @@
-"""A client of Flyte's ActionsService, over gRPC."""
+"""A client of the services that `run` serves, over gRPC."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final
 
 import trio
 from flyteidl2.actions import actions_service_pb2 as pb
@@ -17,6 +17,9 @@ from google.protobuf.message import Message
 from etcd_actions import errors
 from etcd_actions._internal.named_files import read_named_file, text_of
 from etcd_actions.actions.abort import AbortResult
+from etcd_actions.cli.calls import ACTIONS, MessageT
+from etcd_actions.cli.names import Names
+from etcd_actions.cli.service_names import ServiceNames
 from etcd_actions.config.settings import SERVICE_CACERT, SERVICE_TOKEN_FILE
 from etcd_actions.etcd.connection_settings import Tls
 from etcd_actions.etcd.endpoints import Endpoint
@@ -34,8 +37,7 @@ from etcd_actions.http2 import (
 from etcd_actions.model import ErrorState, Phase
 from etcd_actions.server._pb import etcd_actions_operations_pb2 as operations
 
-_PREFIX: Final = "/flyteidl2.actions.ActionsService/"
-_OPERATIONS: Final = "/etcd_actions.operations.Operations/"
+_OPERATIONS: Final = "etcd_actions.operations.Operations"
 _NO_ERRORS: Final = (
     "--error-code, --error-message and --message: Flyte's own method has no field for them, and "
     "the service has no other"
@@ -56,8 +58,6 @@ _ERRORS: Final[dict[Code, type[errors.EtcdActionsError]]] = {
     Code.CANCELLED: errors.ServiceUnavailable,
     Code.RESOURCE_EXHAUSTED: errors.ServiceUnavailable,
 }
-
-MessageT = TypeVar("MessageT", bound=Message)
 
 
 class Unimplemented(errors.ServiceRefused):
@@ -92,15 +92,20 @@ async def open_service_client(
 
 
 class ServiceClient:
-    """Made by :func:`open_service_client`."""
+    """Made by :func:`open_service_client`.
+
+    Attributes:
+        names: The names of runs and actions.
+    """
 
     def __init__(self, channel: Channel, metadata: Metadata) -> None:
         self._channel = channel
         self._metadata = metadata
+        self.names: Names = ServiceNames(self)
 
     async def enqueue(self, request: pb.EnqueueRequest, /) -> bool | None:
         """See :class:`~etcd_actions.cli.backends.Backend`."""
-        outcome = await self._call("Enqueue", request, operations.EnqueueOutcome)
+        outcome = await self.unary(ACTIONS, "Enqueue", request, operations.EnqueueOutcome)
         created: dict[int, bool] = {
             operations.EnqueueOutcome.CREATED: True,
             operations.EnqueueOutcome.EXISTED: False,
@@ -109,21 +114,21 @@ class ServiceClient:
 
     async def abort(self, request: pb.AbortRequest, /) -> AbortResult | None:
         """See :class:`~etcd_actions.cli.backends.Backend`."""
-        outcome = await self._call("Abort", request, operations.AbortOutcome)
+        outcome = await self.unary(ACTIONS, "Abort", request, operations.AbortOutcome)
         if not outcome.known:
             return None
         return AbortResult(tuple(outcome.aborted), Phase(outcome.ended) if outcome.ended else None)
 
     async def signal(self, request: pb.SignalRequest, /) -> None:
         """See :class:`~etcd_actions.cli.backends.Backend`."""
-        await self._call("Signal", request, pb.SignalResponse)
+        await self.unary(ACTIONS, "Signal", request, pb.SignalResponse)
 
     async def update(
         self, request: pb.UpdateRequest, /, error: ErrorState | None = None, message: str = ""
     ) -> None:
         """See :class:`~etcd_actions.cli.backends.Backend`."""
         if error is None and not message:
-            await self._call("Update", request, pb.UpdateResponse)
+            await self.unary(ACTIONS, "Update", request, pb.UpdateResponse)
             return
         named, run = request.action_id, request.action_id.run
         complete = operations.PutStatusRequest(
@@ -149,7 +154,7 @@ class ServiceClient:
             EtcdActionsError: It failed.
         """
         try:
-            return await self._call(method, request, kind, service=_OPERATIONS)
+            return await self.unary(_OPERATIONS, method, request, kind)
         except Unimplemented:
             raise errors.ConfigError(
                 f"{without}: this service is Flyte's, or an earlier version of etcd-actions: "
@@ -160,42 +165,65 @@ class ServiceClient:
     async def watch(
         self, request: pb.WatchForUpdatesRequest
     ) -> AsyncIterator[AsyncIterator[pb.WatchForUpdatesResponse]]:
-        """The updates of an action and its children.
+        """The updates of an action and its children; raises as :meth:`stream`."""
+        kind = pb.WatchForUpdatesResponse
+        async with self.stream(ACTIONS, "WatchForUpdates", request, kind) as messages:
+            yield messages
+
+    @asynccontextmanager
+    async def stream(
+        self, service: str, method: str, request: Message, kind: type[MessageT], /
+    ) -> AsyncIterator[AsyncIterator[MessageT]]:
+        """The responses of a server-streaming call.
+
+        Args:
+            service: The full name of the gRPC service.
+            method: The method.
+            request: The request.
+            kind: The type of the responses.
 
         Raises:
             ServiceError: There is no connection; or, in the body, the stream ended with an error.
         """
         try:
             exchange = await self._channel.open_stream(
-                f"{_PREFIX}WatchForUpdates", metadata=self._metadata
+                f"/{service}/{method}", metadata=self._metadata
             )
         except CallFailed as failure:
             raise _translated(failure) from None
         try:
             exchange.send(request.SerializeToString())
             exchange.end()
-            yield _responses(exchange, pb.WatchForUpdatesResponse)
+            yield _responses(exchange, service, kind)
         finally:
             exchange.close()
 
-    async def _call(
-        self, method: str, request: Message, kind: type[MessageT], *, service: str = _PREFIX
+    async def unary(
+        self, service: str, method: str, request: Message, kind: type[MessageT], /
     ) -> MessageT:
+        """The response of a unary call; the arguments are those of :meth:`stream`.
+
+        Raises:
+            ServiceError: There is no connection, or the service rejects the call.
+            ActionError: The request is impossible; see the kinds of it.
+        """
         try:
             response = await self._channel.unary(
-                service + method,
+                f"/{service}/{method}",
                 request.SerializeToString(),
                 within=_DEADLINE,
                 metadata=self._metadata,
             )
         except CallFailed as failure:
             if failure.code is Code.UNIMPLEMENTED:
-                raise Unimplemented(f"the service has no {service}{method}") from None
+                raise Unimplemented(f"the service has no {service}/{method}") from None
             raise _translated(failure) from None
-        return _parsed(response, kind)
+        return _parsed(response, service, kind)
 
 
-async def _responses(exchange: Exchange, kind: type[MessageT]) -> AsyncIterator[MessageT]:
+async def _responses(
+    exchange: Exchange, service: str, kind: type[MessageT]
+) -> AsyncIterator[MessageT]:
     """The messages of a stream; raises ServiceError if it ends with an error."""
     while True:
         try:
@@ -205,15 +233,16 @@ async def _responses(exchange: Exchange, kind: type[MessageT]) -> AsyncIterator[
         except CallFailed as failure:
             raise _translated(failure) from None
         for each in received:
-            yield _parsed(each, kind)
+            yield _parsed(each, service, kind)
 
 
-def _parsed(response: bytes, kind: type[MessageT]) -> MessageT:
+def _parsed(response: bytes, service: str, kind: type[MessageT]) -> MessageT:
     try:
         return kind.FromString(response)
     except BadMessage:
         raise errors.ServiceRefused(
-            f"the service: its response is no {kind.DESCRIPTOR.name}: is it Flyte's ActionsService?"
+            f"the service: its response is no {kind.DESCRIPTOR.name}: is it Flyte's "
+            f"{service.rpartition('.')[2]}?"
         ) from None
 
 

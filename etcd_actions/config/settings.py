@@ -210,7 +210,7 @@ GRACE = _RUN.setting(
 STATS_INTERVAL = _RUN.setting(
     "stats_interval",
     kinds.SECONDS,
-    "1m",
+    "10m",
     "How often statistics are logged, 0 for never; a bare number is seconds",
 )
 
@@ -337,6 +337,18 @@ RATE_LIMIT = _SERVE.setting(
 )
 REQUEST_TIMEOUT = _SERVE.setting(
     "request_timeout", kinds.DURATION, "30s", "How long a request that is not a stream may take"
+)
+PAGE = _SERVE.setting(
+    "page",
+    kinds.BOOL,
+    "true",
+    "Whether a page for browsers is served, at / on the service's port",
+)
+PAGE_ACTIONS = _SERVE.setting(
+    "page_actions",
+    kinds.BOOL,
+    "false",
+    "Whether the page has buttons that abort and signal; without it the page only reads",
 )
 STREAM_KEEPALIVE = _SERVE.setting(
     "stream_keepalive",

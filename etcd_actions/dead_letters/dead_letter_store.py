@@ -271,7 +271,6 @@ class DeadLetterStore:
                 on_replaced=self._cache.clear,
                 settings=self._settings,
                 containment=self._containment,
-                names_known_bugs=False,
             )
             with attempt:
                 async with trio.open_nursery() as nursery:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
+from etcd_actions.doctor import needs
 from etcd_actions.doctor.findings import Finding, Kind
 from etcd_actions.doctor.subject import Subject, as_text
 from etcd_actions.errors import (
@@ -158,6 +159,7 @@ async def _try(subject: Subject, etcd: EtcdClient, *, guarded: bool) -> Access:
     except PermissionDenied as error:
         seen = _denied(subject, permissions, PermissionType.READ, str(error))
         denied.append(NO_READ.found(seen, **names))
+    writes = False
     try:
         await _try_to_write(etcd, subject.probe)
     except PermissionDenied as error:
@@ -170,14 +172,21 @@ async def _try(subject: Subject, etcd: EtcdClient, *, guarded: bool) -> Access:
             if _ROOT in roles or permissions is None
             else missing(subject.keys, permissions, PermissionType.WRITE)
         )
+        writes = not lacking
         if lacking:
             seen = f"user {subject.user} may not write {_ranges(lacking)}"
             denied.append(NO_WRITE.found(seen, **names))
+    own_reads = own_writes = False
     try:
         await etcd.range(KeyRange.of_prefix(subject.own_prefix), limit=1, keys_only=True)
+        own_reads = True
         await _try_to_write(etcd, subject.own_prefix + b"doctor")
+        own_writes = True
     except PermissionDenied as error:
         denied.append(NO_OWN_KEYS.found(str(error), **names))
+    allowed = needs.Allowed(access.reads, writes, own_reads, own_writes)
+    if commands := needs.describe(allowed):
+        denied.append(needs.DENIED.found(commands, **names))
     access.findings += denied
     if not guarded:
         access.findings += _judge_open(subject)
@@ -189,7 +198,7 @@ async def _try(subject: Subject, etcd: EtcdClient, *, guarded: bool) -> Access:
         if wide:
             access.findings.append(TOO_WIDE.found(seen, **names))
         if not denied:
-            access.findings.append(PERMITTED.found(f"{seen}, and may read and write the prefixes"))
+            access.findings.append(PERMITTED.found(f"{seen}, and may run every command"))
     return access
 
 

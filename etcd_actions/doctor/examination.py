@@ -18,13 +18,14 @@ from etcd_actions.doctor import (
     dead_letters,
     kept,
     members,
+    needs,
     objects,
     reach,
     response,
     storage,
 )
 from etcd_actions.doctor.api_server import ApiServer
-from etcd_actions.doctor.findings import Finding, Kind, worst_first
+from etcd_actions.doctor.findings import Finding, Kind, once, worst_first
 from etcd_actions.doctor.members import MemberSeen
 from etcd_actions.doctor.reach import Reached
 from etcd_actions.doctor.scan import side_by_side
@@ -47,6 +48,7 @@ _MODULES = (
     reach,
     members,
     access,
+    needs,
     alarms,
     storage,
     compaction,
@@ -82,7 +84,7 @@ async def examine(subject: Subject) -> list[Finding]:
     """
     examination = _Examination(subject)
     await examination.run()
-    return worst_first(examination.findings)
+    return once(worst_first(examination.findings))
 
 
 class _Examination:

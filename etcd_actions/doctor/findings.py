@@ -36,7 +36,8 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         severity: ``ok``, ``note``, ``warning`` or ``error``.
         id: What kind it is; stays the same from release to release.
-        subject: The endpoint that it is about; empty for the cluster.
+        subject: The endpoints that it is about, separated by commas; empty for the cluster.
+        members: The same as a list.
         seen: The facts, with figures.
         meaning: Their consequence; empty if all is well.
         remedy: What to do, a command if there is one; empty if nothing has to be done.
@@ -48,6 +49,7 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
     seen: str
     meaning: str
     remedy: str
+    members: tuple[str, ...] = ()
 
     @property
     def rank(self) -> Severity:
@@ -111,6 +113,7 @@ class Kind:
             seen=seen,
             meaning=self.meaning,
             remedy=remedy,
+            members=(str(subject),) if subject else (),
         )
 
 
@@ -122,3 +125,29 @@ def worst(findings: Iterable[Finding]) -> Severity:
 def worst_first(findings: Iterable[Finding]) -> list[Finding]:
     """The findings by severity; those of one severity stay in their order."""
     return sorted(findings, key=lambda finding: -finding.rank)
+
+
+def once(findings: Iterable[Finding]) -> list[Finding]:
+    """Each kind of finding about members once, with all members that have it."""
+    merged: dict[str, list[Finding]] = {}
+    for finding in findings:
+        # Those about the cluster stay as they are: two of a kind are two facts.
+        key = finding.id if finding.members else f"{finding.id} {len(merged)}"
+        merged.setdefault(key, []).append(finding)
+    return [_merged(group) for group in merged.values()]
+
+
+def _merged(group: list[Finding]) -> Finding:
+    first, *others = group
+    if not others:
+        return first
+    seen = first.seen
+    if any(each.seen != seen for each in others):
+        seen = "; ".join(f"{each.subject}: {each.seen}" for each in group)
+    remedy = first.remedy
+    if any(each.remedy != remedy for each in others):
+        remedy += f" (and the same for {', '.join(each.subject for each in others)})"
+    members = tuple(dict.fromkeys(member for each in group for member in each.members))
+    return msgspec.structs.replace(
+        first, subject=", ".join(members), seen=seen, remedy=remedy, members=members
+    )

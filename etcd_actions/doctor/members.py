@@ -14,6 +14,7 @@ from etcd_actions.errors import EtcdError, InvalidRequest, PermissionDenied, Una
 from etcd_actions.etcd import EtcdClient
 from etcd_actions.etcd.api import Status
 from etcd_actions.etcd.endpoints import Endpoint
+from etcd_actions.etcd.quorum import quorum_loss
 from etcd_actions.etcd.versions import Effect, EtcdVersion, free_of_known_bugs, known_bugs
 
 NO_ANSWER = Kind.error(
@@ -33,6 +34,12 @@ NO_LEADER = Kind.error(
     "The member reaches no majority of its cluster: nothing can be read or written through it.",
     "start the members that are down, or repair the network between them: etcdctl --endpoints "
     "<endpoint> member list",
+)
+QUORUM_LOST = Kind.error(
+    "quorum-lost",
+    "etcd needs more than half of its members: until then it answers no read and no write.",
+    "start the members that are down; where their data is gone: etcdctl snapshot restore, or "
+    "etcd --force-new-cluster on one member",
 )
 MIXED_CLUSTERS = Kind.error(
     "mixed-clusters",
@@ -221,4 +228,8 @@ async def check_members(
     found = await side_by_side(partial(check_member, subject), reached)
     members = [member for member, _ in found if member is not None]
     findings = [each for _, of_member in found for each in of_member]
+    if not any(member.usable and member.status is not None for member in members) and (
+        loss := await quorum_loss(subject.settings)
+    ):
+        findings.append(QUORUM_LOST.found(loss))
     return members, [*findings, *check_agreement(subject, members)]

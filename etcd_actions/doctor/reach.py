@@ -239,7 +239,7 @@ def _no_connection(endpoint: Endpoint, error: OSError) -> Finding:
         return NO_ADDRESS.found(error.strerror or str(error), subject=endpoint)
     numbers = {cause.errno for cause in _causes(error)}
     if errno.ECONNREFUSED in numbers:
-        return REFUSED.found(f"{endpoint} refuses connections", subject=endpoint)
+        return REFUSED.found("it refuses connections", subject=endpoint)
     seen = "; ".join(sorted({cause.strerror or str(cause) for cause in _causes(error)}))
     return NO_CONNECTION.found(seen, subject=endpoint)
 

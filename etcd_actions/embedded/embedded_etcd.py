@@ -1,7 +1,7 @@
 """An etcd that the process starts, watches and ends with a context.
 
 It is for a quick start and for tests on one machine. On Linux etcd ends with its owner; elsewhere
-only an orderly exit ends it. One that survived is ended by the next start.
+only an orderly exit ends it. The next start on the same directory ends an etcd that survived.
 """
 
 from __future__ import annotations

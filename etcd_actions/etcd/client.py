@@ -104,12 +104,18 @@ class EtcdClient:
         self._next = 0
         self._current: _InUse | None = None
         self._closed = False
+        self._failed = trio.Event()
         self._authenticator = None if settings.user is None else Authenticator(settings.user)
 
     @property
     def settings(self) -> ConnectionSettings:
         """How it connects."""
         return self._settings
+
+    async def wait_failure(self) -> None:
+        """Wait until a call fails because etcd was unavailable, from now on."""
+        self._failed = trio.Event()
+        await self._failed.wait()
 
     async def range(
         self,
@@ -240,6 +246,7 @@ class EtcdClient:
                 except EtcdActionsError as error:
                     if not isinstance(error, Unavailable):
                         raise
+                    self._failed.set()
                     self._retire_if_broken(in_use)
                     # A member that stays in use would only get the same request again at once.
                     if isinstance(error, OutcomeUnknown) or not in_use.retired:

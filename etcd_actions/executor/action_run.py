@@ -1,4 +1,4 @@
-"""Runs one action: claims it, starts its attempts, reports how they end."""
+"""Runs one action: claims it, starts its attempts, reports their outcomes."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ if TYPE_CHECKING:
 
 INVALID_SPEC: Final = "InvalidSpec"
 _RELEASE_WITHIN: Final = 2.0
-# The failures of an action are forgotten once an attempt runs for so long.
+# Seconds that an attempt has to run before the failures of its action are forgotten.
 _HEALS_AFTER: Final = 5.0
 # Seconds between checks whether the directory of outputs is free.
 _OUTPUTS_AGAIN: Final = 1.0
-# Seconds after which an action waits for a slot that had seemed to need none.
+# Seconds until an action that was started without a slot, and needs one, is scheduled again.
 _SLOT_AGAIN: Final = 0.2
 
 _log = structlog.get_logger(__name__)
@@ -63,8 +63,8 @@ class ActionRun:
         shared: The parts of the executor.
         claims: Claims actions.
         attempts: Starts processes.
-        caching: Has cached results.
-        provisions: Gives attempts environments and secrets.
+        caching: The cached results.
+        provisions: Adds environments and secrets to commands.
 
     Attributes:
         retries: Number of attempts that were followed by another one.
@@ -86,13 +86,16 @@ class ActionRun:
         self.retries = 0
 
     async def run(self, action: StoredAction, work: Work) -> StoredAction | None:
-        """Run an action until it is terminal, elsewhere or delayed; the work says which.
+        """Run an action until it is terminal, delayed, or another executor's.
+
+        ``work.not_before`` is set if it is delayed, ``work.elsewhere`` if another executor has it.
+        Cancelled, its process lives on, and its claim is released.
 
         Returns:
-            The action, if it was ended here; else None.
+            The action, if this call ended it; else None.
 
         Raises:
-            ActionError: It was ended, deleted or taken over by another process.
+            ActionError: Another process ended, deleted or claimed it.
             NotStarted: The machine cannot start it now.
             EtcdError: etcd cannot be read or written.
         """
@@ -128,7 +131,7 @@ class ActionRun:
         """The limits of the present attempt.
 
         Raises:
-            InvalidArgument: They cannot be used, or there is no template.
+            InvalidArgument: One is invalid, or there is no template.
             DecodeError: The template cannot be read.
         """
         return self._limits(action, name, template_of(action))
@@ -151,13 +154,13 @@ class ActionRun:
         )
 
     def _is_delayed(self, action: StoredAction, work: Work) -> bool:
-        """Whether the back-off after the attempt before has not ended, so that no slot is held."""
+        """Whether the back-off after the last attempt lasts; such an action gets no slot."""
         if action.phase is not Phase.QUEUED or action.status.attempts < 2:
             return False
         try:
             attempt = self._prepare(action, work.name)
         except (DecodeError, InvalidArgument):
-            # It fails with that once it is claimed.
+            # Its attempt fails with this error once it is claimed.
             return False
         limits, now = attempt.limits, self._shared.clock.monotonic()
         if attempt.place.was_started or limits.not_before <= now or limits.late(now) is not None:
@@ -238,7 +241,7 @@ class ActionRun:
             return await self._run_to_end(action, attempt, claim, work, task)
 
     async def _provide(self, action: StoredAction, attempt: _Attempt, held: ExitStack) -> _Attempt:
-        """The attempt with the environment of its image, and its secrets."""
+        """The attempt, its command changed by the environment of its image and its secrets."""
 
         def command(variables: Mapping[str, str]) -> Command:
             if not variables:
@@ -311,7 +314,11 @@ class ActionRun:
     async def _follow_process(
         self, action: StoredAction, attempt: _Attempt, claim: Claim, work: Work
     ) -> tuple[StoredAction, Outcome | None]:
-        """Report that it runs, and wait; no outcome if another process has ended the action."""
+        """Report RUNNING, and wait for the end.
+
+        Returns:
+            The action and the outcome; no outcome if another process has ended the action.
+        """
         place, limits = attempt.place, attempt.limits
         ran = place.running_for() or 0.0
         place.note_start(ran)
@@ -374,7 +381,7 @@ class ActionRun:
         return running or action, await self._outcome(attempt)
 
     async def _outcome(self, attempt: _Attempt) -> Outcome:
-        """Read the outcome of an attempt; one that cannot be read is a failure, too."""
+        """Read the outcome of an attempt; an unreadable one is a failure."""
         try:
             return await find_outcome(
                 attempt.place,
@@ -384,7 +391,7 @@ class ActionRun:
         except (OSError, ValueError, OverflowError) as error:
             if isinstance(error, OSError) and is_of_machine(error):
                 raise
-            message = f"what the attempt left cannot be read: {error}"
+            message = f"the files of the attempt cannot be read: {error}"
             state = ErrorState(code="OutcomeUnreadable", kind="SYSTEM", message=message)
             return Outcome(state, True)
 
@@ -403,7 +410,7 @@ def template_of(action: StoredAction) -> TaskTemplate:
 
 
 def invalid_spec(error: DecodeError | InvalidArgument) -> ErrorState:
-    """The error of an action that cannot run; USER unless the store chose the field, as a name."""
+    """The error of an invalid action; of kind USER, unless the field is of the metadata."""
     field = error.field if isinstance(error, InvalidArgument) else ""
     kind = "SYSTEM" if field.startswith("metadata.") else "USER"
     return ErrorState(code=INVALID_SPEC, kind=kind, message=str(error))

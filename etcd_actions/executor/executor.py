@@ -1,7 +1,7 @@
 """Runs actions on this machine: claims them, starts their processes, reports their outcomes.
 
-It uses etcd by the public client. Each action has one task, whether it is new, its executor fell
-silent, or it runs since before this process was started: so a restart needs no other code.
+It uses etcd by the public client. Each action that runs has one task, also if it runs since before
+this process was started, or another executor started it. So a restart needs no code of its own.
 
 Each action has a boundary. An unexpected failure parks that action alone: it is retried with a
 back-off until it has ended.
@@ -76,7 +76,7 @@ class ExecutorStatistics:
 
 
 class Executor:
-    """Made by :func:`~etcd_actions.executor.open_executor`, which runs its loops in boundaries.
+    """Runs actions; created by :func:`~etcd_actions.executor.open_executor`, which runs its loops.
 
     Attributes:
         intake: Follows all actions.
@@ -125,7 +125,7 @@ class Executor:
         self._wakes_within = math.inf
 
     def statistics(self) -> ExecutorStatistics:
-        """See :class:`ExecutorStatistics`."""
+        """The present counts."""
         shared = self._shared
         return ExecutorStatistics(
             running=len(shared.work),
@@ -152,7 +152,7 @@ class Executor:
         }
 
     async def schedule(self) -> None:
-        """Start actions while slots are free, after each change."""
+        """Start actions while slots are free, after each change; does not return."""
         while True:
             self._changed = trio.Event()
             if self.intake.is_synced:
@@ -164,8 +164,8 @@ class Executor:
             with trio.move_on_after(left):
                 await self._changed.wait()
 
-    async def look_again(self) -> None:
-        """Detect claims that have ended, of other executors and of this one."""
+    async def follow_claims(self) -> None:
+        """Detect claims that have ended, of other executors and of this one; does not return."""
         every = self._shared.settings.claim_ttl / 3
         while True:
             lost = self._claims.lost
@@ -188,7 +188,7 @@ class Executor:
                 _log.debug("reservations_not_released", error=str(error))
 
     def _receive(self, update: ActionUpdate, live: bool) -> None:
-        """Process a state: the sink of the intake."""
+        """Process the state of an action; ``live`` is whether it is no part of a snapshot."""
         name = update.name
         before = self._shared.board.get(name)
         object_before = None if before is None else before.update.incarnation
@@ -231,7 +231,7 @@ class Executor:
         if known is None or name in self._shared.work or self._shared.schedule.keeps_waiting(name):
             return
         if known.is_condition:
-            # Once: later alarms do that, and updates after a failure.
+            # Only then: later visits follow from alarms, and from updates after a failure.
             if first or name in self._shared.failures:
                 self.visits.add(name)
         elif (
@@ -279,7 +279,7 @@ class Executor:
                 self.visits.add(name)
 
     async def _examine(self) -> None:
-        """Run the actions at once whose attempts were started: they have their processes."""
+        """Begin unexamined actions whose attempts were started: they need no slot for a process."""
         names = self._shared.schedule.unexamined()
         if not names:
             return
@@ -366,7 +366,7 @@ class Executor:
             self._shared.failures.drop(name)
             self._shared.schedule.delay(name, work.not_before, wakes=False)
         elif done:
-            # It was in an unexpected state: its update is on its way.
+            # It was in an unexpected state: the update of a newer state will follow.
             self._shared.schedule.delay(
                 name, self._shared.failures.again(name, DELAYED), wakes=True
             )
@@ -392,7 +392,7 @@ class Executor:
             work.elsewhere = True
             await self._end_process(work)
         except (NotFound, FailedPrecondition) as error:
-            # Another process ended or deleted it: its update is on its way.
+            # Another process ended or deleted it: the update will follow.
             _log.info("action_left", action=work.name, reason=str(error))
             await self._end_process(work)
             if self._shared.board.get(work.name) is not None and work.failures >= PATIENCE:
@@ -404,7 +404,7 @@ class Executor:
                         self._nursery.start_soon(self._abort_child, ended, known.update)
 
     async def _end_process(self, work: Work) -> None:
-        """End the process of an action that has ended; leave one that was taken over."""
+        """End the process of an action that has ended; not of one that another executor has."""
         if work.place is None:
             return
         if self._has_ended(work.name, work.place):

@@ -11,16 +11,16 @@ from etcd_actions._internal.secret_sources import SecretSource
 
 @dataclass(frozen=True, kw_only=True)
 class ImageSettings:
-    """How environments of images are made. Times are in seconds.
+    """The settings for environments of images. Times are in seconds.
 
     Attributes:
         directory: The directory of the environments.
         python: The interpreter of the environment below them.
-        lacking: Whether an image of which a part cannot be had is refused (``check``), or used
-            without that part (``ignore``).
-        within: The most time to make one.
-        most_bytes: The most bytes of all on the disk; those unused for longest are removed first.
-        keep: The time without use after which one is removed.
+        lacking: Whether an image with an unsupported part is refused (``check``), or built without
+            that part (``ignore``).
+        within: The time limit of one build.
+        most_bytes: The most bytes of all on the disk; the least recently used are removed first.
+        keep: The time without use after which an environment is removed.
     """
 
     directory: Path
@@ -33,7 +33,7 @@ class ImageSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class ExecutorSettings:
-    """How an executor works. Times are in seconds.
+    """The settings of an executor. Times are in seconds.
 
     Attributes:
         python: The interpreter with Flyte's SDK.
@@ -41,10 +41,11 @@ class ExecutorSettings:
         state_dir: The directory of locks, logs and attempts. Executors of one machine that may
             take over from each other share it.
         fork_server: Whether a process that has imported the SDK starts the SDK's commands.
-        slots: How many actions run at once. One that waits for its children does not count.
-        memory: The bytes of all actions from which on no other starts; None for no limit. One may
-            always run.
-        claim_ttl: The time after which another executor takes over from a silent one.
+        slots: The number of actions that run at once. One that waits for its children does not
+            count.
+        memory: The limit of all actions' memory, in bytes: above it no other starts, but one may
+            always run. None for no limit.
+        claim_ttl: The time without a renewed claim after which another executor runs the action.
         kill_grace: The time between SIGTERM and SIGKILL for an aborted action.
         log_bytes: The most bytes of an attempt's log, while it grows and afterwards.
         keep: The time for which an attempt's directory is kept after its end.

@@ -31,7 +31,8 @@ class Intake:
         clock: The clock of retries.
         board: The actions that are not terminal.
         schedule: Has the alarms of retries.
-        sink: Called with each state, named by its key, and whether it is no part of a snapshot.
+        sink: Called with each state, with the name in its key, and whether it is no part of a
+            snapshot.
         wake: Called after each snapshot, and after a failure.
 
     Attributes:
@@ -57,7 +58,7 @@ class Intake:
         self.is_synced = False
 
     async def follow(self) -> None:
-        """Deliver all states; to be called again after each end.
+        """Deliver all states; the caller calls it again after each error.
 
         Each call begins with a snapshot. Known actions that are not in it have ended.
 
@@ -97,12 +98,12 @@ class Intake:
             if not update.is_deleted and update.action_id.object_name != name:
                 raise InvalidArgument(
                     "spec",
-                    f"the object under the key of {name} says that it is "
+                    f"the object under the key of {name} has the name "
                     f"{update.action_id.object_name}: no executor can run it: delete it",
                 )
             self._sink(msgspec.structs.replace(update, name=full_name), live)
         self._failed.pop(full_name, None)
-        # An object with the name of another one keeps it until the object is changed.
+        # The name of an object is wrong until the object is changed: no retry helps.
         if unit.failed and not isinstance(unit.error, InvalidArgument):
             self._failed[full_name] = update
             self._schedule.at(Due.NOTE, full_name, self._failures.again(full_name, PARKED))

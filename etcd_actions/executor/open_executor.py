@@ -1,4 +1,4 @@
-"""Opens executors."""
+"""Opens an executor, and runs its loops."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from etcd_actions.executor.provisions import Provisions
 from etcd_actions.executor.secret_values import Secrets
 from etcd_actions.executor.state_dir import keep_clean, prepare_state_dir
 
-# So many objects are read at once.
+# The number of objects that are read at once.
 _VISITORS: Final = 16
 
 
@@ -31,13 +31,13 @@ _VISITORS: Final = 16
 async def open_executor(
     client: ActionsClient, settings: ExecutorSettings
 ) -> AsyncIterator[Executor]:
-    """Run actions for as long as the context lasts.
+    """Run actions while the context is open.
 
-    Processes live on afterwards: the next executor finds them. The client should watch.
+    Processes of actions live on afterwards: the next executor on this state directory finds them.
 
     Args:
-        client: Follows actions and reports on them; it must live longer. Its ``containment`` has
-            the boundaries.
+        client: Follows actions and writes their phases; it has to be closed later. Its
+            ``containment`` has the boundaries.
         settings: See :class:`ExecutorSettings`.
 
     Raises:
@@ -104,7 +104,7 @@ async def open_executor_with(
         executor = Executor(client, claims, attempts, settings, nursery, clock, provisions)
         nursery.start_soon(keep, "executor", "updates", executor.intake.follow)
         nursery.start_soon(keep, "executor", "schedule", executor.schedule)
-        nursery.start_soon(keep, "executor", "claims", executor.look_again)
+        nursery.start_soon(keep, "executor", "claims", executor.follow_claims)
         for number in range(_VISITORS):
             nursery.start_soon(keep, "executor", f"visitor {number}", executor.visits.work)
         yield executor

@@ -1,4 +1,4 @@
-"""What an attempt needs in addition to its command: the environment of its image, and secrets."""
+"""Completes the command of an attempt by the environment of its image, and by secrets."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ class Provisions:
             held: Keeps the environment from being removed until the stack is closed.
 
         Raises:
-            NotBuiltYet: The environment of its image is being made.
-            NotStarted: It can never start; the error says why.
-            InvalidArgument: The variables of its image cannot be used.
+            NotBuiltYet: The environment of its image is being built.
+            NotStarted: It can never start; the error has the reason.
+            InvalidArgument: A variable of its image is invalid.
             EtcdError: The image's definition cannot be read now.
             OSError: The machine lacks something.
         """

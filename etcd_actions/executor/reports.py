@@ -1,4 +1,4 @@
-"""Reports phases of actions to etcd, each until etcd has it."""
+"""Writes phases of actions to etcd, each with retries until etcd has accepted it."""
 
 from __future__ import annotations
 
@@ -56,9 +56,16 @@ class Reports:
     ) -> StoredAction:
         """Report a phase of this incarnation of an action; returns the action as it was written.
 
-        A report without an answer is repeated. Cancelled, it may have been written. Without a
-        ``cache_status`` the action's stays. The error of the attempt before is omitted if the
-        object has no space for it.
+        While etcd is unavailable the report is retried. Cancelled, it may have been written.
+
+        Args:
+            action: The action, as it was read or written last.
+            attempt: The attempt, from 1 on.
+            phase: The phase.
+            claim: The claim that has to be valid; None for a condition.
+            error: The error of a failure.
+            cache_status: A number of ``CatalogCacheStatus``; None keeps the action's.
+            error_before: The error of the last attempt, omitted if the object has no space for it.
 
         Raises:
             ActionError: The action is terminal, deleted, or another executor's.

@@ -1,4 +1,4 @@
-"""Gives a task the secrets that it requests, as variables of its process and nowhere else."""
+"""Adds the secrets that a task requests to the environment of its process, and nowhere else."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Secrets:
         """The command with the secrets that its task requests in its environment.
 
         Raises:
-            NotStarted: One is not available; the message says how to give it, never a value.
+            NotStarted: One is not available; the message has the remedy, and never a value.
         """
         requested = template.security_context.secrets
         if not requested:

@@ -26,8 +26,8 @@ class Work:
 
     Attributes:
         name: The executor's name of the action, ``<namespace>/<name>``.
-        failures: How often in a row it failed.
-        has_slot: Whether it has a slot. Without one it ends, if it can end without a process.
+        failures: The number of its failures in a row.
+        has_slot: Whether it has a slot. Without one no process is started.
         scope: Cancelled when the claims are lost.
         ended: Set when the action is terminal.
         place: The directory of its present attempt; None before its start.

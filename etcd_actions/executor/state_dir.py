@@ -1,4 +1,4 @@
-"""The executor's directory: this user's alone, and without attempts that ended long ago."""
+"""The executor's state directory: its owner and mode, and the removal of old attempts."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ async def keep_clean(
     containment: Containment,
     cache_keep: float,
 ) -> None:
-    """Remove old attempts and cached outputs, again and again; does not return.
+    """Remove old attempts and cached outputs at intervals; does not return.
 
     Args:
         state_dir: The executor's directory.
@@ -134,7 +134,7 @@ def sweep(state_dir: Path, keep: float, kept: set[str]) -> Swept:
                 removed += _remove_if_old(attempt, before)
             except (OSError, UnusableFile, subprocess.SubprocessError) as error:
                 failures.append((attempt, error))
-        # Unless something is in it.
+        # It fails if the directory is not empty.
         with suppress(OSError):
             action.rmdir()
     sweep_outputs(state_dir, before)

@@ -1,4 +1,4 @@
-"""Reads the objects of actions that wait, reports that, and sets the alarms of their limits."""
+"""Visits to actions that wait: each reads the object, reports QUEUED or PAUSED, and sets alarms."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Visits:
 
     Args:
         shared: The parts of the executor.
-        runs: Knows the limits of actions.
+        runs: Computes the limits of actions.
     """
 
     def __init__(self, shared: Shared, runs: ActionRun) -> None:
@@ -41,11 +41,11 @@ class Visits:
         self._send, self._names = trio.open_memory_channel[str](math.inf)
 
     def add(self, name: str) -> None:
-        """Have an action visited."""
+        """Request a visit to an action."""
         self._send.send_nowait(name)
 
     async def work(self) -> None:
-        """Visit one action after the other, each inside a boundary; several tasks may do so."""
+        """Visit the requested actions, each inside a boundary; several tasks may call it."""
         shared = self._shared
         async for name in self._names:
             known = shared.board.get(name)
@@ -63,7 +63,9 @@ class Visits:
                 self._alarm(name, shared.failures.again(name, PARKED))
 
     async def serve_condition(self, action_id: ActionId) -> None:
-        """Report that a condition waits, or that its object is invalid. The leader ends its wait.
+        """Report that a condition waits, or that its object is invalid.
+
+        The leader ends the wait after its timeout.
 
         Raises:
             ActionError: It was signalled, aborted or deleted.
@@ -123,7 +125,7 @@ class Visits:
         try:
             await self.serve_condition(action_id)
         except (NotFound, FailedPrecondition) as error:
-            # It was signalled, aborted or deleted: its update is on its way.
+            # It was signalled, aborted or deleted: the update will follow.
             _log.debug("condition_left", action=name, reason=str(error))
             if failures.count(name) >= PATIENCE:
                 raise

@@ -15,9 +15,9 @@ from etcd_actions.images.definition import (
     Wheels,
     parse_image,
 )
-from etcd_actions.images.honoured import Problem, refusal, what_is_lacking
 from etcd_actions.images.image_definitions import Images, StoredImage, UnusedImage
 from etcd_actions.images.reference import ImageReference, parse_reference
+from etcd_actions.images.unsupported import Problem, refusal, unsupported_parts
 
 __all__ = [
     "Definition",
@@ -39,5 +39,5 @@ __all__ = [
     "parse_image",
     "parse_reference",
     "refusal",
-    "what_is_lacking",
+    "unsupported_parts",
 ]

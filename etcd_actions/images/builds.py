@@ -1,8 +1,8 @@
 """The build of an image by the SDK's builder ``remote``: a run of one known task.
 
 The SDK queries an image by its name. If it does not exist, the SDK uploads the definition and runs
-the task ``build-image``. Here the creation of that run checks and stores the definition; the run's
-action has the definition as its image, so the executor makes the environment before it starts. Its
+the task ``build-image``. Here the creation of that run checks and stores the definition. The run's
+action has the definition as its image, so the executor builds the environment before it starts. Its
 output is the reference of the definition, which the SDK sets as the image of the user's tasks.
 """
 
@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from etcd_actions.errors import InvalidArgument
 from etcd_actions.images.definition import MOST_BYTES, parse_image
-from etcd_actions.images.honoured import refusal, what_is_lacking
 from etcd_actions.images.image_definitions import Images, StoredImage
 from etcd_actions.images.reference import ImageReference
+from etcd_actions.images.unsupported import refusal, unsupported_parts
 
 if TYPE_CHECKING:
     from flyteidl2.task.common_pb2 import Inputs
@@ -33,7 +33,7 @@ _MOST_INPUTS: Final = 64 * 1024
 
 _OUTPUT: Final = "fully_qualified_image"
 _INPUTS: Final = ("spec", "context", "target_image")
-# The environment's interpreter runs it, which need not have this package.
+# The program of that task. The environment's interpreter runs it, which may lack this package.
 _WRITES_OUTPUTS: Final = """\
 import pathlib, sys, urllib.parse
 place, data = sys.argv[1:]
@@ -48,7 +48,7 @@ print("the environment of the image is complete")
 ReadBlob = Callable[[str, int], Awaitable[bytes]]
 """Reads an upload by its URI, up to a number of bytes. Raises InvalidArgument."""
 BlobExists = Callable[[str], Awaitable[bool]]
-"""Whether a URI still exists."""
+"""Returns whether there still is a file at a URI."""
 
 
 class Executing(NamedTuple):
@@ -110,9 +110,9 @@ class ImageBuilds:
         self._executing = executing
 
     async def find(self, name: str) -> str | None:
-        """The reference of the image ``NAME:TAG``; None if it must be built.
+        """The reference of the image ``NAME:TAG``; None if it has to be built.
 
-        An image whose files were deleted must be built again, so that the SDK uploads them again.
+        If its files were deleted it has to be built again, so that the SDK uploads them again.
 
         Raises:
             InvalidArgument: The name is invalid.
@@ -126,7 +126,7 @@ class ImageBuilds:
         return str(stored.reference) if await self._images.use(stored.digest) else None
 
     async def task_spec_at(self, uri: str) -> TaskSpec:
-        """As :meth:`task_spec`, for uploaded inputs; raises the same errors."""
+        """As :meth:`task_spec`, for inputs that were uploaded to a URI; raises the same errors."""
         from flyteidl2.task.common_pb2 import Inputs  # noqa: PLC0415
         from google.protobuf.message import DecodeError as NoMessage  # noqa: PLC0415
 
@@ -148,7 +148,7 @@ class ImageBuilds:
         data = await self._read(given["spec"], MOST_BYTES)
         definition = parse_image(data)
         executing = self._executing
-        problems = what_is_lacking(definition, executing.python_version, has_uv=executing.has_uv)
+        problems = unsupported_parts(definition, executing.python_version, has_uv=executing.has_uv)
         if problems and executing.lacking == "check":
             raise InvalidArgument("target_image", refusal(name, problems))
         uri = digest = ""

@@ -47,10 +47,10 @@ class StoredImage(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True)
     @property
     def digest(self) -> str:
         """The SHA-256 of the contents, without the archive's URI."""
-        said = hashlib.sha256()
+        digest = hashlib.sha256()
         for part in (self.spec, self.context_digest.encode()):
-            said.update(len(part).to_bytes(8, "big") + part)
-        return said.hexdigest()
+            digest.update(len(part).to_bytes(8, "big") + part)
+        return digest.hexdigest()
 
     @property
     def reference(self) -> ImageReference:
@@ -179,7 +179,11 @@ class Images:
         return found
 
     async def remove(self, image: UnusedImage) -> bool:
-        """Remove a definition that was not used since, then its names; returns whether it was."""
+        """Remove a definition, then its names, unless it was used since `unused`.
+
+        Returns:
+            Whether it was removed.
+        """
         definition = self._definition(image.digest)
         unused = Compare.unchanged(definition, image.mod_revision)
         delete = Delete(KeyRange.of_key(definition))

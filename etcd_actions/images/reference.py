@@ -1,4 +1,4 @@
-"""The image of a task's container when its definition is stored here."""
+"""References to stored definitions of images, in the form of the image of a task's container."""
 
 from __future__ import annotations
 

@@ -55,6 +55,10 @@ class Health:
         prefix: A key below which it may read.
         silence_limit: How many seconds etcd's stream may have been silent.
         failing_for: How many seconds a handler may fail.
+
+    Attributes:
+        draining: Whether the process is about to end.
+        quorum_loss: Returns how etcd's quorum was lost, as ``QuorumMonitor.loss``.
     """
 
     def __init__(
@@ -76,6 +80,7 @@ class Health:
         self._answer = Check("etcd", "it was not called yet")
         self._heads = Heads()
         self.draining = False
+        self.quorum_loss: Callable[[], str] = str
 
     @property
     def is_serving(self) -> bool:
@@ -192,6 +197,8 @@ class Health:
             else:
                 self._heads.saw(found.revision, trio.current_time())
                 self._answer = Check("etcd")
+            if not self._answer.ok and (loss := self.quorum_loss()):
+                self._answer = Check("etcd", loss)
             self._called_at = trio.current_time()
             return self._answer
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import aclosing
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Final
 from urllib.parse import quote_from_bytes
 
 import msgspec
 import structlog
 
+from etcd_actions.actions.rewrite import utc_now
 from etcd_actions.errors import AlreadyExists, DecodeError, FailedPrecondition, InvalidArgument
 from etcd_actions.etcd.api import Get, KeyRange, RangeResult, Txn
 from etcd_actions.model import Keyspace
@@ -25,7 +26,7 @@ FORM: Final = 1
 
 MOST_OF_AN_ID: Final = 63
 MOST_BYTES: Final = 16 * 1024
-"""Of a project's stored form."""
+"""The largest stored form of a project."""
 MOST_PROJECTS: Final = 10_000
 
 _encoder: Final = msgspec.json.Encoder()
@@ -36,11 +37,11 @@ class StoredProject(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=Tru
     """A project that a client created or changed.
 
     Attributes:
-        id: The name that runs have it by.
+        id: The project of runs.
         name: Its name for display.
         is_archived: Whether lists omit it, unless they include archived projects.
-        created: When it was first written.
-        updated: When it was last written.
+        created: The time of the first write.
+        updated: The time of the last write.
         created_by: The subject of the token that created it; empty without one.
     """
 
@@ -67,9 +68,7 @@ class Projects:
         now: The time of changes, aware.
     """
 
-    def __init__(
-        self, store: Store, keys: Keyspace, now: Callable[[], datetime] = lambda: datetime.now(UTC)
-    ) -> None:
+    def __init__(self, store: Store, keys: Keyspace, now: Callable[[], datetime] = utc_now) -> None:
         self._store = store
         self._prefix = keys.projects
         self._now = now
@@ -229,7 +228,7 @@ def decode(prefix: bytes, key: bytes, value: bytes) -> StoredProject:
     """Decode the project of a key.
 
     Raises:
-        DecodeError: It is none, one of a later version, or another project.
+        DecodeError: It is no project, one of a later version, or another project.
     """
     project = _stored.decode(value, key=key)
     if project_key(prefix, project.id) != key:

@@ -43,7 +43,7 @@ def task_id_of(identifier: TaskIdentifier) -> TaskId:
 
 
 class Registry:
-    """Made by :func:`open_registry`.
+    """The deployed tasks; created by :func:`open_registry`.
 
     Attributes:
         index: All deployed tasks.
@@ -61,7 +61,7 @@ class Registry:
     def build_in(self, spec: TaskSpec) -> None:
         """Add a version of a task that is not in etcd.
 
-        It counts before a deployed one of its name and version.
+        It takes precedence over a deployed one of its name and version.
         """
         named = spec.task_template.id
         task = TaskId(named.project, named.domain, named.name, named.version)
@@ -143,7 +143,7 @@ class Registry:
         if before is not None:
             stored = decode(self._prefix, before.key, before.value)
             if spec_of(stored) == spec:
-                raise AlreadyExists(f"this very task is deployed already: {task}")
+                raise AlreadyExists(f"the same task is deployed already: {task}")
             deployed = stored.deployed
         template = spec.task_template
         return TaskRecord(

@@ -34,7 +34,7 @@ class TaskIndexStatistics(NamedTuple):
 
 
 class TaskIndex(PrefixIndex[TaskHead]):
-    """See the module's text; made by :func:`open_task_index`."""
+    """The index of deployed tasks; created by :func:`open_task_index`."""
 
     def __init__(self, prefix: bytes) -> None:
         super().__init__()
@@ -43,12 +43,12 @@ class TaskIndex(PrefixIndex[TaskHead]):
         self._built_in: dict[TaskId, TaskHead] = {}
 
     def build_in(self, head: TaskHead) -> None:
-        """Add a task that has no key; it counts before a key of its name and version."""
+        """Add a task without a key; it takes precedence over a key of its name and version."""
         self._built_in[head.id] = head
         self._insert(head)
 
     def statistics(self) -> TaskIndexStatistics:
-        """See :class:`TaskIndexStatistics`."""
+        """The present counts."""
         versions = sum(map(len, self._tasks.values()))
         return TaskIndexStatistics(len(self._tasks), versions, len(self._undecodable))
 

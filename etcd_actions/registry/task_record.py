@@ -133,7 +133,7 @@ def decode(prefix: bytes, key: bytes, value: bytes) -> TaskRecord:
     """Decode the record of a key.
 
     Raises:
-        DecodeError: It is none, one of a later version, or another task's.
+        DecodeError: It is no record, one of a later version, or another task's.
     """
     return _checked(_records, prefix, key, value)
 

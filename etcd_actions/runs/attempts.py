@@ -107,8 +107,7 @@ def _earlier(
             transitions = (*transitions, Transition(Phase.FAILED.value, ended))
     return Attempt(
         number=number,
-        # Another one followed.
-        phase=Phase.FAILED.value,
+        phase=Phase.FAILED.value,  # since another attempt followed
         transitions=transitions,
         failure=failure,
         output_uri=stored.outputs_of(number),
@@ -149,7 +148,7 @@ def _failure(error: ErrorState | None) -> Failure | None:
     return Failure(error.code, error.kind, error.message)
 
 
-# --- which entry of the history is of which attempt -------------------------------------
+# --- the division of the history by attempts ---------------------------------------------
 
 
 def _by_attempt(
@@ -160,7 +159,7 @@ def _by_attempt(
         by_attempt: dict[int, list[_Entered]] = {}
         begin, before = 0, 0
         for number, end in [*((each.attempt, each.entries) for each in noted), (last, None)]:
-            # Between two that are not consecutive there are attempts without a note.
+            # Between two notes that are not consecutive there are attempts without a note.
             many = number > before + 1
             by_attempt |= _counted_back(history[begin:end], number - before, before, many=many)
             begin, before = end or 0, number
@@ -177,7 +176,7 @@ def _agree(noted: Sequence[EarlierAttempt], length: int) -> bool:
 def _counted_back(
     history: Sequence[PhaseTransition], most: int, before: int, *, many: bool = True
 ) -> dict[int, list[_Entered]]:
-    """The phases of up to ``most`` attempts after attempt ``before``, counted from the last."""
+    """The phases of at most ``most`` attempts after attempt ``before``, counted from the last."""
     entered = [_Entered(*each) for each in _entered(history)]
     parts = list(_split(entered)) if many else [entered]
     parts = parts[-most:]
@@ -213,7 +212,7 @@ def _transitions(entered: Sequence[_Entered]) -> tuple[Transition, ...]:
 
 
 def time_or_none(text: str) -> datetime | None:
-    """The time of a text of Kubernetes; None if it is none."""
+    """The time of a text of Kubernetes (RFC 3339); None if it is empty or malformed."""
     try:
         return parse_time(text, "time")
     except DecodeError:

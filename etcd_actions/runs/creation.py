@@ -7,7 +7,7 @@ import secrets
 import string
 from collections.abc import Callable
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from flyteidl2.actions.actions_service_pb2 import Action
@@ -17,6 +17,7 @@ from flyteidl2.task.task_definition_pb2 import TaskIdentifier, TaskSpec
 
 from etcd_actions.actions import validation
 from etcd_actions.actions.recovery import RELATED_TO, source_of
+from etcd_actions.actions.rewrite import utc_now
 from etcd_actions.actions.stored_action import StoredAction
 from etcd_actions.client import ActionsClient
 from etcd_actions.errors import AlreadyExists, InvalidArgument, NameTaken, NotFound, NotServed
@@ -104,7 +105,7 @@ class RunCreator:
         deployed: Deployed | None,
         *,
         builds: ImageBuilds | None = None,
-        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+        clock: Callable[[], datetime] = utc_now,
     ) -> None:
         self._client = client
         self._reader = RunReader(client)
@@ -255,7 +256,7 @@ class RunCreator:
                 raise NotServed("task_id: no deployed tasks are served: give task_spec")
             return await self._deployed.task_spec(request.task_id)
         if kind is None or not request.task_spec.HasField("task_template"):
-            raise InvalidArgument("task_spec.task_template", "it is not set: say what to run")
+            raise InvalidArgument("task_spec.task_template", "it is not set: give a task")
         return request.task_spec
 
     async def _build(self, request: CreateRunRequest) -> TaskSpec:
@@ -306,7 +307,7 @@ def _task_id(run: ActionId, spec: TaskSpec) -> TaskIdentifier:
 
 @contextmanager
 def _fields_of_the_request(request: CreateRunRequest) -> Iterator[None]:
-    """Name the fields of an error as the request does."""
+    """Translate the fields in errors to the names in the request."""
     names = _FIELDS[request.WhichOneof("id") or "run_id"]
     try:
         yield

@@ -26,7 +26,7 @@ Predicate = Callable[[Row], bool]
 
 MOST_FILTERS: Final = 50
 MOST_VALUES: Final = 1_000
-"""Of one filter."""
+"""The most values of one filter."""
 MOST_SORT_FIELDS: Final = 5
 
 LABELS: Final = "labels."
@@ -185,7 +185,7 @@ def _values(filter_: Filter, field: Field[Row], where: str) -> Sequence[Any]:
     given = list(filter_.values)
     where = f"{where}.values"
     if not given:
-        raise InvalidArgument(where, f"there are none: say which {filter_.field} is meant")
+        raise InvalidArgument(where, f"there are none: give a {filter_.field}")
     if len(given) > MOST_VALUES:
         raise InvalidArgument(where, f"there are {len(given)}, at most {MOST_VALUES} may be")
     if filter_.function not in _ON_SETS and len(given) > 1:

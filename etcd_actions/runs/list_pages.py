@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 USUAL_LIMIT: Final = 50
 MOST_ROWS: Final = 1_000
-"""Of a page; a greater limit counts as this one."""
+"""The most rows of a page; a greater limit counts as this one."""
 
 _LONGEST_TOKEN: Final = 128 * 1024
 _DIGEST: Final = 12
@@ -55,7 +55,7 @@ class Page(NamedTuple, Generic[Row]):
 
 @dataclass(frozen=True)
 class Query(Generic[Row]):
-    """A parsed list request; made by :func:`parse`.
+    """A parsed list request; created by :func:`parse`.
 
     Attributes:
         matches: Whether a row meets the filters; None if there are none.
@@ -63,7 +63,7 @@ class Query(Generic[Row]):
         identity: Distinguishes rows with equal sort values.
         limit: Number of rows of a page.
         cursor: The sort values and the identity after which the page begins; None for the first.
-        about: The parts of the request that a token is bound to.
+        about: The parts of the request to which a token is bound.
     """
 
     matches: Predicate[Row] | None
@@ -148,9 +148,9 @@ def parse(
 
 
 async def take_in_order(query: Query[Row], rows: Iterable[Sequence[Row]]) -> Page[Row]:
-    """The page of rows that come in the requested order, from its cursor on.
+    """The page of rows that are in the requested order, and begin after the cursor.
 
-    Reads no more portions than it needs; other tasks run between two of them.
+    Reads no more portions than the page needs; other tasks run between two of them.
     """
     found: list[Row] = []
     for portion in rows:
@@ -162,7 +162,7 @@ async def take_in_order(query: Query[Row], rows: Iterable[Sequence[Row]]) -> Pag
 
 
 async def take_sorted(query: Query[Row], rows: Iterable[Sequence[Row]]) -> Page[Row]:
-    """The page of rows that come in any order; other tasks run between two portions."""
+    """The page of rows in any order; other tasks run between two portions."""
     behind = query.cursor_rank()
     found: list[tuple[tuple[Any, ...], Row]] = []
     for portion in rows:

@@ -1,11 +1,11 @@
 """A run service of our own: it keeps runs' records and actions' histories in etcd.
 
-A root's state goes into its run's record whenever it changes; the history of an action is written
-when an attempt follows another one, and when it ends. Until then its object has all of that.
+Each state of a root is written into its run's record. The history of an action is written when an
+attempt follows another one, and when the action ends; before that its object has all of it.
 
-What is stored says which state of which incarnation it is about, and is replaced by
-compare-and-swap, by a newer one only. So a call may be repeated, cancelled, and come late, from a
-leader that does not know that it leads no more: nothing it says can undo what is newer.
+Each record and history has the incarnation and the revision of its state. Only a newer state
+replaces it, by compare-and-swap. So a call may be repeated, cancelled, or delayed, also by a former
+leader: an older state never replaces a newer one.
 """
 
 from __future__ import annotations
@@ -83,35 +83,17 @@ async def open_own_run_service(
     """Keep runs' records and actions' histories below ``keys``.
 
     Args:
-        etcd: The connection; it must live longer.
-        keys: Whose `runs` and `histories` are written; the namespace is each action's own.
-        containment: Where unexpected failures are counted.
-        clock: The time, for what is deleted before it ends.
+        etcd: The connection; it has to be closed later.
+        keys: The prefixes `runs` and `histories`; the namespace is that of each action.
+        containment: The boundaries of the process.
+        clock: The time of an end without a stored time, such as a deletion.
     """
     async with open_group_commit(etcd, containment) as commit:
         yield OwnRunService(Store(etcd, commit.txn, commit.get), keys, clock=clock)
 
 
-async def history_of_action(
-    store: Store, keys: Keyspace, action_id: ActionId
-) -> ActionHistory | None:
-    """The history of an action; None if there is none that can be read.
-
-    Raises:
-        EtcdError: etcd could not be read.
-    """
-    try:
-        seen = await store.get(keys.history(action_id))
-        found = None if seen is None else decode_history(seen.value)
-    except (DecodeError, ValueError):
-        return None
-    if found is None or (found.project, found.domain) != (action_id.project, action_id.domain):
-        return None
-    return found
-
-
 class OwnRunService(RunService):
-    """Implements :class:`~etcd_actions.run_service.RunService`; see the module's text."""
+    """Implements :class:`~etcd_actions.run_service.RunService` by keys in etcd."""
 
     keeps_order = True
 
@@ -121,7 +103,7 @@ class OwnRunService(RunService):
         self._store = store
         self._keys = keys
         self._clock = clock
-        # The keys as they were last read or written: a guess that saves a read.
+        # The last known values of keys: a guess that saves a read.
         self._seen: OrderedDict[bytes, KeyValue] = OrderedDict()
 
     async def record_action(self, update: ActionUpdate, action: ActionObject | None) -> None:
@@ -130,8 +112,8 @@ class OwnRunService(RunService):
         Cancelled, it may have been stored, which is safe.
 
         Raises:
-            RunServiceUnavailable: etcd did not do it now.
-            RunServiceRejected: The record cannot be written.
+            RunServiceUnavailable: etcd is unavailable; a retry may help.
+            RunServiceRejected: The record can never be written.
         """
         if not is_root(update):
             return
@@ -145,7 +127,7 @@ class OwnRunService(RunService):
         await self._store_change(self._change(update, Keyspace.run_record, change))
 
     async def update_action_status(self, update: ActionUpdate) -> None:
-        """See :meth:`update_action_state`; without the object less is known."""
+        """As :meth:`update_action_state`, without the object, so with fewer facts."""
         await self.update_action_state(update, None)
 
     async def update_action_state(self, update: ActionUpdate, action: ActionObject | None) -> None:
@@ -153,20 +135,20 @@ class OwnRunService(RunService):
 
         Args:
             update: The state.
-            action: The object that it is a state of; None if that is deleted.
+            action: The object with this state; None if it is deleted.
 
         Raises:
-            RunServiceUnavailable: etcd did not do it now.
-            RunServiceRejected: It cannot be written.
+            RunServiceUnavailable: etcd is unavailable; a retry may help.
+            RunServiceRejected: The state can never be written.
         """
         for change in self._changes(update, action):
             await self._store_change(change)
 
     def mark_companions(self, update: ActionUpdate, action: ActionObject | None) -> MarkCompanions:
-        """The same as changes for the transaction of the mark.
+        """The writes of :meth:`update_action_state`, as changes for the transaction of the mark.
 
         Raises:
-            RunServiceRejected: It cannot be written.
+            RunServiceRejected: The state can never be written.
         """
         write = partial(self.update_action_state, update, action)
         return MarkCompanions(self._changes(update, action), write)
@@ -227,8 +209,8 @@ class OwnRunService(RunService):
         """Compare and swap until it is stored, or there is nothing to store.
 
         Raises:
-            RunServiceUnavailable: etcd did not do it now.
-            RunServiceRejected: It never will.
+            RunServiceUnavailable: etcd is unavailable; a retry may help.
+            RunServiceRejected: etcd refuses it, or a later version wrote the stored value.
         """
         try:
             while not await self._store.change([change]):
@@ -253,7 +235,7 @@ class OwnRunService(RunService):
 def _with_attempts(
     update: ActionUpdate, action: ActionObject | None, seen: KeyValue | None
 ) -> bytes | None:
-    """The history of an action with a state of it; None if it has all of that."""
+    """The history of an action with a state of it; None if nothing has to be written."""
     before = _history(seen)
     if seen is not None and before is not None:
         last = before.attempts[-1] if before.attempts else Attempt(number=1)
@@ -265,7 +247,7 @@ def _with_attempts(
     after = history_of(update, action, before)
     ended = update.phase.is_terminal or update.is_deleted
     if before is not None and not ended and before.attempts[:-1] == after.attempts[:-1]:
-        # The object of a running action has all but how earlier attempts ended.
+        # The object of a running action has all of it, except the outcomes of earlier attempts.
         return None
     return encode(after)
 
@@ -279,10 +261,10 @@ def _history(seen: KeyValue | None) -> ActionHistory | None:
 
 
 def _readable(seen: KeyValue | None, decode: Callable[[bytes], _Stored]) -> _Stored | None:
-    """What a key holds; None for nothing that can be read, which is replaced.
+    """Decode a value; None without one, or for an unreadable one, which is replaced.
 
     Raises:
-        LaterForm: A newer version wrote it.
+        LaterForm: A later version of this package wrote it.
     """
     if seen is None:
         return None

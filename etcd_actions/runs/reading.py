@@ -19,15 +19,34 @@ from etcd_actions.actions.stored_action import StoredAction, describe, same_acti
 from etcd_actions.client import ActionsClient
 from etcd_actions.errors import DecodeError, InvalidArgument, NotFound
 from etcd_actions.etcd.api import Get, KeyRange, KeyValue, RangeResult, Txn
-from etcd_actions.model import ROOT_ACTION, ActionId, canonical_name
+from etcd_actions.model import ROOT_ACTION, ActionId, Keyspace, canonical_name
 from etcd_actions.runs.progress import is_older
 from etcd_actions.runs.run_record import ActionHistory, RunRecord, decode_history, decode_record
+from etcd_actions.storage.store import Store
 
 _log = structlog.get_logger(__name__)
 
 _Part = TypeVar("_Part")
 
 _MOST_AT_ONCE: Final = 50
+
+
+async def history_of_action(
+    store: Store, keys: Keyspace, action_id: ActionId
+) -> ActionHistory | None:
+    """The history of an action; None if there is none, or it cannot be decoded.
+
+    Raises:
+        EtcdError: etcd could not be read.
+    """
+    try:
+        kv = await store.get(keys.history(action_id))
+        found = None if kv is None else decode_history(kv.value)
+    except (DecodeError, ValueError):
+        return None
+    if found is None or (found.project, found.domain) != (action_id.project, action_id.domain):
+        return None
+    return found
 
 
 class Found(NamedTuple):
@@ -165,7 +184,7 @@ def run_spec_of(record: RunRecord) -> RunSpec | None:
 
 
 def _checked(action_id: ActionId) -> ActionId:
-    """The same without the organisation; raises InvalidArgument if a part is no name."""
+    """The identity without the organisation; raises InvalidArgument if a part is no name."""
     for field in ("project", "domain", "run", "name"):
         text: str = getattr(action_id, field)
         if not text or "/" in text:

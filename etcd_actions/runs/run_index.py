@@ -53,7 +53,7 @@ def _place_of(entry: RunEntry) -> Place:
 
 
 class _InOrder:
-    """Entries in the order of their creation, sorted at the first read: a list comes by key."""
+    """Entries in the order of their creation; sorted at the first read, since a list is by key."""
 
     __slots__ = ("_entries", "_is_sorted")
 
@@ -88,7 +88,7 @@ class _InOrder:
 
 
 class RunWatch:
-    """The changes of some runs, conflated; made by :meth:`RunIndex.watch`."""
+    """The changes of some runs, conflated; created by :meth:`RunIndex.watch`."""
 
     def __init__(self) -> None:
         self._changed: dict[bytes, RunEntry] = {}
@@ -103,12 +103,12 @@ class RunWatch:
         return [self._changed.pop(key) for key in first]
 
     def note(self, entry: RunEntry) -> None:
-        """A run has changed."""
+        """Add a changed run."""
         self._changed[entry.key] = entry
         self._more.set()
 
     def drop(self, key: bytes) -> None:
-        """A run is gone."""
+        """Remove a deleted run."""
         self._changed.pop(key, None)
 
 
@@ -120,7 +120,7 @@ class RunIndexStatistics(NamedTuple):
 
 
 class RunIndex(PrefixIndex[RunEntry]):
-    """See the module's text; made by :func:`open_run_index`."""
+    """The index of all runs; created by :func:`open_run_index`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -130,7 +130,7 @@ class RunIndex(PrefixIndex[RunEntry]):
         self._watches: dict[RunScope, set[RunWatch]] = {}
 
     def statistics(self) -> RunIndexStatistics:
-        """See :class:`RunIndexStatistics`."""
+        """The present counts."""
         return RunIndexStatistics(len(self._entries), len(self._undecodable))
 
     def get(self, key: bytes) -> RunEntry | None:
@@ -151,13 +151,13 @@ class RunIndex(PrefixIndex[RunEntry]):
     ) -> Iterator[Sequence[RunEntry]]:
         """Runs in the order of their creation, some at a time.
 
-        The index may change between two portions: a run that exists all the time comes exactly
-        once.
+        The index may change between two portions: a run that exists all the time is yielded
+        exactly once.
 
         Args:
             scope: The runs.
-            descending: Whether the newest comes first.
-            behind: The place before the first run; None to begin with the first.
+            descending: Whether the newest is first.
+            behind: The sort key after which the first portion begins; None for the beginning.
             first: The size of the first portion; later ones are large.
         """
         size = first

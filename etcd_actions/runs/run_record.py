@@ -29,7 +29,7 @@ _Struct = msgspec.Struct
 
 
 class TaskName(_Struct, frozen=True, omit_defaults=True):
-    """The version of the task that a run executes; an ephemeral task has one, too."""
+    """The name and version of the task of a root; a task that was not deployed has them, too."""
 
     org: str = ""
     project: str = ""

@@ -1,7 +1,7 @@
-"""Computes how much of etcd's space to free, so that finished runs never fill the quota.
+"""Computes the space to free in etcd, so that terminal runs never fill the quota.
 
 A deletion frees nothing before the next compaction, which this package does not start. So after a
-deletion no more is requested until a compaction has passed it.
+deletion no more is requested until history is compacted beyond it.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Space:
         return excess if await self._is_compacted() else 0
 
     async def freed(self) -> None:
-        """The requested space was freed, as far as possible: wait for a compaction."""
+        """Note that the runs were deleted: no more is requested before the next compaction."""
         self._requested_at = (await self._etcd.range(KeyRange.of_key(self._key))).revision
 
     async def _is_compacted(self) -> bool:

@@ -71,9 +71,8 @@ class Calls:
         try:
             if method.service_name in _OPEN:
                 self._rate.take(address)
-            elif (identity := await self.admit(headers.get("authorization"), address)) is not None:
-                caller = CALLER.get()
-                CALLER.set(replace(caller, subject=identity.subject, projects=identity.projects))
+            else:
+                _name_caller(await self.admit(headers.get("authorization"), address))
         except Refusal as refusal:
             # connectrpc does not call on_end for it.
             self.ended[method.name, refusal.code.value] += 1
@@ -88,6 +87,12 @@ class Calls:
             }
             span = CallSpan(f"{method.service_name}/{method.name}", headers, attributes)
         return _Started(trio.current_time(), span)
+
+    async def admit_request(self, scope: Message) -> None:
+        """Admit a plain HTTP request as :meth:`on_start` admits a call; see :meth:`admit`."""
+        shown = [value for name, value in scope["headers"] if name.lower() == b"authorization"]
+        address = (scope["client"] or ("",))[0]
+        _name_caller(await self.admit(shown[0].decode("latin-1") if shown else None, address))
 
     async def admit(self, authorization: str | None, address: str) -> Identity | None:
         """Check the token of a request, and count it; returns None if no token is needed.
@@ -123,13 +128,11 @@ class Calls:
 
 
 class Route(Protocol):
-    """Answers plain HTTP requests below a path.
+    """Answers plain HTTP requests for some paths."""
 
-    Attributes:
-        path: The start of the paths that it answers; it ends with a slash.
-    """
-
-    path: str
+    def answers(self, path: str) -> bool:
+        """Whether it answers requests for a path."""
+        ...
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -168,18 +171,18 @@ class Application(ConnectASGIApplication[Methods]):
         if scope["type"] != "http":
             await super().__call__(scope, receive, send)
             return
+        connection = Connection()
+        CONNECTION.set(connection)
+        CALLER.set(Caller.of(scope))
+        on_disconnect(scope, connection.lost)
         for route in self._routes:
-            if scope["path"].startswith(route.path):
+            if route.answers(scope["path"]):
                 await route(scope, receive, send)
                 return
         if (unusable := _unusable(scope)) is not None:
             status, reason = unusable
             await respond(send, status, f"{reason}\n".encode())
             return
-        connection = Connection()
-        CONNECTION.set(connection)
-        CALLER.set(Caller.of(scope))
-        on_disconnect(scope, connection.lost)
         try:
             await super().__call__(scope, receive, send)
         except ConnectError as error:
@@ -194,6 +197,13 @@ class Application(ConnectASGIApplication[Methods]):
 
     async def _call_stream(self, *arguments: Any) -> None:
         await super()._call_stream(*without_a_task(arguments))
+
+
+def _name_caller(identity: Identity | None) -> None:
+    """Note who the client of the current request is."""
+    if identity is not None:
+        caller = CALLER.get()
+        CALLER.set(replace(caller, subject=identity.subject, projects=identity.projects))
 
 
 def _unusable(scope: Message) -> tuple[int, str] | None:

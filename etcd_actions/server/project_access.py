@@ -28,6 +28,9 @@ WITHOUT_A_PROJECT: Final = frozenset(
         "flyteidl2.cluster.ClusterService/SelectCluster",
         # It lists only the projects that its client may use.
         "flyteidl2.project.ProjectService/ListProjects",
+        # They deliver only the runs of projects that their client may use.
+        "flyteidl2.workflow.RunService/ListRuns",
+        "flyteidl2.workflow.RunService/WatchRuns",
         "grpc.health.v1.Health/Check",
         "grpc.health.v1.Health/Watch",
         "grpc.reflection.v1.ServerReflection/ServerReflectionInfo",

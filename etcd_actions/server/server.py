@@ -12,20 +12,21 @@ import structlog
 from etcd_actions._internal.histogram import Distribution
 from etcd_actions.client import ActionsClient
 from etcd_actions.errors import ConfigError
+from etcd_actions.page import StaticFiles
 from etcd_actions.server.service_settings import OidcSettings, ServerSettings
 from etcd_actions.web import Bind, Listener, ListenerStatistics, open_listener
 
 if TYPE_CHECKING:
     from connectrpc.method import MethodInfo
 
-    from etcd_actions.server.application import Calls
+    from etcd_actions.server.application import Calls, Route
     from etcd_actions.server.front import FrontDoor
     from etcd_actions.server.methods import Methods
     from etcd_actions.server.oidc import OidcIssuer
     from etcd_actions.server.streams import Streams
 else:
     # Extras, loaded on demand; typing.get_type_hints finds the names.
-    Calls = FrontDoor = MethodInfo = Methods = OidcIssuer = Streams = Any
+    Calls = FrontDoor = MethodInfo = Methods = OidcIssuer = Route = Streams = Any
 
 _FLAG = "--listen"
 
@@ -114,10 +115,18 @@ async def open_actions_server(
     methods.add(AuthMetadataService(issuer))
     if front is not None:
         front.add_to(methods, streams)
+    page: list[Route] = []
+    if settings.page is not None and front is not None:
+        config = {
+            "actions": settings.page.offers_actions,
+            "token": settings.demands_token,
+            "keepalive": settings.keepalive,
+        }
+        page = [*front.page_streams(calls, streams), StaticFiles(config)]
     application = Application(
         methods,
         calls,
-        () if front is None else tuple(front.routes(calls)),
+        (*page, *(() if front is None else front.routes())),
         message_bytes=settings.message_bytes,
     )
     async with open_listener(

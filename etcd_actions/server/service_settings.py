@@ -33,6 +33,18 @@ class OidcSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PageSettings:
+    """The page that the service serves.
+
+    Attributes:
+        offers_actions: Whether it has buttons that abort and signal. Clients may do both with or
+            without it.
+    """
+
+    offers_actions: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class ServerSettings:
     """How the service is served. Times are in seconds.
 
@@ -58,6 +70,7 @@ class ServerSettings:
             name of a proxy.
         users: The user ids of this machine that may connect; None for all clients. Only Linux
             reports them.
+        page: The page; None for none.
     """
 
     bind: Bind
@@ -74,6 +87,7 @@ class ServerSettings:
     http: HttpLimits = field(default_factory=HttpLimits)
     allowed_hosts: frozenset[str] = frozenset()
     users: frozenset[int] | None = None
+    page: PageSettings | None = None
 
     @property
     def demands_token(self) -> bool:

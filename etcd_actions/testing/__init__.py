@@ -1,20 +1,21 @@
-"""Tests of programs that use etcd get a real one: as a pytest fixture, or to break.
+"""An etcd for tests: a real one as a pytest fixture, one to break, or one in memory.
 
 A test suite loads the fixtures with one line in its ``conftest.py``::
 
     pytest_plugins = ["etcd_actions.testing"]
 
-and its tests take ``etcd`` (an :class:`EtcdServer` that all tests share), ``etcd_prefix``
-(keys of the test's own on it) and ``etcd_factory`` (an :class:`OwnEtcd` of the test's own,
-to stop, kill, suspend, wipe and restore). ``--etcd`` says which etcd that is.
+and its tests take the fixtures ``etcd`` (an :class:`EtcdServer` that all tests share),
+``etcd_prefix`` (a key prefix of the test's own on it) and ``etcd_factory`` (makes an
+:class:`OwnEtcd` of the test's own, to stop, kill, suspend, wipe and restore). The option
+``--etcd`` selects the etcd.
 
 Tests without a network and without waiting use a :class:`MemoryStore`, which needs no fixture.
 
 The plugin is loaded on demand only. An entry point would load it into every test run in an
-environment with this package. Its fixture and its option have quite common names.
+environment with this package, and its fixtures and its option have common names.
 
-There are no assertions for pytest to explain, and a ``conftest.py`` may import a class from
-here before pytest loads the plugin, about which it would warn: PYTEST_DONT_REWRITE.
+PYTEST_DONT_REWRITE: there are no assertions for pytest to explain. A ``conftest.py`` may import a
+class from here before pytest loads the plugin, and pytest would warn about that.
 """
 
 from __future__ import annotations

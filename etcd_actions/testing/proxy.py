@@ -1,6 +1,6 @@
 """A TCP proxy in front of etcd that breaks connections on demand.
 
-It knows nothing of HTTP/2: it sees bytes, and cuts, stalls, swallows, re-chunks or changes them.
+It has no HTTP/2: it forwards bytes, and cuts, stalls, drops, divides or changes them.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ _LOST = (trio.BrokenResourceError, trio.ClosedResourceError, OSError)
 
 
 class Direction(Enum):
-    """Which way bytes go."""
+    """The direction of bytes."""
 
     TO_SERVER = "to server"
     TO_CLIENT = "to client"
 
 
 Tamper: TypeAlias = Callable[[Direction, bytes], bytes]
-"""Changes what goes one way on one connection."""
+"""Returns changed bytes, of one connection and direction."""
 
 
 class _Connection:
-    """One accepted connection and its other half."""
+    """One accepted connection, with its connection to the server."""
 
     def __init__(self, tamper: Tamper | None) -> None:
         self.scope = trio.CancelScope()
@@ -46,17 +46,17 @@ class _Connection:
 
 
 class Proxy:
-    """Forwards to one port of the loopback interface; made by :func:`open_proxy`.
+    """Forwards to one port of the loopback interface; created by :func:`open_proxy`.
 
     Attributes:
-        port: Where it listens; stays the same while it is down.
-        accepted: Number of connections that came in.
-        cuts: Number of connections that were cut.
-        forwarded: Bytes that went each way.
-        chunk: How to divide what is forwarded; None leaves it as it came.
-        delay: Seconds by which each piece that is read is late.
-        tamper: Called for each connection; gives what changes the bytes of that connection, called
-            with their direction. None leaves them as they came.
+        port: The port that it listens on, also after it was down.
+        accepted: Number of accepted connections.
+        cuts: Number of cut connections.
+        forwarded: Bytes forwarded in each direction.
+        chunk: Divides bytes into the pieces to forward; None forwards them as received.
+        delay: Seconds by which received bytes are delayed.
+        tamper: Called for each connection; returns the function that changes its bytes. None
+            changes none.
     """
 
     def __init__(self, nursery: trio.Nursery, target: int) -> None:
@@ -86,7 +86,7 @@ class Proxy:
 
     @property
     def is_open(self) -> bool:
-        """Whether a connection goes through now."""
+        """Whether there is a connection now."""
         return bool(self._connections)
 
     def cut(self, *, reset: bool = True) -> None:
@@ -110,30 +110,30 @@ class Proxy:
         await self._nursery.start(self._serve)
 
     def stall(self, *directions: Direction) -> None:
-        """Forward nothing more that way, by default neither way; connections stay open."""
+        """Stop forwarding in these directions, by default in both; connections stay open."""
         for direction in directions or Direction:
             if self._open[direction].is_set():
                 self._open[direction] = trio.Event()
 
     def unstall(self) -> None:
-        """Forward again, both ways, beginning with what gathered."""
+        """Forward again in both directions, first the bytes that were received in between."""
         for gate in self._open.values():
             gate.set()
 
     def cut_after(self, *sizes: int) -> None:
-        """Cut after so many bytes to the client; then again after the next size; and so on."""
+        """Cut after so many bytes to the client, again after the next size, and so on."""
         self._budgets = deque(sizes)
 
     @property
     def cuts_left(self) -> int:
-        """How many cuts of :meth:`cut_after` have not happened yet."""
+        """The number of sizes of :meth:`cut_after` that are not reached yet."""
         return len(self._budgets)
 
     def hold_answers_after(self, needle: bytes) -> trio.Event:
-        """Let nothing back to the client from the moment a request with ``needle`` passes.
+        """Forward nothing to the client after the next request with ``needle``, until :meth:`cut`.
 
-        The event that is returned is set when the request has been forwarded. Until
-        :meth:`cut` nothing that the server says on that connection arrives.
+        Returns:
+            An event that is set when the request has been forwarded.
         """
         self._needle = needle
         self._held = trio.Event()
@@ -230,7 +230,7 @@ class Proxy:
 
 
 class _Once:
-    """Hands ``started`` on without the listeners."""
+    """Forwards ``started`` without the listeners."""
 
     def __init__(self, status: trio.TaskStatus[None]) -> None:
         self._status = status
@@ -241,7 +241,10 @@ class _Once:
 
 @asynccontextmanager
 async def open_proxy(target: int) -> AsyncIterator[Proxy]:
-    """Listen on a port of its own and forward to ``target``."""
+    """Listen on a port of its own, and forward to the loopback port ``target``.
+
+    Leaving the context cuts all connections.
+    """
     async with owned_tasks("the proxy") as nursery:
         proxy = Proxy(nursery, target)
         await proxy.come_up()
@@ -258,16 +261,16 @@ def _reset(stream: trio.SocketStream) -> None:
 def flipping(
     direction: Direction, every: int, *, seed: int = 0, first: int = 0
 ) -> Callable[[], Tamper]:
-    """For :attr:`Proxy.tamper`: one bit is flipped in about each ``every`` bytes one way.
+    """For :attr:`Proxy.tamper`: flip about one bit in ``every`` bytes of one direction.
 
-    On a connection with TLS each ends the connection. On a plain one it may change a value
-    without an error: nothing but TCP's checksum protects it.
+    With TLS each flip ends the connection. Without TLS it may change a value without an error:
+    only TCP's checksum, which the proxy computes again, protects it.
 
     Args:
-        direction: Which way.
+        direction: The direction.
         every: The mean distance of two flips, in bytes.
-        seed: Of the places; equal seeds flip alike.
-        first: How many bytes of each connection are left alone, a handshake for instance.
+        seed: Of the random places.
+        first: Bytes of each connection that are not changed, for example a handshake.
     """
     places = random.Random(seed)
 
@@ -293,13 +296,13 @@ def flipping(
 def saying_goaway(
     error: int, debug: bytes = b"", *, after: int, last_stream: int = 2**31 - 1
 ) -> Callable[[], Tamper]:
-    """For :attr:`Proxy.tamper`: the server says GOAWAY (RFC 9113, 6.8), once on each connection.
+    """For :attr:`Proxy.tamper`: add a GOAWAY of the server (RFC 9113, 6.8) to each connection.
 
     Args:
         error: HTTP/2's code: 0 as at the end of a connection's age, 11 (ENHANCE_YOUR_CALM) with
             ``b"too_many_pings"`` as gRPC's servers do.
-        debug: What it says besides.
-        after: How many bytes of the server go before, at least; it comes between two frames.
+        debug: Its debug data.
+        after: The least number of the server's bytes before it; it is put between two frames.
         last_stream: The last stream that the server will serve.
     """
     payload = struct.pack(">II", last_stream, error) + debug
@@ -307,7 +310,7 @@ def saying_goaway(
 
     def make() -> Tamper:
         seen = 0
-        # Of the current frame: the bytes of its head so far, and the payload bytes to come.
+        # Of the current frame: the bytes of its head so far, and the payload bytes that follow.
         head = b""
         left = 0
         said = False

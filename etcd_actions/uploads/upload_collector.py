@@ -1,13 +1,13 @@
-"""Collects uploads, inputs and definitions of images that nothing has needed for a time.
+"""Collects old uploads, inputs and definitions of images to which nothing refers.
 
-It marks what everything that is recorded refers to, and sweeps what is old and was unmarked twice.
-What is swept is moved into a trash of the store first. Then all is marked once more: what came
-into use in between, or was uploaded again, is restored. The rest is deleted by a later
-sweep, whose mark has to be without it, too.
+It is a mark and sweep. The mark finds all references in the deployment's values and files. A unit
+that is old and was unmarked in two sweeps in a row is moved into a trash of the store. Then a
+second mark follows: a unit that came into use in between, or was uploaded again, is restored. A
+later sweep deletes the rest, if its mark does not find it either.
 
-Where etcd is away, a record cannot be read, or a file is out of reach, nothing is moved or deleted.
-A process that ends in the middle leaves things in their place or in the trash, where the next
-leader finds them. Several processes may collect at a time: each move is done once.
+If etcd is unavailable, a record cannot be decoded, or a file cannot be read, nothing is moved or
+deleted. A process that ends in between leaves a unit in its place or in the trash, where the next
+leader finds it. Several processes may collect at the same time: each move is done once.
 """
 
 from __future__ import annotations
@@ -23,27 +23,19 @@ import trio
 
 from etcd_actions.actions.rewrite import utc_now
 from etcd_actions.blobs import BlobError, BlobInfo, BlobStore, Deployment
-from etcd_actions.blobs.files import Incomplete, LocalFiles, SearchedFiles
-from etcd_actions.blobs.uploads import (
-    ReferenceFinder,
-    References,
-    parse_trash,
-    trash_key,
-    trash_of,
-    unit_of,
-)
+from etcd_actions.blobs.references import ReferenceFinder, References
+from etcd_actions.blobs.searched_files import Incomplete, LocalFiles, SearchedFiles
+from etcd_actions.blobs.upload_keys import parse_trash, trash_key, trash_of, unit_of
 from etcd_actions.errors import DecodeError, EtcdError, InvalidArgument
 from etcd_actions.images import Images, UnusedImage
 from etcd_actions.model import Keyspace
 from etcd_actions.storage.store import Store
-from etcd_actions.uploads.references import Marker
+from etcd_actions.uploads.marker import Marker
 
-LEAST_AGE: Final = timedelta(hours=48)
-"""The SDK remembers for a day where a bundle is, and uses it without a new upload."""
 IN_TRASH: Final = timedelta(hours=1)
-"""How long swept files can be restored."""
+"""The time for which moved files can be restored."""
 _MOST: Final = 1000
-"""Files that one sweep moves."""
+"""The most files that one sweep moves."""
 _EVERY: Final = 6 * 3600.0
 _SOON: Final = 900.0
 _FIRST: Final = 300.0
@@ -56,11 +48,11 @@ class SweepResult(msgspec.Struct, frozen=True):
     """The result of a sweep.
 
     Attributes:
-        uploads: Number of uploads that were deleted, those of inputs included.
+        uploads: Number of files of uploads and inputs that were deleted.
         bytes: Their bytes.
         images: Number of definitions that were deleted.
-        moved: Number of files that were moved to the trash, or would have been.
-        restored: Number of files that got their place back.
+        moved: Number of files that were moved to the trash, or would have been in a dry run.
+        restored: Number of files that were moved back.
     """
 
     uploads: int = 0
@@ -80,20 +72,20 @@ class SweepResult(msgspec.Struct, frozen=True):
 
 
 class _Unit(NamedTuple):
-    """What is kept or collected together."""
+    """Files that are kept or collected together, and the time of the newest."""
 
     newest: float
     files: tuple[BlobInfo, ...]
 
 
-class _Look(NamedTuple):
-    """What there is.
+class _Inventory(NamedTuple):
+    """The files and definitions before a mark.
 
     Attributes:
-        old: The units that are old enough to go.
+        old: The units that are old enough to be collected.
         young: The keys of inputs that are not.
-        trash: The swept files: when, the key before, and where each is.
-        images: The definitions that are old enough to go.
+        trash: The moved files: the time of the move, the former key, and the file.
+        images: The definitions that are old enough to be collected.
     """
 
     old: dict[str, _Unit]
@@ -103,18 +95,18 @@ class _Look(NamedTuple):
 
 
 class UploadCollector:
-    """See the module's text.
+    """Collects uploads; the module's text has the steps.
 
     Args:
-        store: Where everything is recorded.
-        keys: Under which keys.
-        blobs: Where uploads are.
-        deployment: Which ones are ours.
+        store: Reads the values with references.
+        keys: The keys of the deployment.
+        blobs: The store of uploads.
+        deployment: The name in the keys of this deployment's uploads.
         images: The definitions of images.
-        keep: How old what goes is at least.
-        dry_run: Whether to move and delete nothing, and say what would be.
+        keep: The least age of a collected unit.
+        dry_run: Whether to move and delete nothing, and only count.
         local: Reads files of runs outside the store; None if they are on another machine.
-        clock: The time.
+        clock: The time, aware.
 
     Attributes:
         collected: The sum of all sweeps so far.
@@ -147,7 +139,7 @@ class UploadCollector:
         self._unmarked: dict[str, float] = {}
 
     async def run(self, leads: Callable[[], bool]) -> None:
-        """Sweep again and again while ``leads`` says so; does not return."""
+        """Sweep at intervals while ``leads`` returns True; does not return."""
         wait = _FIRST
         while True:
             await trio.sleep(wait)
@@ -175,38 +167,38 @@ class UploadCollector:
             wait = _SOON if is_waiting else _EVERY
 
     async def sweep(self) -> SweepResult:
-        """Mark and sweep once. Cancelled, it did a part of it.
+        """Mark and sweep once. Cancelled, a part of it may be done, which is safe.
 
         Raises:
-            EtcdError: etcd did not answer; nothing was moved or deleted since.
-            BlobError: The same of the store.
-            DecodeError: The deployment has no usable name.
-            Incomplete: It is not known which files are needed.
+            EtcdError: etcd failed; nothing was moved or deleted afterwards.
+            BlobError: The store failed; nothing was moved or deleted afterwards.
+            DecodeError: The stored name of the deployment is invalid.
+            Incomplete: The references are not all known.
         """
         swept = SweepResult()
         deployment = await self._deployment.name()
         marker = self._marker = self._marker or self._make_marker(deployment)
-        look = await self._look(deployment)
-        if not (look.old or look.trash or look.images):
+        found = await self._take_inventory(deployment)
+        if not (found.old or found.trash or found.images):
             self._unmarked = {}
             return swept
-        units = [*look.old, *self._trashed(look, deployment)]
+        units = [*found.old, *self._trashed(found, deployment)]
 
-        def is_enough(found: References) -> bool:
-            return all(map(found.keeps, units))
+        def is_enough(references: References) -> bool:
+            return all(map(references.keeps, units))
 
-        marked = await marker.mark(look.young, is_enough)
-        unmarked = {unit: each.newest for unit, each in look.old.items() if not marked.keeps(unit)}
-        images = [each for each in look.images if each.digest not in marked.images]
+        marked = await marker.mark(found.young, is_enough)
+        unmarked = {unit: each.newest for unit, each in found.old.items() if not marked.keeps(unit)}
+        images = [each for each in found.images if each.digest not in marked.images]
         try:
-            swept += await self._empty(look, marked, deployment)
+            swept += await self._empty_trash(found, marked, deployment)
             swept += await self._remove_images(images)
             due = [u for u, newest in unmarked.items() if self._unmarked.get(u) == newest]
-            # What restored inputs name was not marked.
-            moved = [] if swept.restored else await self._move(look, due, deployment)
+            # Files that restored inputs name were not marked.
+            moved = [] if swept.restored else await self._move(found, due, deployment)
             swept += SweepResult(moved=len(moved))
             if moved and not self._dry_run:
-                swept += await self._look_again(moved, look.old, marker, deployment)
+                swept += await self._restore_needed(moved, found.old, marker, deployment)
         finally:
             self._unmarked = unmarked | {each.digest: each.mod_revision for each in images}
             self.collected += swept
@@ -217,15 +209,15 @@ class UploadCollector:
         files = SearchedFiles(self._blobs, finder.find, self._local)
         return Marker(self._store, self._keys, self._blobs, files, finder)
 
-    async def _look(self, deployment: str) -> _Look:
-        """List what there is, before anything is marked."""
+    async def _take_inventory(self, deployment: str) -> _Inventory:
+        """List files and definitions, before the mark."""
         before = self._clock() - self._keep
         found = await self._units(deployment, "uploads", "inputs")
         old: dict[str, _Unit] = {}
         young: list[str] = []
         for unit, files in found.items():
             newest = max(each.modified for each in files)
-            # A store without times has no ages.
+            # A store that reports no times has no old units.
             if 0 < newest < before.timestamp():
                 old[unit] = _Unit(newest, tuple(files))
             elif unit.startswith("inputs/"):
@@ -235,7 +227,7 @@ class UploadCollector:
             async for info in infos:
                 if (parsed := parse_trash(info.key)) is not None:
                     trash.append((*parsed, info))
-        return _Look(old, young, trash, await self._images.unused(before))
+        return _Inventory(old, young, trash, await self._images.unused(before))
 
     async def _units(self, deployment: str, *kinds: str) -> dict[str, list[BlobInfo]]:
         found: dict[str, list[BlobInfo]] = {}
@@ -247,16 +239,18 @@ class UploadCollector:
                         found.setdefault(unit, []).append(info)
         return found
 
-    def _trashed(self, look: _Look, deployment: str) -> Iterable[str]:
-        for _, key, _ in look.trash:
+    def _trashed(self, found: _Inventory, deployment: str) -> Iterable[str]:
+        for _, key, _ in found.trash:
             if (unit := unit_of(key, deployment)) is not None:
                 yield unit
 
-    async def _empty(self, look: _Look, marked: References, deployment: str) -> SweepResult:
-        """Restore what is in the trash and needed; else delete what is there for a time."""
+    async def _empty_trash(
+        self, found: _Inventory, marked: References, deployment: str
+    ) -> SweepResult:
+        """Restore files in the trash that are needed; if there are none, delete the old ones."""
         restored, unneeded = 0, []
         before = (self._clock() - IN_TRASH).timestamp()
-        for moved, key, info in look.trash:
+        for moved, key, info in found.trash:
             unit = unit_of(key, deployment)
             if unit is None or self._dry_run:
                 continue
@@ -265,7 +259,7 @@ class UploadCollector:
             elif moved < before:
                 unneeded.append(info)
         if restored:
-            # What restored inputs name was not marked.
+            # Files that restored inputs name were not marked.
             return SweepResult(restored=restored)
         swept = SweepResult()
         for info in unneeded:
@@ -290,13 +284,13 @@ class UploadCollector:
         return swept
 
     async def _move(
-        self, look: _Look, units: Iterable[str], deployment: str
+        self, found: _Inventory, units: Iterable[str], deployment: str
     ) -> list[tuple[str, str]]:
-        """Move what is due to the trash; from where and to where."""
+        """Move units to the trash; return the former and the new key of each moved file."""
         moved: list[tuple[str, str]] = []
         now = int(self._clock().timestamp())
         for unit in units:
-            for info in look.old[unit].files:
+            for info in found.old[unit].files:
                 if len(moved) >= _MOST:
                     return moved
                 try:
@@ -305,20 +299,20 @@ class UploadCollector:
                         info.key, to, unless_after=info.modified
                     )
                 except InvalidArgument:
-                    # Another program put it there: no upload has such a key.
+                    # Another program stored it: no upload has such a key.
                     continue
                 if is_moved:
                     moved.append((info.key, to))
         return moved
 
-    async def _look_again(
+    async def _restore_needed(
         self,
         moved: list[tuple[str, str]],
         old: Collection[str],
         marker: Marker,
         deployment: str,
     ) -> SweepResult:
-        """Restore what came into use while it was marked and moved; all, where that is unknown."""
+        """Restore the files that came into use during the mark; all, if the second mark fails."""
         swept, left = SweepResult(), moved
         while left:
             units = {unit_of(key, deployment) or "" for key, _ in left}
@@ -336,6 +330,6 @@ class UploadCollector:
             needed = [each for each in left if marked.keeps(unit_of(each[0], deployment) or "")]
             for key, to in needed:
                 swept += SweepResult(restored=int(await self._restore(to, key)))
-            # What restored inputs name was not marked.
+            # Files that restored inputs name were not marked: mark again.
             left = [each for each in left if each not in needed] if needed else []
         return swept

@@ -105,8 +105,6 @@ class Reflector:
         likely_prefix: The start of most keys; see :func:`~etcd_actions.watch.ranges.split`.
         settings: See :class:`ReflectorSettings`.
         containment: Where unexpected failures are counted; by default one of its own.
-        names_known_bugs: Whether to log the known bugs of etcd's version; of several reflectors in
-            a process one does.
 
     Raises:
         ValueError: There are no ``keys``, or some overlap.
@@ -125,7 +123,6 @@ class Reflector:
         likely_prefix: bytes = b"",
         settings: ReflectorSettings | None = None,
         containment: Containment | None = None,
-        names_known_bugs: bool = True,
     ) -> None:
         if known is None:
             known = sink = NotingSink(sink)
@@ -138,7 +135,7 @@ class Reflector:
         keys = [keys] if isinstance(keys, KeyRange) else keys
         self._ranges = WatchedRanges(keys, known, likely_prefix)
         first_key = self._ranges.first_key
-        self._identity = StoreIdentity(etcd, first_key, names_known_bugs=names_known_bugs)
+        self._identity = StoreIdentity(etcd, first_key)
         self._delivery = Delivery(sink, merge, self._identity)
         self._listings = Listings(
             etcd,

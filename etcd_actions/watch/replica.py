@@ -120,7 +120,6 @@ class Replica:
                     on_replaced=self._clear,
                     settings=settings,
                     containment=self._containment,
-                    names_known_bugs=False,
                 )
                 async with trio.open_nursery() as nursery:
                     revision = await nursery.start(reflector.run)

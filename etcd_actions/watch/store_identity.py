@@ -21,6 +21,9 @@ from etcd_actions.etcd.versions import (
 )
 from etcd_actions.watch.change import Change
 
+_logged: set[EtcdVersion] = set()
+"""The versions whose known bugs this process has logged: a process has several reflectors."""
+
 _log = structlog.get_logger(__name__)
 
 
@@ -30,7 +33,6 @@ class StoreIdentity:
     Args:
         etcd: The connection.
         first_key: A key that is read for the store's revision.
-        names_known_bugs: Whether to log the known bugs of etcd's version.
 
     Attributes:
         suspicion: Why all keys have to be listed again; empty if it is the same store.
@@ -40,12 +42,10 @@ class StoreIdentity:
         reports_progress: Whether the progress notifications of the store's version are reliable.
     """
 
-    def __init__(self, etcd: Etcd, first_key: bytes, *, names_known_bugs: bool) -> None:
+    def __init__(self, etcd: Etcd, first_key: bytes) -> None:
         self._etcd = etcd
         self._first_key = KeyRange.of_key(first_key)
-        self._names_known_bugs = names_known_bugs
         self._cluster_id = 0
-        self._versions: set[EtcdVersion] = set()
         self._last_put: KeyValue | None = None
         self._last_delete: KeyValue | None = None
         self.suspicion = ""
@@ -82,22 +82,8 @@ class StoreIdentity:
             self.reports_progress = False
         else:
             self.reports_progress = has_reliable_progress(version)
-            self._log_known_bugs(version)
+            _log_known_bugs(version)
         return newest.revision
-
-    def _log_known_bugs(self, version: EtcdVersion) -> None:
-        """Log the known bugs of a version once: they explain odd behaviour."""
-        if version in self._versions or not self._names_known_bugs:
-            return
-        self._versions.add(version)
-        if bugs := known_bugs(version):
-            log = _log.info if all(bug.averted for bug in bugs) else _log.warning
-            log(
-                "etcd_has_known_bugs",
-                version=str(version),
-                bugs=[f"{bug.id}: {bug.consequence}" for bug in bugs],
-                fixed_in=str(free_of_known_bugs(version)),
-            )
 
     async def _detect_restore(self) -> str:
         """Read the reference keys at their revisions; returns the suspicion, empty for none."""
@@ -150,3 +136,19 @@ class StoreIdentity:
             self._last_put = put.plain()
         if delete is not None:
             self._last_delete = delete
+
+
+def _log_known_bugs(version: EtcdVersion) -> None:
+    """Log that a version has known bugs, once a process; `doctor` lists them."""
+    if version in _logged:
+        return
+    _logged.add(version)
+    if bugs := known_bugs(version):
+        log = _log.info if all(bug.averted for bug in bugs) else _log.warning
+        log(
+            "etcd_has_known_bugs",
+            version=str(version),
+            bugs=len(bugs),
+            fixed_in=str(free_of_known_bugs(version)),
+            see="etcd-actions doctor",
+        )

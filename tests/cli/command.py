@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,7 +12,10 @@ from typing import IO, Any, TypeVar
 
 import trio
 
-ROOT = Path(__file__).parents[2]
+from tests.support.warm import COMMAND, INTERPRETER, ROOT, WarmPopen
+
+__all__ = ["DEADLINE", "ROOT", "Finished", "Running", "environment", "finish", "running", "until"]
+
 DEADLINE = 60.0
 
 T = TypeVar("T")
@@ -28,8 +30,7 @@ def environment(**extra: str) -> dict[str, str]:
         and name not in ("NO_COLOR", "COLUMNS")
     }
     ours = {
-        "PYTHONPATH": str(ROOT),
-        "PYTHONWARNINGS": "error",
+        **INTERPRETER,
         "ETCD_ACTIONS_LISTEN": "127.0.0.1:0",
         "ETCD_ACTIONS_MONITORING_LISTEN": "127.0.0.1:0",
     }
@@ -39,10 +40,10 @@ def environment(**extra: str) -> dict[str, str]:
 class Finished:
     """How a command ended that was waited for."""
 
-    def __init__(self, process: subprocess.CompletedProcess[str]) -> None:
-        self.code = process.returncode
-        self.out = process.stdout
-        self.err = process.stderr
+    def __init__(self, code: int, out: str, err: str) -> None:
+        self.code = code
+        self.out = out
+        self.err = err
 
     @property
     def complaint(self) -> str:
@@ -55,17 +56,20 @@ class Finished:
 
 def finish(*arguments: str | Path, stdin: str = "", **env: str) -> Finished:
     """Run a command to its end."""
-    return Finished(
-        subprocess.run(
-            [sys.executable, "-m", "etcd_actions", *map(str, arguments)],
-            input=stdin,
-            capture_output=True,
-            text=True,
-            env=environment(**env),
-            timeout=DEADLINE,
-            check=False,
-        )
-    )
+    with WarmPopen(
+        [*COMMAND, *map(str, arguments)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(**env),
+    ) as process:
+        try:
+            out, err = process.communicate(stdin, DEADLINE)
+        except BaseException:
+            process.kill()
+            raise
+    return Finished(process.returncode, out, err)
 
 
 class Running:
@@ -144,8 +148,8 @@ def running(
     number = len(list(directory.glob("*.err")))
     out, err = directory / f"{number}.out", directory / f"{number}.err"
     with out.open("wb") as out_file, err.open("wb") as err_file:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "etcd_actions", *map(str, arguments)],
+        process = WarmPopen(
+            [*COMMAND, *map(str, arguments)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE if pipe else out_file,
             stderr=err_file,

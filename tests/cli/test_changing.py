@@ -129,7 +129,7 @@ async def test_what_cannot_be_done_ends_with_its_code(site: Site) -> None:
             MessageToJson(other),
         ),
         (ExitCode.ACTION, "holds task a0 of run p/d/r1", ("enqueue", "-"), MessageToJson(namesake)),
-        (ExitCode.NOT_FOUND, "is action a0 of run p/d/r1", ("abort", "q/d/r1/a0"), ""),
+        (ExitCode.NOT_FOUND, "p/d/r1", ("abort", "q/d/r1/a0"), ""),
         (ExitCode.NOT_FOUND, "a0", ("status", "q/d/r1/a0", "RUNNING"), ""),
         (ExitCode.NOT_FOUND, "a0", ("signal", "q/d/r1/a0", "true"), ""),
         (ExitCode.ACTION, "project", ("enqueue", "-"), MessageToJson(nameless)),
@@ -139,7 +139,7 @@ async def test_what_cannot_be_done_ends_with_its_code(site: Site) -> None:
         (ExitCode.ACTION, "attempt", ("status", "p/d/r1/a0", "RUNNING", "--attempt", "1"), ""),
         (ExitCode.ACTION, "", ("signal", "p/d/r1/gate", "5"), ""),
         (ExitCode.ACTION, "", ("signal", "p/d/r1/a0", "true"), ""),
-        (ExitCode.USAGE, "is no action", ("abort", "r1/a0"), ""),
+        (ExitCode.USAGE, "is no action", ("abort", "r1//a0"), ""),
     ]
     for code, part, arguments, stdin in cases:
         ended = await site.finish(*arguments, stdin=stdin)

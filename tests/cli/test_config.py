@@ -98,6 +98,8 @@ SAMPLES: dict[str, tuple[str, str]] = {
     "max_streams": ("1", "2"),
     "rate_limit": ("0", "2.5"),
     "request_timeout": ("1s", "2ms"),
+    "page": ("false", "true"),
+    "page_actions": ("true", "false"),
     "stream_keepalive": ("1s", "2ms"),
     "monitoring_listen": ("127.0.0.1:1", "none"),
     "ready_within": ("1s", "2ms"),
@@ -149,7 +151,7 @@ def test_nothing_given() -> None:
     assert (config[PREFIX], config[CODEC], config.security) == (DEFAULT_KEY_PREFIX, "json", [])
     # The defaults in the table are those of the library.
     assert config.connection("a:1") == ConnectionSettings(endpoints=(Endpoint("a", 1),))
-    assert (config[GRACE], config[STATS_INTERVAL], config[EMBEDDED_PORT]) == (10, 60, 2379)
+    assert (config[GRACE], config[STATS_INTERVAL], config[EMBEDDED_PORT]) == (10, 600, 2379)
 
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.name)

@@ -58,16 +58,15 @@ def in_a_deleted_directory(tmp_path: Path, *arguments: str) -> Finished:
     gone.mkdir()
     script = 'cd "$1"; rmdir "$1"; shift; exec "$@"'
     command = (sys.executable, "-m", "etcd_actions", *arguments)
-    return Finished(
-        subprocess.run(
-            ["sh", "-c", script, "sh", str(gone), *command],
-            capture_output=True,
-            text=True,
-            env=environment(),
-            timeout=DEADLINE,
-            check=False,
-        )
+    done = subprocess.run(
+        ["sh", "-c", script, "sh", str(gone), *command],
+        capture_output=True,
+        text=True,
+        env=environment(),
+        timeout=DEADLINE,
+        check=False,
     )
+    return Finished(done.returncode, done.stdout, done.stderr)
 
 
 @pytest.mark.slow

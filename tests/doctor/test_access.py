@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Awaitable, Callable
+from functools import partial
+
 import pytest
 
-from etcd_actions import open_etcd
+from etcd_actions import open_actions_client, open_etcd
 from etcd_actions.cli.exit_codes import ExitCode
 from etcd_actions.doctor.access import missing
+from etcd_actions.doctor.needs import NEEDS, Allowed, denied
+from etcd_actions.errors import PermissionDenied
 from etcd_actions.etcd.api import KeyRange, Permission, PermissionType
 from etcd_actions.etcd.connection_settings import User
-from etcd_actions.model import Keyspace
+from etcd_actions.model import ActionId, Keyspace, Phase
 from etcd_actions.testing import EtcdFactory, EtcdServer, OwnEtcd
+from tests.cli.command import ROOT as ROOT_DIRECTORY
 from tests.doctor.illness import PREFIX, diagnose
+from tests.support import flyte
 
 READ, WRITE, BOTH = PermissionType.READ, PermissionType.WRITE, PermissionType.READWRITE
 
@@ -62,7 +70,10 @@ async def test_users(guarded_etcd: OwnEtcd) -> None:
     assert "actions" in good.one("permissions").seen
 
     reader = await diagnose(endpoint, user=user("reader"))
-    assert reader.ill == {"write-denied"}
+    assert reader.ill == {"write-denied", "commands-denied"}
+    assert reader.one("commands-denied").seen == (
+        "replay, status, signal, enqueue, abort, submit, run, run --executor lack write"
+    )
     finding = reader.one("write-denied")
     assert "user reader may not write [/registry/flyte.org/taskactions/, " in finding.seen
     assert finding.remedy == (
@@ -77,12 +88,13 @@ async def test_users(guarded_etcd: OwnEtcd) -> None:
     assert "user writer may not read" in writer.one("read-denied").seen
 
     nobody = await diagnose(endpoint, user=user("nobody"))
-    assert nobody.ill == {"read-denied", "write-denied", "own-keys-denied"}
+    assert nobody.ill == {"read-denied", "write-denied", "own-keys-denied", "commands-denied"}
+    assert "watch, list, get, tree, record lack read; " in nobody.one("commands-denied").seen
     assert nobody.one("own-keys-denied").remedy.endswith(f"readwrite '{OWN}'")
     assert nobody.code is ExitCode.ERRORS
 
     half = await diagnose(endpoint, user=user("half"))
-    assert half.ill == {"write-denied"}
+    assert half.ill == {"write-denied", "commands-denied"}
     (low, high) = (
         half.one("write-denied").seen.removeprefix("user half may not write ").split("), ")
     )
@@ -108,6 +120,69 @@ async def test_users(guarded_etcd: OwnEtcd) -> None:
     async with open_etcd(endpoint, user=user("root")) as etcd:
         keys = await etcd.range(KeyRange(b"\0", b"\xff"))
     assert (keys.total, keys.revision) == (0, 1)
+
+
+LEVELS = {"": Allowed(), "r": Allowed(read=True), "rw": Allowed(read=True, write=True)}
+
+
+@pytest.mark.slow
+async def test_what_commands_need(etcd_factory: EtcdFactory) -> None:
+    """Each change of the client succeeds with the listed permissions, and with no fewer."""
+    server = etcd_factory(flags=["--bcrypt-cost=4"])
+    names = {f"{on}+{own}": (on, own) for on in LEVELS for own in LEVELS}
+    for name in ("root", *names):
+        server.etcdctl("user", "add", f"{name}:{name}")
+        server.etcdctl("role", "add", name)
+        server.etcdctl("user", "grant-role", name, name)
+        for prefix, level in zip((PREFIX.decode(), OWN), names.get(name, ("", "")), strict=True):
+            if level:
+                kind = {"r": "read", "rw": "readwrite"}[level]
+                server.etcdctl("role", "grant-permission", "--prefix=true", name, kind, prefix)
+    server.etcdctl("auth", "enable")
+    async with (
+        open_etcd(server.endpoint, user=user("root")) as as_root,
+        open_actions_client(as_root) as root,
+    ):
+        for name, (on, own) in names.items():
+            allowed = LEVELS[on]._replace(own_read=LEVELS[own].read, own_write=LEVELS[own].write)
+            lacking = dict(denied(allowed))
+            run = f"r{list(names).index(name)}"
+            parent, child, waits = (
+                flyte.identifier(ActionId("p", "d", run, each)) for each in ("a0", "a1", "a2")
+            )
+            await root.enqueue(flyte.task(ActionId("p", "d", run, "a0")))
+            await root.enqueue(flyte.condition(ActionId("p", "d", run, "a2"), "a0"))
+            async with (
+                open_etcd(server.endpoint, user=user(name)) as etcd,
+                open_actions_client(etcd) as client,
+            ):
+                made = flyte.task(ActionId("p", "d", run, "a1"), "a0")
+                calls: dict[str, Callable[[], Awaitable[object]]] = {
+                    "enqueue": partial(client.enqueue, made),
+                    "status": partial(client.put_status, child, 1, flyte.status(Phase.RUNNING)),
+                    "signal": partial(client.signal, waits, flyte.boolean(True), "me"),
+                    "abort": partial(client.abort_action, parent, "no more", "me"),
+                }
+                for command, call in calls.items():
+                    refused = False
+                    try:
+                        await call()
+                    except PermissionDenied:
+                        refused = True
+                    assert refused == (command in lacking), (name, command)
+                    if command == "enqueue" and refused:
+                        await root.enqueue(made)
+
+
+def test_the_page_has_the_needs_of_every_command() -> None:
+    page = (ROOT_DIRECTORY / "docs" / "least-privilege.md").read_text()
+    words = {"": (False, False), "read": (True, False), "readwrite": (True, True)}
+    rows = re.findall(r"^\| (`[^|]*) \| ([^|]*) ?\| ([^|]*)\|$", page, re.M)
+    found: dict[str, Allowed] = {}
+    for commands, on, own in rows:
+        needed = Allowed(*(flag for x in (on, own) for flag in words[x.split(";")[0].strip(" `")]))
+        found |= dict.fromkeys(re.findall(r"`([^`]+)`", commands), needed)
+    assert {name: found[name] for name in NEEDS} == NEEDS
 
 
 async def test_a_user_who_is_not_asked_for(shared_etcd: EtcdServer) -> None:

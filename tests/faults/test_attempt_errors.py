@@ -13,7 +13,7 @@ from flyteidl2.actions.actions_service_pb2 import Action
 from etcd_actions import Phase, open_actions_client, open_etcd
 from etcd_actions.model import Keyspace
 from etcd_actions.runs.attempts import attempts
-from etcd_actions.runs.own_run_service import history_of_action
+from etcd_actions.runs.reading import history_of_action
 from etcd_actions.storage.store import Store
 from tests.executor.tasks import ROOT, Machine, until
 from tests.sdk.service import Site, free_port, kill

@@ -25,7 +25,7 @@ from etcd_actions.etcd import TransportName
 from etcd_actions.etcd.api import Etcd, Status
 from etcd_actions.etcd.client import EtcdClient
 from etcd_actions.testing.proxy import open_proxy
-from etcd_actions.watch import Reflector
+from etcd_actions.watch import Reflector, store_identity
 from tests.support.cluster import EtcdCluster
 from tests.support.etcd_server import EtcdServer
 from tests.support.load import Load, make_run
@@ -272,6 +272,7 @@ async def test_an_older_server_behind_a_newer_one_is_named(
         return found._replace(version="3.3.10") if older else found
 
     monkeypatch.setattr(EtcdClient, "status", claim)
+    monkeypatch.setattr(store_identity, "_logged", set())
     with trio.fail_after(60), capture_logs() as logs:
         async with (
             open_proxy(shared_etcd.port) as proxy,

@@ -30,9 +30,9 @@ from etcd_actions.images import (
     parse_image,
     parse_reference,
     refusal,
-    what_is_lacking,
+    unsupported_parts,
 )
-from etcd_actions.images.honoured import own_variables
+from etcd_actions.images.unsupported import own_variables
 
 SDK_BASE = "ghcr.io/flyteorg/flyte:py3.11-v2.12.1"
 
@@ -70,7 +70,7 @@ def test_each_layer_that_installs_becomes_a_step_in_its_order() -> None:
     )
     assert own_variables(found) == {"A": "1"}
     assert found.needs_context
-    assert what_is_lacking(found, "3.11") == []
+    assert unsupported_parts(found, "3.11") == []
 
 
 def test_what_the_sdk_puts_below_each_image_is_no_problem() -> None:
@@ -84,7 +84,7 @@ def test_what_the_sdk_puts_below_each_image_is_no_problem() -> None:
             base="python:3.11-slim-bookworm",
         )
     )
-    assert what_is_lacking(found, "3.11") == []
+    assert unsupported_parts(found, "3.11") == []
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ def test_what_the_sdk_puts_below_each_image_is_no_problem() -> None:
     ],
 )
 def test_what_cannot_be_had_is_named_with_a_remedy(layer: Layer, what: str, remedy: str) -> None:
-    (problem,) = what_is_lacking(parse_image(spec(layer)), "3.11")
+    (problem,) = unsupported_parts(parse_image(spec(layer)), "3.11")
     assert what in problem.what
     assert remedy in problem.remedy
     text = refusal("n:t", [problem])
@@ -118,7 +118,7 @@ def test_what_cannot_be_had_is_named_with_a_remedy(layer: Layer, what: str, reme
 
 def test_another_python_and_another_base_are_problems() -> None:
     found = parse_image(spec(base="pytorch/pytorch:2", python="3.13"))
-    texts = [each.what for each in what_is_lacking(found, "3.11")]
+    texts = [each.what for each in unsupported_parts(found, "3.11")]
     assert texts == [
         "it is based on 'pytorch/pytorch:2'",
         "it has Python 3.13, and the executor Python 3.11",
@@ -127,8 +127,8 @@ def test_another_python_and_another_base_are_problems() -> None:
 
 def test_a_lock_needs_uv() -> None:
     found = parse_image(spec(Layer(uv_project=UVProject(pyproject="p", uvlock="uv.lock"))))
-    assert what_is_lacking(found, "3.11") == []
-    (problem,) = what_is_lacking(found, "3.11", has_uv=False)
+    assert unsupported_parts(found, "3.11") == []
+    (problem,) = unsupported_parts(found, "3.11", has_uv=False)
     assert "uv.lock" in problem.what
 
 

@@ -37,6 +37,7 @@ from etcd_actions.etcd.api import Etcd, KeyRange, Put, RangeResult, Txn, TxnResu
 from etcd_actions.etcd.election import Leadership
 from etcd_actions.model import Keyspace, build_action_update
 from etcd_actions.storage.store import Store
+from etcd_actions.watch import store_identity
 from tests.record.test_outbox import ROOT, SETTINGS, Scripted, is_idle, named, tell, watching
 from tests.support import flyte
 from tests.support.waiting import eventually, eventually_holds
@@ -68,8 +69,9 @@ async def refuse_record(client: ActionsClient, service: Scripted) -> None:
 
 @pytest.mark.network
 async def test_the_bugs_of_a_version_are_named_once_though_letters_are_watched_too(
-    etcd: Etcd, prefix: bytes
+    etcd: Etcd, prefix: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(store_identity, "_logged", set())
     service = Scripted()
     with capture_logs() as logs:
         async with watching(etcd, prefix, service) as client:

@@ -20,7 +20,7 @@ from etcd_actions.images import (
     build_task_spec,
     is_build,
     parse_image,
-    what_is_lacking,
+    unsupported_parts,
 )
 from tests.cli.command import running
 from tests.executor.wheels import make_wheel
@@ -108,7 +108,7 @@ def test_what_the_sdk_defines_is_read_and_only_what_is_lacking_is_refused(
     (tmp_path / "context").mkdir()
     found = parse_image(defined(sdk_python, image, tmp_path / "context"))
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    problems = what_is_lacking(found, version)
+    problems = unsupported_parts(found, version)
     assert [problem in each.what for each in problems] == ([True] if problem else [])
 
 

@@ -18,7 +18,7 @@ from typing import Any, Final
 
 import trio
 
-from tests.support.devtools import DEADLINE, Devtools, DevtoolsError, DevtoolsPipe, open_devtools
+from tests.support.devtools import Devtools, DevtoolsError, DevtoolsPipe, open_devtools
 
 VARIABLE: Final = "ETCD_ACTIONS_TEST_CHROMIUM"
 """Names the browser's program. Where it is set, a browser that is missing is an error."""
@@ -237,7 +237,7 @@ class Page:
             raise ScriptError(_why(answer["exceptionDetails"]))
         return answer["result"].get("value")
 
-    async def until(self, expression: str, *, within: float = DEADLINE) -> Any:
+    async def until(self, expression: str, *, within: float = 30) -> Any:
         """The value of an expression once it is true; the document may change during that.
 
         Raises:
@@ -322,19 +322,27 @@ class Page:
         return base64.b64decode(shot["data"])
 
     async def _middle(self, selector: str, text: str) -> tuple[float, float]:
+        # What has moved between two frames may be elsewhere when the button is pressed.
         found = await self.until(
-            f"""(() => {{
-                for (const each of document.querySelectorAll({_quoted(selector)})) {{
-                    if (!(each.innerText ?? '').includes({_quoted(text)})) continue;
-                    each.scrollIntoView({{block: 'nearest', inline: 'nearest'}});
-                    const box = each.getBoundingClientRect();
-                    if (!box.width || !box.height) continue;
-                    const [x, y] = [box.x + box.width / 2, box.y + box.height / 2];
-                    // Nothing else may be in front of it.
-                    if (!each.contains(document.elementFromPoint(x, y))) continue;
-                    return [x, y];
-                }}
-                return null;
+            f"""(async () => {{
+                const middle = () => {{
+                    for (const each of document.querySelectorAll({_quoted(selector)})) {{
+                        if (!(each.innerText ?? '').includes({_quoted(text)})) continue;
+                        each.scrollIntoView({{block: 'nearest', inline: 'nearest'}});
+                        const box = each.getBoundingClientRect();
+                        if (!box.width || !box.height) continue;
+                        const [x, y] = [box.x + box.width / 2, box.y + box.height / 2];
+                        // No other element may be in front of it.
+                        if (each.contains(document.elementFromPoint(x, y))) return [x, y];
+                    }}
+                    return null;
+                }};
+                const frame = () => new Promise(resolve => requestAnimationFrame(resolve));
+                const before = middle();
+                await frame();
+                await frame();
+                const after = middle();
+                return before?.join() === after?.join() ? after : null;
             }})()"""
         )
         return found[0], found[1]

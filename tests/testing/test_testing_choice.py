@@ -101,13 +101,13 @@ def test_an_etcd_without_its_etcdctl_gets_another(
         each.touch()
         each.chmod(0o755)
     put_on_path(monkeypatch, starter, on_path)
-    monkeypatch.setattr(etcd_process, "_packaged", lambda _: packaged)
+    monkeypatch.setattr(etcd_process, "packaged", lambda _: packaged)
     assert etcdctl_for(etcd) == beside
     beside.unlink()
     assert etcdctl_for(etcd) == on_path
     on_path.unlink()
     assert etcdctl_for(etcd) == packaged
-    monkeypatch.setattr(etcd_process, "_packaged", lambda _: None)
+    monkeypatch.setattr(etcd_process, "packaged", lambda _: None)
     with pytest.raises(FileNotFoundError, match="etcd-client"):
         etcdctl_for(etcd)
 

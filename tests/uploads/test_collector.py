@@ -19,7 +19,7 @@ import trio
 
 from etcd_actions import open_actions_client, open_etcd
 from etcd_actions.blobs import BlobError, BlobInfo, BlobStore
-from etcd_actions.blobs.uploads import trash_key
+from etcd_actions.blobs.upload_keys import trash_key
 from etcd_actions.errors import EtcdError, Unavailable
 from etcd_actions.etcd.api import KeyRange
 from etcd_actions.images import StoredImage

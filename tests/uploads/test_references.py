@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 
 from etcd_actions import Phase
 from etcd_actions.actions.status import ActionStatus
-from etcd_actions.blobs.uploads import ReferenceFinder, References, parse_trash, trash_key, unit_of
+from etcd_actions.blobs.references import ReferenceFinder, References
+from etcd_actions.blobs.upload_keys import parse_trash, trash_key, unit_of
 from etcd_actions.catalog import Entry
 from etcd_actions.catalog.cached_result import encode as encode_entry
 from etcd_actions.images import StoredImage

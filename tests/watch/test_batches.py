@@ -140,11 +140,11 @@ async def test_of_a_batch_of_several_ranges_the_newest_change_is_the_witness(
         _put(prefix + b"b", newer.revision, b"of the one before"),
         _put(prefix + b"a", older.revision, b"older"),
     ]
-    identity = StoreIdentity(etcd, prefix, names_known_bugs=False)
+    identity = StoreIdentity(etcd, prefix)
     identity.remember(watched)
     await identity.verify(newer.revision)
     assert identity.suspicion == "replaced"
-    identity = StoreIdentity(etcd, prefix, names_known_bugs=False)
+    identity = StoreIdentity(etcd, prefix)
     gone = Change.deletion(prefix + b"c", deleted.revision)
     identity.remember([gone, _put(prefix + b"a", older.revision, b"older")])
     await identity.verify(deleted.revision)

@@ -11,11 +11,11 @@ import trio
 
 from etcd_actions._internal.quoting import printable, quoted
 from etcd_actions.cli.backends import open_client
-from etcd_actions.cli.commands.get import Target
 from etcd_actions.cli.exit_codes import ExitCode, print_message
 from etcd_actions.cli.formats.changes import Change, Changes
 from etcd_actions.cli.formats.rows import as_text
 from etcd_actions.cli.formats.standard_output import chosen_format, print_result
+from etcd_actions.cli.names import Name, parse_name
 from etcd_actions.cli.options import CommonOptions
 from etcd_actions.client import ActionsClient
 from etcd_actions.dead_letters import DeadLetter
@@ -80,21 +80,21 @@ class Selection:
     def __init__(self, actions: Sequence[str], only: str | None) -> None:
         self._only = only
         self._keys = {text for text in actions if text.startswith("/")}
-        self._targets = [Target(text, only) for text in actions if text not in self._keys]
+        self._names = {text: parse_name(text) for text in actions if text not in self._keys}
 
     def of(self, dead_letters: Sequence[DeadLetter]) -> tuple[list[DeadLetter], list[str]]:
         """The selected dead letters, and the arguments that match none."""
         dead_letters = [each for each in dead_letters if self._is_in_namespace(each)]
-        if not self._targets and not self._keys:
+        if not self._names and not self._keys:
             return dead_letters, []
         by_key = {as_text(each.dead_letter_key): each for each in dead_letters}
         selected = self._keys & by_key.keys()
         missing = sorted(self._keys - by_key.keys())
-        for target in self._targets:
-            matching = {key for key, each in by_key.items() if _matches(target, each)}
+        for text, name in self._names.items():
+            matching = {key for key, each in by_key.items() if _matches(name, each)}
             selected |= matching
             if not matching:
-                missing.append(target.text)
+                missing.append(text)
         return [each for key, each in by_key.items() if key in selected], missing
 
     def _is_in_namespace(self, dead_letter: DeadLetter) -> bool:
@@ -215,13 +215,10 @@ def _change(dead_letter: DeadLetter, result: str) -> Change:
     return Change(name=as_text(dead_letter.dead_letter_key), result=result)
 
 
-def _matches(target: Target, dead_letter: DeadLetter) -> bool:
-    namespace, _, name = dead_letter.namespace_and_name.rpartition("/")
-    return (
-        name == target.name
-        and target.namespace in (None, namespace)
-        and (bool(dead_letter.unreadable) or target.is_action(dead_letter.action_id))
-    )
+def _matches(name: Name, dead_letter: DeadLetter) -> bool:
+    namespace, _, stored = dead_letter.namespace_and_name.rpartition("/")
+    action = None if dead_letter.unreadable else dead_letter.action_id
+    return name.may_be(action, namespace, stored)
 
 
 def _described(dead_letter: DeadLetter) -> str:

@@ -8,18 +8,17 @@ from collections.abc import Sequence
 
 import msgspec
 
-from etcd_actions._internal.quoting import quoted
+from etcd_actions.cli.etcd_names import EtcdNames
 from etcd_actions.cli.exit_codes import ExitCode, print_message
 from etcd_actions.cli.formats.rows import as_text
 from etcd_actions.cli.formats.standard_output import chosen_format, standard_output
-from etcd_actions.cli.keys import find_namespaces
+from etcd_actions.cli.names import find_name, parse_name
 from etcd_actions.cli.options import CommonOptions
 from etcd_actions.codecs import codec_of
 from etcd_actions.codecs import json as json_codec
-from etcd_actions.errors import ConfigError, DecodeError
-from etcd_actions.etcd import Etcd
-from etcd_actions.etcd.api import KeyRange, KeyValue
-from etcd_actions.model import ActionId, canonical_name, object_key, parse_key
+from etcd_actions.errors import DecodeError, NotFound
+from etcd_actions.etcd.api import KeyValue
+from etcd_actions.model import ROOT_ACTION, parse_key, task_action_name
 
 
 class StoredObject(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -43,70 +42,30 @@ class StoredObject(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     value_base64: str = ""
 
 
-class Target:
-    """The action that an argument names.
-
-    Args:
-        text: ``<namespace>/<name>``, an object's name, or ``<project>/<domain>/<run>/<action>``.
-        only: The only namespace; None for all.
-
-    Raises:
-        ConfigError: It is none of these, or in another namespace.
-    """
-
-    def __init__(self, text: str, only: str | None) -> None:
-        self.text = text
-        self.action: ActionId | None = None
-        self.namespace = only
-        parts = text.split("/")
-        if not all(parts) or len(parts) not in (1, 2, 4):
-            raise ConfigError(
-                f"{quoted(text)} is no action: give <namespace>/<name>, a name such as <run>-a0, "
-                "or <project>/<domain>/<run>/<action>"
-            )
-        self.name = parts[-1]
-        if len(parts) == 4:
-            self.action = ActionId(*parts)
-            self.name = self.action.object_name
-        elif len(parts) == 2:
-            if only not in (None, parts[0]):
-                raise ConfigError(f"{quoted(text)}: --namespace allows {only} only")
-            self.namespace = parts[0]
-
-    def is_action(self, found: ActionId) -> bool:
-        """Whether an object of the name is this action: names of objects are not unique."""
-        meant = self.action
-        return meant is None or (
-            (found.project, found.domain, found.run) == (meant.project, meant.domain, meant.run)
-            and canonical_name(found.run, found.name) == canonical_name(meant.run, meant.name)
-        )
-
-    def fits(self, kv: KeyValue) -> bool:
-        """Whether an object of the name is this action; one that cannot be decoded may be."""
-        try:
-            return self.is_action(codec_of(kv.value).summarize(kv.value).action_id)
-        except DecodeError:
-            return True
-
-
 async def get_actions(
     common: CommonOptions, actions: Sequence[str], output: str | None = None
 ) -> int:
-    """Print actions, all at one revision; see `Target` for their names."""
+    """Print actions, all at one revision; see :mod:`etcd_actions.cli.names` for their names."""
     form = chosen_format(output, elsewhere="json")
-    targets = [Target(text, common.namespace) for text in actions]
+    for text in actions:
+        parse_name(text)
     found: list[KeyValue] = []
     missing: list[str] = []
-    revision = 0
     async with common.open_etcd() as etcd:
-        for target in targets:
-            kvs, revision = await _find(etcd, common.prefix, target, revision)
-            if len(kvs) > 1:
-                names = ", ".join("/".join(parse_key(common.prefix, kv.key)) for kv in kvs)
-                raise ConfigError(f"{target.text} is in several namespaces: give one of {names}")
-            found += kvs
-            if not kvs:
-                missing.append(target.text)
+        names = EtcdNames(etcd, common.prefix, common.namespace)
+        for text in actions:
+            try:
+                name = await find_name(names, text)
+            except NotFound as error:
+                missing.append(str(error))
+                continue
+            stored = name.object or task_action_name(name.run, ROOT_ACTION)
+            kv = names.objects.get((name.namespace, stored))
+            if kv is None:
+                missing.append(f"{text}: its object has expired")
+            else:
+                found.append(kv)
+        revision = names.revision
     with standard_output() as write:
         if form == "table":
             from etcd_actions.cli.formats.details import details  # noqa: PLC0415 (rich is slow)
@@ -120,27 +79,9 @@ async def get_actions(
                 write(_formatted(objects, 2))
             elif objects:
                 write(_formatted(objects[0], 2))
-    for text in missing:
-        print_message(f"{text}: not found below {as_text(common.prefix)}")
+    for message in missing:
+        print_message(message)
     return ExitCode.NOT_FOUND if missing else ExitCode.OK
-
-
-async def _find(
-    etcd: Etcd, prefix: bytes, target: Target, revision: int
-) -> tuple[list[KeyValue], int]:
-    """The objects that a target can be, and the revision at which they were read."""
-    if target.namespace is not None:
-        namespaces: Sequence[str] = [target.namespace]
-    else:
-        namespaces, newest = await find_namespaces(etcd, prefix, None)
-        revision = revision or newest
-    found: list[KeyValue] = []
-    for namespace in namespaces:
-        key = KeyRange.of_key(object_key(prefix, namespace, target.name))
-        page = await etcd.range(key, revision=revision)
-        revision = revision or page.revision
-        found += filter(target.fits, page.kvs)
-    return found, revision
 
 
 def _stored_object(prefix: bytes, kv: KeyValue, revision: int) -> StoredObject:

@@ -7,23 +7,28 @@ import json
 import math
 import re
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import trio
 from flyteidl2.actions import actions_service_pb2 as pb
+from flyteidl2.common.identifier_pb2 import ActionIdentifier
 from flyteidl2.core.literals_pb2 import Literal, Primitive, Scalar
 from google.protobuf.json_format import Parse, ParseError
 from google.protobuf.message import DecodeError as BadMessage
 
 from etcd_actions._internal.named_files import read_named_file, size_text, text_of
 from etcd_actions._internal.quoting import clipped, quoted
-from etcd_actions.cli.backends import identifier, open_backend
+from etcd_actions.cli.backends import Backend, open_backend
 from etcd_actions.cli.exit_codes import ExitCode
 from etcd_actions.cli.formats.changes import Change, plural, print_change
 from etcd_actions.cli.formats.standard_output import check_input_open
+from etcd_actions.cli.names import find_action, parse_name, with_nearest
 from etcd_actions.cli.options import CommonOptions
 from etcd_actions.errors import ConfigError, InputError
 from etcd_actions.model import ErrorState, Phase
+from etcd_actions.model import flyte as conversions
 
 # etcd accepts requests of some megabytes, and the service no larger ones.
 _MOST_BYTES = 16 * 1024 * 1024
@@ -54,12 +59,14 @@ async def abort_action(
     common: CommonOptions, action: str, reason: str, by: str, output: str | None = None
 ) -> int:
     """End an action and all below it."""
-    request = pb.AbortRequest(action_id=identifier(action), reason=reason)
+    request = pb.AbortRequest(reason=reason)
     if by:
         request.aborted_by.user.id.subject = by
-    async with open_backend(common) as backend:
+    async with _open_at(common, action) as (backend, named):
+        request.action_id.CopyFrom(named)
         done = await backend.abort(request)
-    change = Change(name=action, result="aborted")
+    path = _path(named)
+    change = Change(name=path, result="aborted")
     if done is None:
         text = "aborted it and the actions below it"
     else:
@@ -70,7 +77,7 @@ async def abort_action(
             change.result = "unchanged"
             # Without a phase an earlier call aborted it, and its object is deleted.
             text = f"it had ended already: {change.phase or 'ABORTED'}"
-    print_change(output, change, f"{action}: {text}")
+    print_change(output, change, f"{path}: {text}")
     return ExitCode.OK
 
 
@@ -78,15 +85,15 @@ async def signal_condition(
     common: CommonOptions, action: str, value: str, kind: str, by: str, output: str | None = None
 ) -> int:
     """Deliver the value of a condition."""
-    named = identifier(action)
-    request = pb.SignalRequest(
-        action_id=named, parent_action_name=named.name, value=literal_of(value, kind)
-    )
+    request = pb.SignalRequest(value=literal_of(value, kind))
     if by:
         request.signalled_by.user.id.subject = by
-    async with open_backend(common) as backend:
+    async with _open_at(common, action) as (backend, named):
+        request.action_id.CopyFrom(named)
+        request.parent_action_name = named.name
         await backend.signal(request)
-    print_change(output, Change(name=action, result="signalled"), f"signalled {action}")
+    path = _path(named)
+    print_change(output, Change(name=path, result="signalled"), f"signalled {path}")
     return ExitCode.OK
 
 
@@ -100,14 +107,33 @@ async def report_status(
     output: str | None = None,
 ) -> int:
     """Report the phase of an action."""
-    request = pb.UpdateRequest(action_id=identifier(action), attempt=attempt)
+    request = pb.UpdateRequest(attempt=attempt)
     request.status.phase = Phase[phase].value
     request.status.attempts = attempt
-    async with open_backend(common) as backend:
+    async with _open_at(common, action) as (backend, named):
+        request.action_id.CopyFrom(named)
         await backend.update(request, error, message)
-    change = Change(name=action, result="reported", phase=phase, attempt=attempt)
-    print_change(output, change, f"{action} is {phase} in attempt {attempt}")
+    path = _path(named)
+    change = Change(name=path, result="reported", phase=phase, attempt=attempt)
+    print_change(output, change, f"{path} is {phase} in attempt {attempt}")
     return ExitCode.OK
+
+
+@asynccontextmanager
+async def _open_at(
+    common: CommonOptions, action: str
+) -> AsyncIterator[tuple[Backend, ActionIdentifier]]:
+    """The backend, and the action that an argument names."""
+    parse_name(action)
+    async with open_backend(common) as backend:
+        named = await find_action(backend.names, action)
+        async with with_nearest(backend.names, action):
+            yield backend, conversions.action_identifier(named.action_id)
+
+
+def _path(named: ActionIdentifier) -> str:
+    run = named.run
+    return "/".join(filter(None, (run.org, run.project, run.domain, run.name, named.name)))
 
 
 def read_request(file: str) -> pb.EnqueueRequest:

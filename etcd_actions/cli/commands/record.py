@@ -29,6 +29,7 @@ from etcd_actions.errors import ConfigError, InputError, InvalidRequest, Permiss
 from etcd_actions.etcd import Etcd
 from etcd_actions.etcd.api import KeyRange
 from etcd_actions.etcd.oldest_revision import find_oldest_revision
+from etcd_actions.etcd.quorum import open_quorum_monitor
 from etcd_actions.etcd.versions import EtcdVersion, has_reliable_progress
 from etcd_actions.model.keyspace import OWN_PREFIX
 from etcd_actions.storage.watched_keys import watched_keys
@@ -81,7 +82,7 @@ async def record_file(common: CommonOptions, file: str, settings: RecordSettings
     elif not settings.force and _exists(file):
         raise _existing(file)
     keys, _ = watched_keys(common.prefix, common.namespace)
-    async with open_stop() as stop, common.open_etcd() as etcd:
+    async with open_stop() as stop, common.open_etcd() as etcd, open_quorum_monitor(etcd):
         start: _StartRevision | None = None
         with stop.interrupts():
             start = await _find_start(etcd, keys, history=settings.history)

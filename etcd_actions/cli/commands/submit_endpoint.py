@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import trio
 
 from etcd_actions.blobs import BlobStore, open_blob_store
-from etcd_actions.cli.backends import Backend, EtcdBackend, open_backend, open_client
+from etcd_actions.cli.backends import Backend, open_backend, open_etcd_backend
 from etcd_actions.cli.options import CommonOptions
 from etcd_actions.config import Config, settings
 from etcd_actions.embedded.data_directory import default_data_dir
@@ -63,13 +63,14 @@ async def open_run_endpoint(
     served = ServerSettings(
         bind=Bind("127.0.0.1", 0), rate=0, users=frozenset({os.geteuid(), _ROOT})
     )
-    async with open_client(common) as client:
+    async with open_etcd_backend(common) as backend:
+        client = backend.client
         # Checked before the SDK starts, which takes seconds and cannot name the etcd.
         await client.store.get(client.keys.runs)
         front = FrontDoor(client=client, keepalive=_KEEPALIVE, blobs=store, reads_local_files=True)
         async with open_actions_server(client, served, front=front, announce=False) as server:
             connection = {"endpoint": f"http://{server.address}", "insecure": True}
-            yield RunEndpoint(EtcdBackend(client), connection)
+            yield RunEndpoint(backend, connection)
 
 
 def _connection(config: Config, service: Endpoint) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from etcd_actions.cli.formats.standard_output import (
 )
 from etcd_actions.cli.options import CommonOptions
 from etcd_actions.cli.signals import open_stop
+from etcd_actions.etcd.quorum import open_quorum_monitor
 from etcd_actions.storage.watched_keys import watched_keys
 from etcd_actions.watch import Reflector, ReflectorSettings
 
@@ -46,6 +47,7 @@ async def watch_until_signal(common: CommonOptions, output: str | None, prev_kv:
     async with (
         open_stop() as stop,
         common.open_etcd(endpoints) as etcd,
+        open_quorum_monitor(etcd),
         trio.open_nursery() as nursery,
     ):
         written = trio.Event()

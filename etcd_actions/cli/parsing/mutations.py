@@ -38,8 +38,9 @@ def enqueue(common: CommonOptions, *, file: str, output: str | None) -> int:
 def abort(common: CommonOptions, *, action: str, reason: str, by: str, output: str | None) -> int:
     """End an action and all below it as ABORTED.
 
-    ACTION is <project>/<domain>/<run>/<action>; the root of a run is called a0. A terminal
-    action keeps its phase. Safe to run again.
+    ACTION is RUN/ACTION, the object's name (<run>-<action>), or
+    <project>/<domain>/<run>/<action>; RUN alone is its root. A terminal action keeps its
+    phase. Safe to run again.
     """
     from etcd_actions.cli.commands.mutations import abort_action  # noqa: PLC0415
 
@@ -64,7 +65,9 @@ def signal(
 ) -> int:
     """Deliver VALUE to a condition that waits for it.
 
-    ACTION is <project>/<domain>/<run>/<action>. A repetition is no error.
+    ACTION is RUN/ACTION, the object's name (<run>-<action>), or
+    <project>/<domain>/<run>/<action>; RUN alone is its root. A repetition is
+    no error.
     """
     from etcd_actions.cli.commands.mutations import signal_condition  # noqa: PLC0415
 
@@ -97,8 +100,9 @@ def status(
 ) -> int:
     """Report that an action is in PHASE, as an executor does.
 
-    ACTION is <project>/<domain>/<run>/<action>. A repetition writes nothing; an earlier
-    attempt, and a change of a terminal phase, are rejected.
+    ACTION is RUN/ACTION, the object's name (<run>-<action>), or
+    <project>/<domain>/<run>/<action>; RUN alone is its root. A repetition
+    writes nothing; an earlier attempt, and a change of a terminal phase, are rejected.
     """
     from etcd_actions.cli.commands.mutations import report_status  # noqa: PLC0415
     from etcd_actions.model import ErrorState  # noqa: PLC0415

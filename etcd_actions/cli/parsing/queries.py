@@ -76,10 +76,10 @@ def list_(
 def get(common: CommonOptions, *, actions: tuple[str, ...], output: str | None) -> int:
     """Show actions in full.
 
-    An ACTION is <namespace>/<name>, the object's name alone (<run>-a0), or
-    <project>/<domain>/<run>/<action>. json is an object with the key, etcd's revisions and, in
-    the field object, the stored object unchanged; of several ACTIONs an array of these.
-    jsonl has one of them a line.
+    An ACTION is RUN/ACTION, the object's name (<run>-a0), <namespace>/<name>, or
+    <project>/<domain>/<run>/<action>; RUN alone is its root. json is an object with the key,
+    etcd's revisions and, in the field object, the stored object unchanged; of several ACTIONs an
+    array of these. jsonl has one of them a line.
     """
     from etcd_actions.cli.commands.get import get_actions  # noqa: PLC0415
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 WORKDIR: Final = "ETCD_ACTIONS_WORKDIR"
 """The variable in an action's environment with the directory of its code, where it runs."""
 HOST_MARK: Final = "etcd-actions.io/run-on-host"
-"""In a container's ``config``, with the value ``true``: the command is meant for this machine."""
+"""A key of a container's ``config``; with ``true`` the command is meant for this machine."""
 SDK_COMMAND: Final = "a0"
 
 _LOCAL_ORG: Final = "local"
@@ -107,9 +107,10 @@ def build_command(
 
 
 def check_runs_here(template: TaskTemplate) -> None:
-    """Refuse a task that is not meant for this machine: the SDK's, and those with `HOST_MARK`, are.
+    """Refuse a task that is not meant for this machine.
 
-    The command of a task in an image of its own refers to that image's file system.
+    Tasks of the SDK are, and tasks with `HOST_MARK`. The command of any other task refers to the
+    file system of its image.
 
     Raises:
         InvalidArgument: The task is refused; the field is named.

@@ -1,4 +1,4 @@
-"""The directory of an attempt: what the state directory keeps of it, and whether it lives."""
+"""The directory of an attempt: its files, its lock, and its processes."""
 
 from __future__ import annotations
 
@@ -53,10 +53,10 @@ _CREATE: Final = os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O
 # struct flock of 64-bit systems, and the indexes of l_type and l_pid in it.
 _FLOCK: Final = ("hhqqi0q", 0, 4) if sys.platform.startswith("linux") else ("qqihh0q", 3, 2)
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
-# The names that directories of objects have now, and the uids that named them before.
+# Names of objects' directories: the present form, and the uid of an earlier version.
 _PRESENT: Final = re.compile(r"-[0-9a-f]{40}$")
 _BEFORE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
-# This process lacks something for a while: that says nothing about the file.
+# This process lacks descriptors or memory: that is no error of the file.
 _LACKING: Final = frozenset({errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 _log = structlog.get_logger(__name__)
@@ -77,7 +77,8 @@ class AttemptDirectory:
     Attributes:
         path: The directory.
         incarnation: The object of the attempt; None if only the directory is known.
-        is_inferred: Whether only the uid names the object: an earlier version started the attempt.
+        is_inferred: Whether only the uid identifies the object: an earlier version of this package
+            started the attempt.
         reported_exit: The exit code that the supervisor reported; the file is not read then.
     """
 
@@ -197,7 +198,7 @@ class AttemptDirectory:
 
     @property
     def is_alive(self) -> bool:
-        """Whether the lock says that its supervisor lives; True if the lock cannot be opened."""
+        """Whether its supervisor has the lock, so lives; True if the lock cannot be opened now."""
         try:
             descriptor = self.try_lock()
         except UnusableFile:
@@ -211,7 +212,10 @@ class AttemptDirectory:
 
     @property
     def pid(self) -> int | None:
-        """The number of the main process, not to be signalled by; None before its start."""
+        """The pid of the main process; None before its start. A task may have changed the file.
+
+        So no signal may be sent to it.
+        """
         try:
             return self._number(STARTED)
         except OSError:

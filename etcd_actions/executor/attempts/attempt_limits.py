@@ -1,4 +1,4 @@
-"""How long an attempt may wait and run, and how long a retry is delayed."""
+"""The limits of an attempt: its wait, its run time, and the delay of a retry."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class Limits:
         return None
 
     def running_ends(self, started: float) -> tuple[float, ErrorState]:
-        """When an attempt that started at some time has run too long, and its error then."""
+        """The time at which an attempt started at ``started`` has run too long, and its error."""
         ran = LONGEST if self.run is None else self.run
         end = float("inf") if self.run is None else started + self.run
         if self.deadline is not None and self.deadline <= end:

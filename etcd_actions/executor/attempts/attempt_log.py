@@ -1,9 +1,9 @@
 """Reads the log of an attempt while it grows, and afterwards.
 
 While it grows the log is two files: when the newer is full the older is removed. At the end they
-become one (see `supervision.bounded_log`). A reader keeps its file open, under whatever name, so
-it misses nothing that was there when it read. A task runs as the same user and may replace the
-log, so only regular files are opened.
+become one (see `supervision.bounded_log`). A reader keeps its file open while the file is renamed,
+so it misses no bytes. A task runs as the same user and may replace the log, so only regular files
+are opened.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class LocalLogs:
 
 
 class AttemptLog:
-    """A log that is read as it grows; made by :meth:`LocalLogs.open`.
+    """A log that is read as it grows; created by :meth:`LocalLogs.open`.
 
     Args:
         place: The attempt.
@@ -109,10 +109,10 @@ class AttemptLog:
         return await trio.to_thread.run_sync(self._read, limiter=_THREADS)
 
     async def has_ended(self) -> bool:
-        """Whether the attempt's files say that it has ended, so that all its log can be read.
+        """Whether the attempt has ended by its files, so that all its log can be read.
 
-        Its lock is not read: that would lock it for a moment, and an executor would take the
-        attempt for one that lives.
+        Its lock is not read: to read it is to lock it, and an executor that does the same then
+        would find that the attempt lives.
         """
         return await trio.to_thread.run_sync(self._has_ended, limiter=_THREADS)
 
@@ -185,9 +185,9 @@ class AttemptLog:
 
 
 def _offset_after(part: int, size: int, log: int) -> int:
-    """The offset of the end of one of two parts in the log that they became; -1 if not found.
+    """The offset in a complete log at which one of its two former parts ends; -1 if not found.
 
-    The log has a line about missing bytes, if any are, then both parts.
+    A complete log has a line about missing bytes, if there are any, then both parts.
     """
     total = os.fstat(log).st_size
     header = _HEADER.match(os.pread(log, _MOST_OF_A_HEADER, 0))

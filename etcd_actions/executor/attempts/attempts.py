@@ -89,10 +89,10 @@ class Attempts:
     async def begin(self, place: AttemptDirectory, command: Command) -> None:
         """Start an attempt unless it was started before, also by an earlier executor.
 
-        Cancelled, it may have been started: its lock says so.
+        Cancelled, it may have been started: then ``place.is_alive`` or ``place.was_started``.
 
         Raises:
-            NotStarted: No process of it runs; the error says who is to blame.
+            NotStarted: No process of it runs; ``by_machine`` is whether a retry may help.
             OutputsInUse: No process of it runs, since another attempt has its outputs' directory.
         """
         for _ in range(_TRIES):
@@ -128,7 +128,7 @@ class Attempts:
         while (code := _exit_code(place)) is _UNKNOWN:  # noqa: ASYNC110 - as above
             await trio.sleep(_LOOK_EVERY)
         if code is None:
-            # Its supervisor was killed, and with it the main process, but perhaps no other.
+            # Its supervisor was killed, and with it the main process; others may live.
             await self._kill_left_behind(place)
 
     def forget(self, place: AttemptDirectory) -> None:
@@ -138,8 +138,8 @@ class Attempts:
     async def end(self, place: AttemptDirectory) -> None:
         """End an attempt: all its processes get SIGTERM, after the grace SIGKILL.
 
-        Returns once they have ended. A process that the kernel does not end is left after a
-        while; that is logged.
+        Returns once they have ended. A process that the kernel does not end is left after 30
+        seconds; that is logged.
         """
         if await self._ended_within(place, self._kill_grace, signal.SIGTERM):
             return
@@ -178,7 +178,7 @@ class Attempts:
         try:
             place.check_files()
             if not place.note_object():
-                raise NotStarted.because(f"{place.path} says that it is another object's")
+                raise NotStarted.because(f"{place.path} has the note of another object")
             await _take_outputs(place, command.outputs)
         except UnusableFile as error:
             raise NotStarted.because(str(error)) from error
@@ -298,7 +298,7 @@ class _Report:
         decided: Set once it was started, or failed, or its supervisor ended.
         closed: Set once its supervisor, and its entire tree, have ended.
         started: Whether it was started.
-        failure: Why it was not.
+        failure: The report of a failed start.
         code: The exit code of its main process, if known.
     """
 
@@ -329,7 +329,7 @@ class _Report:
                 if len(data) > _MOST_REPORT:
                     data = b""
         finally:
-            # If it was not read to its end, the lock says when the attempt ends.
+            # If it was not read to its end, the lock shows when the attempt ends.
             os.close(descriptor)
             self.decided.set()
             self.closed.set()

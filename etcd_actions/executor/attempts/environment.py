@@ -6,7 +6,8 @@ import os
 from collections.abc import MutableMapping
 from typing import Final
 
-# Tasks can read it, since they run as the same user: anything else may be a password or a token.
+# Tasks can read a helper's environment, since they run as the same user: any other variable may be
+# a password or a token.
 _ALLOWED: Final = (
     *("HOME", "LANG", "LC_ALL", "LC_CTYPE", "LD_LIBRARY_PATH", "LOGNAME"),
     *("PATH", "SHELL", "TMPDIR", "TZ", "USER"),

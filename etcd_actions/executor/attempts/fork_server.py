@@ -24,7 +24,7 @@ from etcd_actions.executor.supervision import supervisor
 START: Final = b"start"
 """The message with the descriptors of an attempt."""
 UNIT: Final = "fork_server"
-"""Its kind of unit, see :mod:`etcd_actions._internal.containment`."""
+"""The kind of its unit, see :mod:`etcd_actions._internal.containment`."""
 
 _PROGRAM = Path(supervisor.__file__).with_name("fork_server_main.py")
 _MOST_LOG = 1 << 20
@@ -51,9 +51,9 @@ class ForkServerUseless(ForkServerEnded):
 async def open_fork_server(
     python: Path, state_dir: Path, containment: Containment | None = None, *, plain: bool = False
 ) -> AsyncIterator[ForkServer]:
-    """Keep a fork server running for as long as the context lasts.
+    """Keep a fork server running while the context is open.
 
-    Its attempts live on afterwards, and so does it, until they have ended.
+    Its attempts live on afterwards, and so does the server, until they have ended.
 
     Args:
         python: The interpreter that has Flyte's SDK.
@@ -69,7 +69,7 @@ async def open_fork_server(
 
 
 class ForkServer:
-    """Made by :func:`open_fork_server`."""
+    """A fork server; created by :func:`open_fork_server`."""
 
     def __init__(
         self, python: Path, state_dir: Path, containment: Containment, *, plain: bool = False
@@ -98,9 +98,11 @@ class ForkServer:
         return "" if self._socket is not None else self._failure
 
     async def start(self, descriptors: list[int]) -> bool:
-        """Send it the descriptors of a supervisor; False, and nothing sent, if it is not healthy.
+        """Send it the descriptors of a supervisor. They may be closed afterwards.
 
-        The descriptors may be closed afterwards. The supervisor reports whether it was started.
+        Returns:
+            False if it is not healthy; then nothing was sent. Whether the attempt was started is
+            in the supervisor's own report.
         """
         while True:
             await self._decided.wait()

@@ -28,6 +28,7 @@ from etcd_actions.executor.attempts.attempt_directory import (
 )
 from etcd_actions.executor.attempts.output_directories import taken_by
 from etcd_actions.model import ErrorState
+from etcd_actions.model.earlier_attempts import shortened
 
 ERROR_FILE: Final = "error.pb"
 OUTPUTS_FILE: Final = "outputs.pb"
@@ -42,7 +43,7 @@ _KINDS: Final = {ExecutionError.USER: "USER", ExecutionError.SYSTEM: "SYSTEM"}
 
 
 class Outcome(NamedTuple):
-    """``error`` is None for a success; ``recoverable`` says whether a retry may help."""
+    """``error`` is None for a success; ``recoverable`` is whether a retry may help."""
 
     error: ErrorState | None
     recoverable: bool = False
@@ -137,8 +138,8 @@ def _own_files(place: AttemptDirectory, outputs: Path) -> Outcome:
                 if found is not None:
                     return found
     message = (
-        f"an earlier version started it, in {place.path}, and neither an error nor outputs in "
-        f"{outputs} say how it ended"
+        f"an earlier version started it, in {place.path}, and there is neither an error nor "
+        f"outputs in {outputs}"
     )
     return _failed("ProcessEnded", message, kind="SYSTEM", recoverable=True)
 
@@ -155,7 +156,7 @@ def _read_error(path: Path) -> Outcome | None:
         return _unreadable("ErrorUnreadable", error)
     return _failed(
         found.code[:_MOST_CODE],
-        _shortened(found.message),
+        shortened(found.message, _MOST_MESSAGE),
         # Without an origin the task is to blame.
         kind=_KINDS.get(found.origin, "USER"),
         recoverable=found.kind == ContainerError.RECOVERABLE,
@@ -172,14 +173,6 @@ def _failed(
     code: str, message: object, *, kind: str = "USER", recoverable: bool = False
 ) -> Outcome:
     return Outcome(ErrorState(code=code, kind=kind, message=str(message)), recoverable)
-
-
-def _shortened(message: str) -> str:
-    if len(message) <= _MOST_MESSAGE:
-        return message
-    half = _MOST_MESSAGE // 2
-    count = len(message) - 2 * half
-    return f"{message[:half]}\n({count} characters are omitted)\n{message[-half:]}"
 
 
 def _how(code: int | None) -> str:

@@ -1,8 +1,9 @@
-"""Which attempt has a directory of outputs: one at a time, so that an outcome is one attempt's.
+"""The owner of a directory of outputs: one attempt at a time.
 
-Two objects may name one directory, such as a recreated action. So an attempt takes the directory
-before its start, in a file of the state directory. It is refused while another attempt that has
-the directory lives. A reader of an outcome checks afterwards that no other attempt took it.
+Two objects may name one directory, for example an action and its next incarnation. So an attempt
+takes the directory before its start, by a file in the state directory. It is refused while another
+attempt that has the directory lives. A reader of an outcome checks afterwards that no other attempt
+took the directory.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ def taken_by(place: AttemptDirectory, outputs: Path) -> AttemptDirectory | None:
 
 
 def sweep_outputs(state_dir: Path, before: float) -> None:
-    """Remove the files of attempts whose directories are gone.
+    """Remove the files of attempts whose directories were removed.
 
     Args:
         state_dir: The executor's directory.

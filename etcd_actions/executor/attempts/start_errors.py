@@ -1,4 +1,4 @@
-"""Why an attempt was not started, and whether the action or the machine is to blame."""
+"""Errors of an attempt that was not started: the action is to blame, or the machine."""
 
 from __future__ import annotations
 

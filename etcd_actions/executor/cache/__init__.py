@@ -1,1 +1,1 @@
-"""Cached results of tasks: which call, which outputs, when they are used."""
+"""Cached results of tasks: the keys of calls, the outputs, and their use."""

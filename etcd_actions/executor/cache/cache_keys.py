@@ -1,8 +1,8 @@
 """The cache keys of calls: task, version, interface and inputs.
 
-The SDK makes the key of a child in its parent, and leaves the key of a root to the service. That is
-made here from the same parts, in another form: an input with a hash of its own counts by that, and
-ignored inputs do not count.
+The SDK makes the key of a child in its parent, and leaves the key of a root to the service. The
+key of a root is made here of the same parts, in another form: an input with a hash of its own
+counts by its hash, and ignored inputs do not count.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Call(NamedTuple):
     Attributes:
         cache_key: Identifies the call.
         entry: The key of its result in etcd.
-        reservation: The key of the action that makes the result.
+        reservation: The key in etcd that the action that makes the result holds.
         overwrites: Whether its run replaces results instead of using them.
         serialized: Whether one action at a time makes the result, and others wait for it.
         max_age: Seconds after which a result is not used any more; None for no limit.

@@ -72,7 +72,7 @@ def fetch(state_dir: Path, entry: Entry, *, declares_outputs: bool) -> bytes | N
     """The outputs of a cached result; None if the task has none.
 
     Raises:
-        Stale: They are gone or changed, or so is a file that they name.
+        Stale: They, or a file that they name, were removed or changed.
         OSError: They cannot be read now.
     """
     if not entry.digest:
@@ -96,16 +96,16 @@ def fetch(state_dir: Path, entry: Entry, *, declares_outputs: bool) -> bytes | N
     return data
 
 
-def give(place: AttemptDirectory, outputs: Path, data: bytes | None) -> bool:
-    """Write outputs as an attempt would have done.
+def write_outputs(place: AttemptDirectory, outputs: Path, data: bytes | None) -> bool:
+    """Write outputs in the place of an attempt that is not started.
 
     Args:
-        place: The attempt, which is not started.
+        place: The attempt.
         outputs: The directory of its outputs.
         data: The outputs, if any.
 
     Returns:
-        False, and nothing was done, if another attempt that lives has that directory.
+        False if another living attempt has that directory; then nothing was done.
 
     Raises:
         OSError: They cannot be written.

@@ -1,4 +1,4 @@
-"""Uses and makes cached results. After a failure here the task runs as if there were no cache.
+"""Uses and stores cached results. After a failure here the task runs as if there were no cache.
 
 The result of a call is read before its action is started. If there is one, its outputs are written
 as the action's own, and the action has succeeded. Else the action runs, and its result is stored.
@@ -28,9 +28,9 @@ from etcd_actions.executor.cache.cached_outputs import (
     MOST_IN_ETCD,
     Stale,
     fetch,
-    give,
     read_outputs,
     store,
+    write_outputs,
 )
 from etcd_actions.executor.executor_settings import ExecutorSettings
 from etcd_actions.storage.claims import Claim, Claims
@@ -70,8 +70,8 @@ class Lookup(NamedTuple):
 
     Attributes:
         status: The action's cache status, a number of ``CatalogCacheStatus``.
-        waits: If set, the action waits so many seconds, as a rule since another one makes the
-            result.
+        waits: Seconds that the action has to wait, as a rule because another action makes the
+            result; None: it runs now.
     """
 
     status: int
@@ -259,12 +259,12 @@ class Caching:
         try:
             # A cancelled thread would continue, and write into the directory of a task that runs.
             with trio.CancelScope(shield=True):
-                given = await in_thread(
-                    _FILES_WITHIN, task.outputs, give, task.place, task.outputs, data
+                written = await in_thread(
+                    _FILES_WITHIN, task.outputs, write_outputs, task.place, task.outputs, data
                 )
         except UnusableFile as error:
             raise _Hangs(str(error)) from None
-        if not given:
+        if not written:
             return False
         _log.info("cached_result", action=task.name, run=found.entry.run, of=found.entry.action)
         await self._catalog.renew(found)

@@ -27,7 +27,7 @@ import trio
 from etcd_actions._internal.untrusted_files import UnusableFile, read_end, read_regular
 from etcd_actions.executor.attempts.environment import helper_environment
 from etcd_actions.images import Definition, IndexOptions, Packages, Project, Requirements, Step
-from etcd_actions.images.honoured import arguments_of_sync
+from etcd_actions.images.unsupported import arguments_of_sync
 
 PYTHON: Final = Path("bin", "python")
 SDK_PROGRAM: Final = Path("bin", "a0")
@@ -46,7 +46,7 @@ _NETWORK_NAMES: Final = frozenset(
     {"ALL_PROXY", "HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY", "SSL_CERT_DIR", "SSL_CERT_FILE"}
 )
 # These would make the installer use another directory.
-_LEADS_AWAY: Final = frozenset(
+_OTHER_DIRECTORY: Final = frozenset(
     {"PIP_PREFIX", "PIP_PYTHON", "PIP_ROOT", "PIP_TARGET", "PIP_USER", "UV_PROJECT_ENVIRONMENT"}
 )
 _NETWORK: Final = re.compile(
@@ -55,14 +55,14 @@ _NETWORK: Final = re.compile(
     r"error sending request|failed to fetch|temporarily unavailable|50[234] |incomplete ?read"
 )
 _PASSWORD: Final = re.compile(r"(?<=://)[^/@\s'\"]+@")
-_LAUNCHES_SDK: Final = """\
+_SDK_PROGRAM_TEXT: Final = """\
 import sys
 
 from flyte._bin.runtime import main
 
 sys.exit(main())
 """
-_SAYS_PLACES: Final = """\
+_REPORT_OF_BASE: Final = """\
 import importlib.util, json, sys, sysconfig
 places = [sysconfig.get_path(each) for each in ("purelib", "platlib")]
 has_pip = importlib.util.find_spec("pip") is not None
@@ -109,7 +109,7 @@ async def find_base(python: Path) -> Base:
         ValueError: Its report cannot be read.
     """
     done: subprocess.CompletedProcess[bytes] = await trio.run_process(
-        [python, "-I", "-c", _SAYS_PLACES],
+        [python, "-I", "-c", _REPORT_OF_BASE],
         capture_stdout=True,
         capture_stderr=True,
         check=False,
@@ -134,9 +134,9 @@ def find_uv(python: Path) -> Path | None:
 async def build(
     definition: Definition, context: bytes | None, directory: Path, base: Base, within: float
 ) -> None:
-    """Make the environment of an image.
+    """Build the environment of an image.
 
-    Cancelled, its processes are killed, and the directory is incomplete.
+    A cancellation kills the installer's processes, and leaves an incomplete directory.
 
     Args:
         definition: The image.
@@ -146,8 +146,8 @@ async def build(
         within: The most seconds.
 
     Raises:
-        BuildFailed: It cannot be made.
-        OSError: The machine lacks something.
+        BuildFailed: It cannot be built.
+        OSError: The machine lacks space, memory, descriptors or processes.
     """
     with (directory / BUILD_LOG).open("xb") as log:
         builder = _Builder(directory, base, log)
@@ -203,7 +203,7 @@ class _Builder:
         (packages,) = self._directory.glob("lib/python*/site-packages")
         lines = [f"import site; site.addsitedir({each!r})\n" for each in self._base.packages]
         (packages / "_etcd_actions_base.pth").write_text("".join(lines))
-        (self._directory / SDK_PROGRAM).write_text(_LAUNCHES_SDK)
+        (self._directory / SDK_PROGRAM).write_text(_SDK_PROGRAM_TEXT)
 
     async def install(self, step: Step) -> None:
         context = self._directory / CONTEXT
@@ -286,11 +286,11 @@ class _Builder:
         )
         if done.returncode == 0:
             return
-        said = last_lines(self._directory, self._log.seek(0, os.SEEK_END) - begins)
+        output = last_lines(self._directory, self._log.seek(0, os.SEEK_END) - begins)
         raise BuildFailed(
             f"{what} failed with exit code {done.returncode}"
-            + (f"; the output ends with:\n{said}" if said else ""),
-            by_network=bool(_NETWORK.search(said)),
+            + (f"; the output ends with:\n{output}" if output else ""),
+            by_network=bool(_NETWORK.search(output)),
         )
 
 
@@ -300,14 +300,13 @@ async def _kill_group(process: trio.Process) -> None:
 
 
 def _environment() -> dict[str, str]:
-    found = helper_environment()
-    for name, value in os.environ.items():
-        if name in _LEADS_AWAY:
-            continue
-        if name.startswith(_INSTALLERS) or name.upper() in _NETWORK_NAMES:
-            found[name] = value
-        found["PYTHONDONTWRITEBYTECODE"] = "1"
-    return found
+    passed_on = {
+        name: value
+        for name, value in os.environ.items()
+        if (name.startswith(_INSTALLERS) or name.upper() in _NETWORK_NAMES)
+        and name not in _OTHER_DIRECTORY
+    }
+    return helper_environment() | passed_on | {"PYTHONDONTWRITEBYTECODE": "1"}
 
 
 def _unpack(archive: bytes, directory: Path) -> None:

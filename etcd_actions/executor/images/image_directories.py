@@ -1,4 +1,4 @@
-"""The directories of images' environments: which is complete, in use, or to be removed.
+"""The directories of images' environments: completion, use, and removal.
 
 All functions block. The home of an environment is the directory of its image's definition.
 """
@@ -21,7 +21,7 @@ from etcd_actions.executor.images.image_build import PYTHON
 from etcd_actions.executor.removal import remove
 
 LOCK: Final = "lock"
-"""Locked by the process that makes or removes the environment."""
+"""Locked by the process that builds or removes the environment."""
 USE: Final = "use"
 """Locked, shared, by executors whose attempts use it; its time is the start of the last use."""
 
@@ -65,7 +65,7 @@ def publish(home: Path, directory: Path, size: int) -> None:
 
 
 def prepare_home(home: Path) -> None:
-    """Remove the rests of failed builds, unless an attempt uses them; LOCK is held."""
+    """Remove the files of failed builds, unless an attempt uses them; the caller holds the lock."""
     with suppress(BlockingIOError), _locked(home / USE):
         _clear(home)
 
@@ -95,7 +95,7 @@ def sweep_images(
 ) -> tuple[int, list[tuple[Path, Exception]]]:
     """Remove environments that are unused for long, then the oldest ones above the limit.
 
-    An environment that a process makes or uses stays; so does one that was used within the last
+    An environment that a process builds or uses stays; so does one that was used within the last
     hour, unless ``keep`` is shorter.
 
     Args:
@@ -104,7 +104,7 @@ def sweep_images(
         most_bytes: The most bytes of all environments.
 
     Returns:
-        How many were removed, and the errors of those that could not be.
+        The number of removed environments, and the errors of the others.
     """
     now, removed = time.time(), 0
     failures: list[tuple[Path, Exception]] = []
@@ -132,7 +132,7 @@ def _ready(home: Path) -> dict[str, object]:
 
 
 def _use_of(home: Path) -> tuple[float, int]:
-    """When an environment was last used, and its bytes."""
+    """The time of an environment's last use, and its size in bytes."""
     try:
         return (home / USE).stat().st_mtime, int(str(_ready(home)["bytes"]))
     except (OSError, UnusableFile, ValueError, KeyError, TypeError):
@@ -149,7 +149,7 @@ def _clear(home: Path) -> None:
 
 
 def _remove_unused(home: Path) -> bool:
-    """Remove an environment unless a process makes or uses it; return whether there was one."""
+    """Remove an environment unless a process builds or uses it; return whether there was one."""
     try:
         with _locked(home / LOCK), _locked(home / USE):
             was_there = (home / _READY).exists()

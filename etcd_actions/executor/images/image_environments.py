@@ -1,4 +1,4 @@
-"""The virtual environments of images: one for each definition, made once and kept for a time.
+"""The virtual environments of images: one for each definition, built once, kept for some time.
 
 One builder at a time, of all processes, locks the directory of a definition. Each build has a
 directory of its own. A file that is renamed into place names the complete one, so that no
@@ -56,9 +56,9 @@ from etcd_actions.images import (
     parse_image,
     parse_reference,
     refusal,
-    what_is_lacking,
+    unsupported_parts,
 )
-from etcd_actions.images.honoured import own_variables
+from etcd_actions.images.unsupported import own_variables
 
 CODE: Final = "ImageNotAvailable"
 UNIT: Final = "image"
@@ -106,10 +106,10 @@ class ImageEnvironment:
 
 
 class NotBuiltYet(Exception):
-    """An environment is being made; retry after ``again`` seconds."""
+    """An environment is being built; retry after ``again`` seconds."""
 
     def __init__(self, again: float) -> None:
-        super().__init__("the environment of its image is being made")
+        super().__init__("the environment of its image is being built")
         self.again = again
 
 
@@ -136,7 +136,7 @@ class ImageEnvironments:
         containment: The boundary of each build.
 
     Attributes:
-        built: Number of environments that were made.
+        built: Number of environments that were built.
     """
 
     def __init__(
@@ -161,8 +161,8 @@ class ImageEnvironments:
         """The environment of a container's image; None if the image has no stored definition.
 
         Raises:
-            NotBuiltYet: It is being made.
-            NotStarted: It cannot be made; the action fails with the error.
+            NotBuiltYet: It is being built.
+            NotStarted: It cannot be built; the action fails with the error.
             EtcdError: The definition cannot be read now.
         """
         reference = parse_reference(image)
@@ -284,7 +284,7 @@ class ImageEnvironments:
             except ValueError as error:
                 raise BuildFailed(str(error)) from error
         base = self._base
-        problems = what_is_lacking(definition, base.version, has_uv=base.uv is not None)
+        problems = unsupported_parts(definition, base.version, has_uv=base.uv is not None)
         if problems and self._settings.lacking == "check":
             raise BuildFailed(refusal(reference.name, problems))
         variables = own_variables(definition)
@@ -311,7 +311,7 @@ class ImageEnvironments:
         definition: Definition,
         base: Base,
     ) -> Path:
-        """Make an environment, with the lock held."""
+        """Build an environment; the caller has the lock of its home."""
         await trio.to_thread.run_sync(prepare_home, home)
         context = await self._context(stored) if definition.needs_context else None
         directory = home / secrets.token_hex(8)
@@ -354,7 +354,7 @@ class ImageEnvironments:
     async def keep_clean(self) -> None:
         """Remove environments that are unused for long, or too many; does not return."""
         every = max(min(_SWEEP_EVERY, self._settings.keep / 4), 1.0)
-        # First the executor has to find the attempts of earlier ones, which hold environments.
+        # First the executor has to find the attempts of earlier executors, which use environments.
         await trio.sleep(min(_FIRST_SWEEP, every))
         while True:
             removed, failures = await trio.to_thread.run_sync(
@@ -377,8 +377,8 @@ def _refused(reference: ImageReference, why: str, *, by_machine: bool = False) -
 
 
 def _key(digest: str, base: Base) -> str:
-    said = "\n".join(("1", digest, str(base.python), base.version, *base.packages))
-    return hashlib.sha256(said.encode()).hexdigest()[:40]
+    text = "\n".join(("1", digest, str(base.python), base.version, *base.packages))
+    return hashlib.sha256(text.encode()).hexdigest()[:40]
 
 
 async def _locked(lock: int) -> None:

@@ -1,1 +1,1 @@
-"""Which action runs next, without I/O: the actions, runs, delays and free slots."""
+"""The choice of the next action, without I/O: actions, runs, delays and free slots."""

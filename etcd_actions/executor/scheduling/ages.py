@@ -1,4 +1,4 @@
-"""When actions were created, and their attempts queued, on the monotonic clock."""
+"""The times at which actions were created and their attempts queued, on the monotonic clock."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Ages:
         self._ages: dict[str, _Age] = {}
 
     def note(self, name: str, update: ActionUpdate, *, live: bool) -> None:
-        """Store the age of an action; ``live`` says that it is no part of a snapshot."""
+        """Store the age of an action; ``live`` is whether the update is no part of a snapshot."""
         now, attempt = self._clock.monotonic(), max(update.attempts, 1)
         age = self._ages.get(name)
         if age is None or age.incarnation != update.incarnation:
@@ -49,12 +49,12 @@ class Ages:
         self._ages.pop(name, None)
 
     def created(self, name: str) -> float:
-        """When an action was created; now if it is terminal."""
+        """The time of an action's creation; now if the action is unknown."""
         age = self._ages.get(name)
         return self._clock.monotonic() if age is None else age.created
 
     def queued(self, name: str, action: ActionObject) -> float:
-        """When the present attempt of an action was queued."""
+        """The time at which the present attempt of an action was queued."""
         now, age = self._clock.monotonic(), self._ages.get(name)
         attempt = max(action.status.attempts, 1)
         if age is not None and age.attempt == attempt and age.queued is not None:

@@ -1,4 +1,4 @@
-"""The actions that are not terminal: how deep they are, and which hold a slot.
+"""The actions that are not terminal: their depths, and the slots that they hold.
 
 A state machine without I/O. Actions are named ``<namespace>/<name>``, by the keys of their objects.
 A state changes its action and the parent; only a parent that is received after its children changes
@@ -69,12 +69,12 @@ class Board:
 
     @property
     def busy(self) -> int:
-        """How many actions hold a slot and wait for no child."""
+        """The number of actions that hold a slot and wait for no child."""
         return self._busy
 
     @property
     def waiting(self) -> int:
-        """How many actions wait for a child, so that their slots are free."""
+        """The number of actions that wait for a child, so that their slots are free."""
         return len(self._held) - self._busy
 
     def get(self, name: str) -> Known | None:
@@ -108,7 +108,7 @@ class Board:
         return True
 
     def forget_revisions(self) -> None:
-        """Take each later state as new: the store was replaced, with other revisions."""
+        """Accept each later state as new: the store was replaced, and has other revisions."""
         self._terminal.clear()
         for known in self._open.values():
             known.update = msgspec.structs.replace(known.update, revision=0)

@@ -1,4 +1,4 @@
-"""Whether one more attempt may start: free slots, and memory."""
+"""The limits of running attempts: slots, and memory."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Capacity:
 
     Args:
         board: Counts the busy slots.
-        slots: How many actions may be busy at once.
-        memory: The most bytes of all of them; None for no limit.
+        slots: The number of actions that may be busy at once.
+        memory: The limit of their memory together, in bytes; None for no limit.
         containment: The boundary of a measurement.
         wake_later: Called with seconds after which memory may be free without any update.
     """
@@ -48,23 +48,23 @@ class Capacity:
         self._used: int | None = None
 
     def enter(self, name: str) -> None:
-        """An action takes a slot."""
+        """Count an action that takes a slot."""
         self._board.hold(name)
         self._starting[name] = None
 
     def began(self, name: str, place: AttemptDirectory) -> None:
-        """An attempt of the action was started."""
+        """Note that an attempt of the action was started."""
         self._starting[name] = place
         self._changed |= self._groups.pop(name, None) is not None
 
     def leave(self, name: str) -> None:
-        """The action releases its slot."""
+        """Release the slot of an action."""
         self._board.release(name)
         self._starting.pop(name, None)
         self._changed |= self._groups.pop(name, None) is not None
 
     async def is_free(self) -> bool:
-        """Whether one more action may start. One always may."""
+        """Whether one more action may start. The memory never prevents the only one."""
         if self._board.busy >= self._slots:
             return False
         if self._memory is None or not (self._starting or self._groups):

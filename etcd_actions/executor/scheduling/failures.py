@@ -1,4 +1,4 @@
-"""How often in a row something failed for each action, and when it is retried."""
+"""The failures in a row of each action, and the times of the retries."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from etcd_actions._internal.backoff import Backoff
 from etcd_actions._internal.clock import Clock
 
 PARKED: Final = Backoff(initial=0.2, cap=30.0)
-"""After an unexpected failure."""
+"""The delays after an unexpected failure."""
 DELAYED: Final = Backoff(initial=0.2, cap=5.0)
-"""While etcd is unavailable, or an action is in an unexpected state."""
+"""The delays while etcd is unavailable, or an action is in an unexpected state."""
 PATIENCE: Final = 3
-"""How often in a row an action may be in an unexpected state before that is a failure."""
+"""Unexpected states of an action in a row before it counts as a failure."""
 
 
 class Failures:

@@ -1,8 +1,8 @@
-"""Which action runs next, and when: a state machine without I/O.
+"""The actions that wait, and their alarms: a state machine without I/O.
 
-An action that is not terminal and does not run is in one of four states: ready, and waiting for a
-slot; delayed until a time; elsewhere, with another executor; or unexamined, since an earlier
-executor may have started it. Each change costs O(log n). Times are on the monotonic clock.
+An action that is not terminal and does not run here is in one of four states: ready, it waits for a
+slot; delayed until a time; elsewhere, another executor has it; or unexamined, an earlier executor
+may have started it. Each change costs O(log n). Times are on the monotonic clock.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Schedule:
         self._unvisited: dict[str, None] = {}
 
     def __len__(self) -> int:
-        """How many actions wait, in any state."""
+        """The number of waiting actions, in all four states."""
         waiting = len(self._ready) + len(self._delayed) + len(self._elsewhere)
         return waiting + len(self._unexamined)
 
@@ -67,12 +67,12 @@ class Schedule:
             self._ready.reorder(name, order)
 
     def examine(self, name: str) -> None:
-        """Have an action examined: an earlier executor may have started it."""
+        """Mark an action as unexamined: an earlier executor may have started it."""
         self._leave(name)
         self._unexamined[name] = None
 
     def delay(self, name: str, until: float, *, wakes: bool) -> None:
-        """Delay an action until a time; with ``wakes`` an update of it ends the delay."""
+        """Delay an action until a time; with ``wakes`` an update of it ends the delay early."""
         self._leave(name)
         self._delayed[name] = wakes
         self.at(Due.AGAIN, name, until)
@@ -113,15 +113,6 @@ class Schedule:
         """Whether another executor has an action."""
         return name in self._elsewhere
 
-    def is_waiting(self, name: str) -> bool:
-        """Whether an action is in any of the four states."""
-        return (
-            name in self._ready
-            or name in self._delayed
-            or name in self._elsewhere
-            or name in self._unexamined
-        )
-
     def keeps_waiting(self, name: str) -> bool:
         """Whether an update changes nothing: the action is elsewhere, or has to wait for a time."""
         return name in self._elsewhere or self._delayed.get(name) is False
@@ -131,11 +122,11 @@ class Schedule:
         return self._ready.first()
 
     def unexamined(self) -> list[str]:
-        """The actions that are to be examined."""
+        """The actions that have to be examined."""
         return list(self._unexamined)
 
     def is_unexamined(self, name: str) -> bool:
-        """Whether an action is to be examined."""
+        """Whether an action has to be examined."""
         return name in self._unexamined
 
     def take_unvisited(self) -> list[str]:
@@ -160,7 +151,7 @@ class Schedule:
         return alarm
 
     def next_alarm(self) -> float:
-        """When the next alarm is due; infinity if there is none."""
+        """The time of the next alarm; infinity if there is none."""
         first = self._alarms.first()
         return float("inf") if first is None else first[1]
 

@@ -1,4 +1,4 @@
-"""Whose turn it is: runs take turns, and within a run the deepest action is first.
+"""The order of ready actions: runs take turns, and within a run the deepest action is first.
 
 A state machine without I/O. The run that holds the fewest slots is next, of these the one that was
 served the longest ago: so a run of thousands of actions leaves slots to others. Within a run the
@@ -36,7 +36,7 @@ class Turns:
     """The actions that are ready, by run, and the slots that each run holds.
 
     Args:
-        slots: How many actions of all runs may be busy at once.
+        slots: The number of actions of all runs that may be busy at once.
     """
 
     def __init__(self, slots: int) -> None:
@@ -51,7 +51,7 @@ class Turns:
         self._turn_of_new = 0
 
     def __len__(self) -> int:
-        """How many actions are ready."""
+        """The number of ready actions."""
         return len(self._run_of)
 
     def __contains__(self, name: object) -> bool:
@@ -64,7 +64,7 @@ class Turns:
             name: The action.
             run: Its run.
             order: Its sort key.
-            most: How many slots the run may hold at once; 0 for no limit.
+            most: The number of slots that the run may hold at once; 0 for no limit.
         """
         self._run_of[name] = run
         known = self._run(run)
@@ -99,7 +99,7 @@ class Turns:
         return first[0]
 
     def attend(self, run: str, by: int) -> None:
-        """Count so many more running actions of a run, with or without a slot."""
+        """Add to the number of a run's running actions, with or without a slot."""
         known = self._run(run)
         before, known.attended = known.attended, known.attended + by
         self._attended += (known.attended > 0) - (before > 0)
@@ -111,7 +111,7 @@ class Turns:
         self._place(run)
 
     def take(self, run: str, by: int) -> None:
-        """Count so many more slots of a run."""
+        """Add to the number of slots that a run holds."""
         if by:
             self._run(run).busy += by
             self._place(run)

@@ -47,7 +47,7 @@ class BoundedLog:
                 os.close(log)
 
     def take(self, source: int) -> bool:
-        """Append the bytes that a pipe has now; False if its other end is closed."""
+        """Append the available bytes of a pipe; False if its other end is closed."""
         try:
             data = os.read(source, _PIPE_BYTES)
         except BlockingIOError:

@@ -1,9 +1,9 @@
-"""The fork server: forks a supervisor for each attempt, which has imported Flyte's SDK already.
+"""The fork server: imports Flyte's SDK once, and forks a supervisor for each attempt.
 
 It is run as a file, by the interpreter with the SDK. Its first argument is the descriptor of a
 socket; with a second one, ``plain``, it imports no SDK, and its commands are executed. Each message
-on the socket starts a supervisor with four descriptors; any other is ignored. It reports when it is
-ready. When the socket is closed it waits for the supervisors, and ends.
+``start`` with four descriptors starts a supervisor; any other message is ignored. It reports on the
+socket when it is ready. When the socket is closed it waits for the supervisors, and ends.
 """
 
 from __future__ import annotations
@@ -152,7 +152,7 @@ def _lasting_threads() -> list[threading.Thread]:
 
 def _import_all(names: tuple[str, ...]) -> None:
     for name in names:
-        # The SDK may change inside: the task imports what is missing.
+        # Another version of the SDK may lack a module: the task imports its own.
         try:
             importlib.import_module(name)
         except BaseException as error:
@@ -247,7 +247,7 @@ class _Server:
         try:
             pid = os.fork()
         except OSError as error:
-            self._supervisor.say_failed(descriptors[2], error, "process")
+            self._supervisor.report_failure(descriptors[2], error, "process")
             return
         if pid == 0:
             signal.set_wakeup_fd(-1)
@@ -302,12 +302,12 @@ def _run(request: dict[str, Any], loop: Any, share: Callable[[dict[str, str]], N
 
 
 def _background_loop() -> Any:
-    """The loop that the SDK runs in a thread since its import."""
+    """The event loop that the SDK's import started in a thread; None if there is none."""
     return getattr(getattr(sys.modules.get("flyte.syncify"), "syncify", None), "_bg_loop", None)
 
 
 def _restart(loop: Any) -> None:
-    """Give the SDK its loop and its thread back."""
+    """Start the SDK's loop in a new thread."""
     import asyncio  # noqa: PLC0415
 
     loop.loop = asyncio.new_event_loop()
@@ -316,7 +316,7 @@ def _restart(loop: Any) -> None:
 
 
 def _sibling(name: str) -> Any:
-    """Import a module of this directory, without a trace that a task would find."""
+    """Import a module of this directory; remove it from ``sys.path`` and ``sys.modules`` again."""
     directory = str(Path(__file__).parent)
     sys.path[:] = [directory, *(each for each in sys.path if each != directory)]
     before = set(sys.modules)

@@ -26,7 +26,7 @@ def descendants(pid: int) -> list[Process]:
 
 
 def send(process: Process, number: int) -> None:
-    """Send a signal to a process, unless it has ended, also if its number was reused."""
+    """Send a signal to a process; never to another one that has its number now."""
     try:
         try:
             descriptor = os.pidfd_open(process.pid)

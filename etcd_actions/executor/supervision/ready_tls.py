@@ -1,4 +1,4 @@
-"""TLS contexts that are made before a fork, each for one caller after it.
+"""TLS contexts that are created before a fork, each for one caller after it.
 
 ``ssl.create_default_context(cafile=...)`` reads some 140 authorities, for 20 ms, and each HTTP
 client of Flyte's SDK calls it with certifi's file, whether it will use TLS or not. Such a call gets
@@ -39,7 +39,7 @@ class ReadyContexts:
 
     @property
     def count(self) -> int:
-        """The contexts that are left in this process."""
+        """The number of unused contexts in this process."""
         return len(self._ready)
 
     def stand_in(self) -> None:

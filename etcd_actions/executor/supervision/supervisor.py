@@ -42,7 +42,7 @@ else:
     from bounded_log import BoundedLog  # type: ignore[import-not-found,no-redef]
     from process_tree import Process, descendants, end_orphans, send  # type: ignore[import-not-found,no-redef]
 
-__all__ = ["become_subreaper", "end_orphans", "main", "say_failed", "supervise"]
+__all__ = ["become_subreaper", "end_orphans", "main", "report_failure", "supervise"]
 
 STARTED = "started"
 EXIT = "exit"
@@ -64,7 +64,7 @@ def supervise(
     request: int,
     run: Callable[[dict[str, Any]], int] | None = None,
 ) -> NoReturn:
-    """Be the supervisor of an attempt; does not return.
+    """Supervise an attempt in this process; does not return.
 
     Args:
         directory: A descriptor of the attempt's directory.
@@ -80,11 +80,11 @@ def supervise(
         failure = _Supervisor(directory, report, request, run).work(lock)
     except BaseException as error:
         failure = _failure(error, "supervisor")
-    # Before the report: the lock is free for a retry then.
+    # Before the report, so that the lock is free for a retry.
     with contextlib.suppress(OSError):
         os.close(lock)
     if failure is not None:
-        _say(report, failure)
+        _send(report, failure)
     os._exit(0)
 
 
@@ -138,7 +138,7 @@ class _Supervisor:
             with contextlib.suppress(OSError):
                 os.unlink(STARTED, dir_fd=self._directory)
             return failure
-        _say(self._report, {"started": number})
+        _send(self._report, {"started": number})
         try:
             self._follow(number, output, wake[0], log)
         finally:
@@ -163,9 +163,9 @@ class _Supervisor:
     def _start(self, number: int, status: int, go: int) -> dict[str, Any] | None:
         """Store that the main process starts, then let it start; returns the failure."""
         try:
-            said = _until(status, b"\n")
-            if said != b"ready\n":
-                return _answer(said + _until(status, b""))
+            message = _until(status, b"\n")
+            if message != b"ready\n":
+                return _failure_in(message + _until(status, b""))
             _write_file(self._directory, STARTED + ".new", str(number).encode())
             self._rename(STARTED)
             os.write(go, b"!")
@@ -174,8 +174,8 @@ class _Supervisor:
         finally:
             os.close(go)
         # The main process closes this when it starts: by itself, or by its execution.
-        said = _until(status, b"")
-        return _answer(said) if said else None
+        message = _until(status, b"")
+        return _failure_in(message) if message else None
 
     def _follow(self, main: int, output: int, wake: int, log: BoundedLog) -> None:
         """Keep the log until the entire tree has ended."""
@@ -197,7 +197,7 @@ class _Supervisor:
                     living = False
                     code = os.waitstatus_to_exitcode(status)
                     self._write_exit(code, log)
-                    _say(self._report, {"ended": code})
+                    _send(self._report, {"ended": code})
             requested = self._signalled & {signal.SIGTERM, signal.SIGQUIT}
             if termination is None and (requested or not living):
                 if not living and not _has_children(main):
@@ -231,7 +231,7 @@ class _Supervisor:
         os.rename(name + ".new", name, src_dir_fd=directory, dst_dir_fd=directory)
 
     def _become(self, output: int, status: int, go: int) -> NoReturn:
-        """Be the main process; does not return."""
+        """Become the main process; does not return."""
         where = "process"
         try:
             parent = os.getppid()
@@ -369,17 +369,17 @@ def _until(descriptor: int, end: bytes) -> bytes:
     return found
 
 
-def _answer(said: bytes) -> dict[str, Any]:
+def _failure_in(message: bytes) -> dict[str, Any]:
     """The failure that the main process reported."""
-    if not said:
+    if not message:
         return {"failed": "the process ended before it started", "errno": None, "where": "process"}
-    answer: dict[str, Any] = json.loads(said)
-    return answer
+    failure: dict[str, Any] = json.loads(message)
+    return failure
 
 
-def say_failed(report: int, error: BaseException, where: str) -> None:
+def report_failure(report: int, error: BaseException, where: str) -> None:
     """Report that a supervisor could not be started."""
-    _say(report, _failure(error, where))
+    _send(report, _failure(error, where))
 
 
 def become_subreaper() -> None:
@@ -397,14 +397,14 @@ def _failure(error: BaseException, where: str) -> dict[str, Any]:
     return {"failed": text[:1000], "errno": number, "where": where}
 
 
-def _say(report: int, message: dict[str, Any]) -> None:
-    # If the reader has closed the pipe, the files say the same.
+def _send(report: int, message: dict[str, Any]) -> None:
+    # If the reader has closed the pipe, the files have the same content.
     with contextlib.suppress(OSError):
         os.write(report, json.dumps(message).encode() + b"\n")
 
 
 def main() -> None:
-    """Supervise in the background, as no child of the executor."""
+    """Supervise in the background, in a process that is no child of the executor."""
     directory, lock, report, request = (int(each) for each in sys.argv[1:5])
     if os.fork():
         os._exit(0)

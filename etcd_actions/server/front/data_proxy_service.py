@@ -15,7 +15,7 @@ from google.protobuf.message import Message
 from etcd_actions._internal.quoting import quoted
 from etcd_actions.actions.stored_action import StoredAction
 from etcd_actions.blobs import BlobStore, Deployment, Grant, UrlSigner, check_key, check_part
-from etcd_actions.blobs.uploads import trash_key
+from etcd_actions.blobs.upload_keys import trash_key
 from etcd_actions.client import ActionsClient
 from etcd_actions.errors import FailedPrecondition, InvalidArgument, NotFound
 from etcd_actions.model import ROOT_ACTION, ActionId, Phase, flyte

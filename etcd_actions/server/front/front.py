@@ -17,7 +17,7 @@ from etcd_actions.server.front.attempt_logs import Logs, LogService
 from etcd_actions.server.front.data_proxy_service import DataProxy
 from etcd_actions.server.front.earlier_names import LegacyDataProxy, LegacyLogs
 from etcd_actions.server.front.local_files import LocalFiles
-from etcd_actions.server.front.pages import Pages
+from etcd_actions.server.front.page_streams import PageStream, run_changes
 from etcd_actions.server.front.platform_services import (
     ClusterService,
     IdentityService,
@@ -28,6 +28,7 @@ from etcd_actions.server.front.platform_services import (
 from etcd_actions.server.front.project_service import ProjectService, ProjectSettings
 from etcd_actions.server.front.refused_methods import refuse_others
 from etcd_actions.server.front.run_data import RunBlobs
+from etcd_actions.server.front.run_deletion import RunDeletion
 from etcd_actions.server.front.run_lists import Paused, RunLists
 from etcd_actions.server.front.run_messages import RunMessages
 from etcd_actions.server.front.run_methods import DeployedTasks, RunService
@@ -91,6 +92,7 @@ class FrontDoor:
             deployed=deployed,
             builds=self.builds,
         )
+        yield RunDeletion(self.client, self.blobs)
         if self.blobs is not None and self._transfers is not None:
             proxy = DataProxy(
                 self.client,
@@ -119,11 +121,16 @@ class FrontDoor:
         yield TriggerService()
         yield NoApps()
 
-    def routes(self, calls: Calls) -> Iterable[Route]:
+    def page_streams(self, calls: Calls, streams: Streams) -> Iterable[Route]:
+        """The streams of the page."""
+        if self.index is not None:
+            lines = run_changes(self.index, streams, self.run_messages, self.keepalive)
+            yield PageStream("/page/runs", self.client, calls, lines)
+
+    def routes(self) -> Iterable[Route]:
         """The routes of plain HTTP."""
         if self._transfers is not None:
             yield self._transfers
-        yield Pages(self.client, calls, None if self.logs is None else self.logs.source)
 
     @cached_property
     def _stored_projects(self) -> Projects:

@@ -84,8 +84,6 @@ class Transfers:
         most: Bytes of an upload, at most.
     """
 
-    path = PATH
-
     def __init__(
         self, store: BlobStore, local: LocalFiles | None, signer: UrlSigner, most: int
     ) -> None:
@@ -95,6 +93,10 @@ class Transfers:
         self._most = most
         self._uploads = trio.Semaphore(_UPLOADS)
         self._downloads = trio.Semaphore(_DOWNLOADS)
+
+    def answers(self, path: str) -> bool:
+        """Whether a request for a path is answered here."""
+        return path.startswith(PATH)
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Answer one request."""

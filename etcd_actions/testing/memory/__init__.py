@@ -1,4 +1,4 @@
-"""An etcd in memory: as true as the conformance suite, on trio's clock, with faults on demand."""
+"""An etcd in memory, on trio's clock, with faults on demand; the conformance suite runs on it."""
 
 from __future__ import annotations
 

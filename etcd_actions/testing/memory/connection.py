@@ -1,4 +1,4 @@
-"""Connections to the store: what a call goes through on its way there and back."""
+"""Connections to the store: a call with its latency, its faults and its timeout."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from etcd_actions.testing.memory.streams import MemoryWatchStream
 
 
 class MemoryClient(EtcdClient):
-    """A client of a store in memory; made by ``MemoryStore.client``.
+    """A client of a store in memory; created by ``MemoryStore.client``.
 
-    All code above a connection is the same as over a network: which calls are sent again, what
-    becomes of a stream when a call fails, and how errors name the caller.
+    All code above a connection is the same as over a network: the repetition of calls, the
+    effect of a failed call on streams, and the texts of errors.
 
     Attributes:
-        faults: What goes wrong between this client and the store.
+        faults: The faults between this client and the store.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class MemoryConnection:
             except ConnectionBroken:
                 self._broken = True
                 raise lost(f"{what}: the connection was lost") from None
-        # A slow write says nothing of the connection; a slow read does.
+        # A read without an answer is a sign of a broken connection; a slow write is none.
         self._broken = self._broken or not rpc.writes
         raise lost(f"{what}: no answer in {within:g} s")
 
@@ -140,5 +140,5 @@ class MemoryConnection:
 
 
 def _error(text: str, what: str) -> EtcdError:
-    """The error that etcd's text stands for."""
+    """The error of this package for etcd's text."""
     return (error_kind(text) or InvalidRequest)(f"{what}: {text}")

@@ -1,4 +1,4 @@
-"""What a member does with a call, at the moment at which it does it."""
+"""A member without connections: the effect of each call on keys, leases and watchers."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from etcd_actions.testing.memory.leases import Leases
 Order: TypeAlias = Literal["any", "answers_first", "events_first"]
 
 MOST_BYTES = 1024 * 1024 * 3 // 2
-"""Of a request, as in etcd's ``--max-request-bytes`` where nothing is said."""
+"""The size limit of a request: the default of etcd's ``--max-request-bytes``."""
 
 _MEMBER = 0x6D65_6D62_6572_0001
 _PUT_OVERHEAD = 16
@@ -47,27 +47,27 @@ class Watching(Protocol):
     """The receiver of each revision: a watch stream."""
 
     def publish(self, changes: Sequence[Event], /) -> None:
-        """Take the changes of a revision that was just made."""
+        """Receive the changes of the newest revision."""
 
     def look(self) -> None:
-        """See again when to wake up."""
+        """Compute the time of the next wake-up again."""
 
 
 class Engine:
-    """One member, without its connections: what a call does, and when it happens.
+    """One member, without its connections.
 
     Args:
-        order: See ``MemoryStore``.
-        seed: See there.
-        least_ttl: See there.
+        order: As of ``MemoryStore``.
+        seed: As of ``MemoryStore``.
+        least_ttl: As of ``MemoryStore``.
 
     Attributes:
-        endpoint: Where clients find it.
-        version: The version of etcd that it behaves as.
-        cluster_id: Differs from store to store, as of clusters.
+        endpoint: Its address for clients.
+        version: The version of etcd whose behaviour it has.
+        cluster_id: Another one for each store, as for each cluster.
         keyspace: The keys.
-        alarms: The alarms that are raised.
-        suspended: Whether nothing is answered.
+        alarms: The raised alarms.
+        suspended: Whether no call and no stream gets an answer.
     """
 
     def __init__(self, *, order: Order, seed: int, least_ttl: int) -> None:
@@ -102,7 +102,7 @@ class Engine:
         return self._leases.next_expiry
 
     def do(self, method: Rpc[Request, Result], request: Request, size: int) -> Result:
-        """Do one call at this moment.
+        """Do one call at once.
 
         Args:
             method: The method.
@@ -110,7 +110,7 @@ class Engine:
             size: Bytes of the request.
 
         Raises:
-            Refused: As etcd does.
+            Refused: etcd answers such a request with this error.
         """
         self.advance()
         if method.writes and size + _PUT_OVERHEAD > MOST_BYTES:
@@ -118,7 +118,7 @@ class Engine:
         return cast(Result, _METHODS[method.name](self, request))
 
     def pauses(self, late_if: Order) -> int:
-        """How many checkpoints a message takes to arrive: more in the order where it is late."""
+        """The cancellation points that a message takes to arrive: more if it is the late one."""
         if self._order == "any":
             return self._random.randrange(_LATE)
         return _LATE if self._order == late_if else 0

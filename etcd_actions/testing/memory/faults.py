@@ -1,4 +1,4 @@
-"""What goes wrong between one client and the store, as a test scripts it."""
+"""The faults between one client and the store, scripted by a test."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class Call(NamedTuple):
 
     Attributes:
         method: Its name in etcd's API, such as ``KV/Txn``.
-        writes: Whether a lost answer leaves open what etcd holds.
-        request: What the method takes: a ``Txn``, a ``Put``, a ``RangeRequest``, ...
+        writes: Whether the outcome is unknown if the answer is lost.
+        request: The method's argument: a ``Txn``, a ``Put``, a ``RangeRequest``, ...
     """
 
     method: str
@@ -41,11 +41,11 @@ def any_write(call: Call) -> bool:
 
 @dataclass
 class Held:
-    """A call that waits right before it is done; see :meth:`Faults.hold`.
+    """A call that waits right before its effect; see :meth:`Faults.hold`.
 
     Attributes:
-        reached: Set once the call is there.
-        call: The call; None before.
+        reached: Set when the call waits.
+        call: The call; None before that.
     """
 
     reached: trio.Event = field(default_factory=trio.Event)
@@ -57,7 +57,7 @@ class Held:
         self._released.set()
 
     async def wait(self, call: Call) -> None:
-        """Wait as the call that is held."""
+        """Make ``call`` wait for :meth:`release`; the connection calls it."""
         self.call = call
         self.reached.set()
         await self._released.wait()
@@ -65,7 +65,7 @@ class Held:
 
 @dataclass
 class Script:
-    """What happens to the next calls of a kind: one of three things."""
+    """The fault of the next calls of a kind: an error, a wait, or a lost answer."""
 
     which: Which
     times: int
@@ -79,12 +79,12 @@ class ConnectionBroken(Exception):
 
 
 class Faults:
-    """How the connections of one client misbehave. All calls of it are affected alike.
+    """The faults of all connections of one client.
 
     Attributes:
         latency: Seconds, on trio's clock, that each message takes each way.
-        watch_refusal: Why watchers are refused, in etcd's words, such as
-            ``etcdserver: permission denied``; empty for not at all.
+        watch_refusal: etcd's text with which new watchers are refused, such as
+            ``etcdserver: permission denied``; empty to accept them.
     """
 
     def __init__(self, store_stalls: Callable[[], bool]) -> None:
@@ -110,7 +110,7 @@ class Faults:
 
     @property
     def epoch(self) -> int:
-        """How often the connections were broken; what began in an earlier epoch has failed."""
+        """How often the connections were broken: calls and streams of an earlier epoch fail."""
         return self._epoch
 
     def cut(self) -> None:
@@ -123,7 +123,7 @@ class Faults:
         self.break_connections()
 
     def break_connections(self) -> None:
-        """Break all connections; the next call makes another one."""
+        """Break all connections; the next call opens another one."""
         self._epoch += 1
         self.ring()
 
@@ -133,32 +133,32 @@ class Faults:
         self.ring()
 
     def stall(self) -> None:
-        """Let nothing pass either way until :meth:`heal`: calls time out.
+        """Delay all messages, both ways, until :meth:`heal`: calls time out.
 
-        Streams fail after the silence that a connection trusts.
+        Streams fail after the keep-alive time and timeout, as a silent connection does.
         """
         self._stalled = True
         self.ring()
 
     def lose_answer(self, *, applied: bool, which: Which = any_write, times: int = 1) -> None:
-        """Have the next calls end without an answer: a write's outcome is unknown.
+        """Lose the answers of the next calls: a write's outcome is unknown.
 
         Args:
-            applied: Whether they are done all the same.
-            which: The calls that count.
-            times: How many of them.
+            applied: Whether the calls take effect nevertheless.
+            which: Selects the calls.
+            times: The number of calls.
         """
         self._scripts.append(Script(which, times, applied=applied))
 
     def refuse(self, error: EtcdError, *, which: Which = any_call, times: int = 1) -> None:
-        """Have the next calls raise ``error`` instead of being done."""
+        """Have the next ``times`` calls selected by ``which`` raise ``error``, without effect."""
         self._scripts.append(Script(which, times, error=error))
 
     @contextmanager
     def hold(self, which: Which = any_write) -> Iterator[Held]:
-        """Hold the next call right before it is done, until it is released or the context left.
+        """Hold the next call right before its effect, until it is released or the context is left.
 
-        So a test does something between what a task read and what it then writes.
+        So a test can change keys between a task's read and its write.
         """
         script = Script(which, 1, held=Held())
         self._scripts.append(script)
@@ -170,7 +170,7 @@ class Faults:
             script.held.release()
 
     def next_script(self, call: Call) -> Script | None:
-        """Take what is scripted for a call, if anything is."""
+        """Take the script for a call; None if there is none."""
         found = next((each for each in self._scripts if each.times and each.which(call)), None)
         if found is not None:
             found.times -= 1
@@ -178,14 +178,14 @@ class Faults:
         return found
 
     def ring(self) -> None:
-        """Have everything that waits look again."""
+        """Have all waiting calls and streams check the faults again."""
         self._bell.unpark_all()
         for ring in list(self._rings):
             ring()
 
     @contextmanager
     def ringing(self, ring: Callable[[], None]) -> Iterator[None]:
-        """Have ``ring`` called whenever something changes."""
+        """Call ``ring`` at each change of the faults, until the context ends."""
         self._rings[ring] = None
         try:
             yield
@@ -193,10 +193,10 @@ class Faults:
             del self._rings[ring]
 
     async def travel(self, epoch: int) -> None:
-        """Wait as a message that is in flight since ``epoch``.
+        """Wait for the arrival of a message.
 
         Raises:
-            ConnectionBroken: The connection broke.
+            ConnectionBroken: The connections were broken since ``epoch``.
         """
         arrives = trio.current_time() + self.latency
         while True:

@@ -14,7 +14,7 @@ _BY_REVISION = attrgetter("mod_revision")
 
 
 class Refused(Exception):
-    """etcd answers with an error; the text is etcd's."""
+    """etcd answers with an error; the text is etcd's own."""
 
 
 def contains(keys: KeyRange, key: bytes) -> bool:
@@ -28,9 +28,9 @@ def contains(keys: KeyRange, key: bytes) -> bool:
 
 
 class Keyspace:
-    """Every key, and what it was since the last compaction.
+    """Every key, with its history since the last compaction.
 
-    Changes are collected at the next revision, and become it with :meth:`commit`.
+    Changes are collected, and become the next revision with :meth:`commit`.
 
     Attributes:
         revision: The newest revision. An empty store has 1.
@@ -41,7 +41,7 @@ class Keyspace:
         self.revision = 1
         self.compacted = 0
         self._now: dict[bytes, KeyValue] = {}
-        # What each key became, oldest first; a version of 0 is a deletion.
+        # The states of each key, oldest first; a version of 0 is a deletion.
         self._past: dict[bytes, list[KeyValue]] = {}
         self._names: list[bytes] = []
         self._log: list[Event] = []
@@ -49,7 +49,7 @@ class Keyspace:
 
     @property
     def next_revision(self) -> int:
-        """The revision at which a reader inside a transaction sees the keys."""
+        """The revision of a read inside a transaction, with its changes so far."""
         return self.revision + bool(self._changes)
 
     @property
@@ -58,11 +58,11 @@ class Keyspace:
         return sum(len(event.key) + len(event.value) for event in self._log)
 
     def get(self, key: bytes) -> KeyValue | None:
-        """What a key is, changes that are not committed included."""
+        """The state of a key, with changes that are not committed."""
         return self._now.get(key)
 
     def find(self, keys: KeyRange) -> Iterator[KeyValue]:
-        """All keys of a range as they are, in order."""
+        """All keys of a range in order, with changes that are not committed."""
         for name in self._named(keys):
             if (kv := self._now.get(name)) is not None:
                 yield kv
@@ -112,20 +112,14 @@ class Keyspace:
         """Write a key at the next revision."""
         revision = self.revision + 1
         before = self._now.get(key)
-        created, version = (
-            (revision, 0)
-            if before is None
-            else (
-                before.create_revision,
-                before.version,
-            )
-        )
+        created = revision if before is None else before.create_revision
+        version = 0 if before is None else before.version
         kv = KeyValue(key, value, created, revision, version + 1, lease)
         self._now[key] = kv
         self._change(kv)
 
     def delete(self, keys: KeyRange) -> list[KeyValue]:
-        """Delete a range at the next revision; return what it had: each key with its value."""
+        """Delete a range at the next revision; return its keys with their values."""
         if not keys.start:
             raise Refused("etcdserver: key is not provided")
         found = list(self.find(keys))
@@ -168,7 +162,7 @@ class Keyspace:
         self._log = list(self.since(revision))
         for key, past in list(self._past.items()):
             index = bisect_right(past, revision, key=_BY_REVISION)
-            # The last one up to the revision is what the key is there, unless it is a deletion.
+            # The last state up to the revision is still readable, unless it is a deletion.
             keep = past[max(0, index - 1) :] if index and past[index - 1].version else past[index:]
             if keep:
                 self._past[key] = keep
@@ -177,7 +171,7 @@ class Keyspace:
         self._names = sorted(self._past)
 
     def _named(self, keys: KeyRange) -> Iterator[bytes]:
-        """The names in a range of all keys that are, or were."""
+        """The names in a range, of existing and of deleted keys."""
         for index in range(bisect_left(self._names, keys.start), len(self._names)):
             name = self._names[index]
             if not contains(keys, name):

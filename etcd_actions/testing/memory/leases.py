@@ -1,4 +1,4 @@
-"""Leases, and the keys that hang on them, as etcd's lessor keeps them."""
+"""Leases and their keys, as etcd's lessor keeps them."""
 
 from __future__ import annotations
 
@@ -45,25 +45,25 @@ class Leases:
         return lease
 
     def renew(self, lease_id: int, now: float) -> Lease:
-        """Begin a lease's time again; a TTL of 0 says that there is no such lease."""
+        """Renew a lease; a TTL of 0 means that there is no such lease."""
         if lease_id not in self._ttls:
             return Lease(lease_id, 0)
         self._expires[lease_id] = now + self._ttls[lease_id]
         return Lease(lease_id, self._ttls[lease_id])
 
     def require(self, lease_ids: Iterable[int]) -> None:
-        """Refuse a lease that is not there."""
+        """Refuse leases that do not exist."""
         if any(lease_id not in self._ttls for lease_id in lease_ids):
             raise Refused("etcdserver: requested lease not found")
 
     def end(self, lease_id: int) -> list[bytes]:
-        """Forget a lease; return its keys, in order, which are to be deleted."""
+        """Remove a lease; return its keys in order, for their deletion."""
         self.require([lease_id])
         del self._ttls[lease_id], self._expires[lease_id]
         return sorted(self._keys.pop(lease_id))
 
     def attach(self, key: bytes, lease_id: int) -> None:
-        """Have a key hang on a lease and on no other; 0 for none."""
+        """Attach a key to a lease and to no other; 0 for none."""
         self._keys.get(self._lease_of.pop(key, 0), set()).discard(key)
         if lease_id:
             self._lease_of[key] = lease_id

@@ -17,19 +17,20 @@ from etcd_actions.testing.memory.faults import Faults
 class MemoryStore:
     """An etcd in memory, of one member, without a network: for tests.
 
-    It behaves as the version that it names in all that :class:`~etcd_actions.etcd.api.Etcd`
-    offers: the conformance suite of this package also runs on it. It owns no task,
-    and nothing has to be closed. Leases expire on trio's clock, so a store serves one
-    ``trio.run``, and with trio's autojump clock no test waits for them.
+    All methods of :class:`~etcd_actions.etcd.api.Etcd` behave as those of the etcd with
+    :attr:`version`: the conformance suite of this package runs on it, too. It owns no task, and
+    needs no close. Leases expire on trio's clock, so a store belongs to one ``trio.run``, and with
+    trio's autojump clock no test waits for them.
 
-    A client of it does not know users and TLS. It keeps no history for readers that stall: a
-    watch that was created in time gets all events, also those that were compacted since.
+    Two things differ from etcd: there are no users and no TLS, and a watch that was created in time
+    gets all events, also those that were compacted before its reader took them.
 
     Args:
-        order: Which arrives first, the answer to a write or its event at a stream that waits:
-            ``answers_first`` or ``events_first`` always, or ``any``.
-        seed: Which of both it is each time in the order ``any``.
-        least_ttl: Seconds that each lease is granted at least; etcd's, with its usual timing, is 2.
+        order: The order of the answer to a write and its event at a waiting stream: always
+            ``answers_first`` or ``events_first``, or ``any``, at random.
+        seed: Of the random order.
+        least_ttl: The shortest time to live of a lease, in seconds; etcd's, with its default
+            timing, is 2.
     """
 
     def __init__(self, *, order: Order = "any", seed: int = 0, least_ttl: int = 2) -> None:
@@ -38,17 +39,17 @@ class MemoryStore:
 
     @property
     def endpoint(self) -> str:
-        """Where clients find it; at any other endpoint connections are refused."""
+        """Its address for clients; connections to any other endpoint are refused."""
         return self._engine.endpoint
 
     @property
     def version(self) -> EtcdVersion:
-        """The version of etcd that it behaves as."""
+        """The version of etcd whose behaviour it has."""
         return self._engine.version
 
     @property
     def alarms(self) -> set[AlarmType]:
-        """The alarms that are raised, to be changed. With NOSPACE writes are refused."""
+        """The raised alarms; a test may change the set. With NOSPACE writes are refused."""
         return self._engine.alarms
 
     def client(
@@ -73,12 +74,12 @@ class MemoryStore:
         return MemoryClient(settings, connect, faults)
 
     def suspend(self) -> None:
-        """Answer no client until :meth:`resume`, as a process that is stopped."""
+        """Answer no client until :meth:`resume`, as after SIGSTOP."""
         self._engine.suspended = True
         self._ring()
 
     def resume(self) -> None:
-        """End :meth:`suspend`: the calls and streams that wait continue."""
+        """End :meth:`suspend`: the waiting calls and streams continue."""
         self._engine.suspended = False
         self._ring()
 

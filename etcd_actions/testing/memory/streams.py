@@ -1,4 +1,4 @@
-"""Watch streams, as etcd's ``v3rpc/watch.go`` and ``watchable_store.go`` serve them."""
+"""Watch streams, by the rules of etcd's ``v3rpc/watch.go`` and ``watchable_store.go``."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from etcd_actions.testing.memory.faults import Faults
 from etcd_actions.testing.memory.keyspace import contains
 
 MOST_REVISIONS = 1_000
-"""In one response to a watcher that reads the past; etcd's number."""
+"""The revisions in one response to a watcher that lags; etcd's number."""
 
 FRAGMENT_BYTES = 2 * 1024 * 1024
-"""From this size on a response is divided: etcd's largest request, and what gRPC may add."""
+"""From this size on a response is divided: etcd's largest request, and gRPC's overhead."""
 
 PROGRESS_INTERVAL = 600.0
 """Seconds without an event after which a progress notification is sent, if requested."""
@@ -44,9 +44,9 @@ class MemoryWatchStream:
 
     Args:
         engine: The member.
-        faults: What happens to messages; the stream belongs to their present epoch.
-        silence: Seconds for which a connection without a word is trusted.
-        on_unavailable: Called when it is found that the member cannot be reached.
+        faults: The faults of the client; the stream belongs to their current epoch.
+        silence: Seconds without a message after which the connection counts as broken.
+        on_unavailable: Called when the member is unreachable.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class MemoryWatchStream:
         self._request(lambda: self._answer(WatchResponse(-1, self._engine.keyspace.revision, 0)))
 
     async def receive(self) -> Sequence[WatchResponse]:
-        """Messages that have arrived, at least one; see the protocol."""
+        """The messages that have arrived, at least one; see the protocol."""
         await trio.lowlevel.checkpoint()
         while True:
             moment = min(self._engine.advance(), self._look())
@@ -100,7 +100,7 @@ class MemoryWatchStream:
                     await trio.lowlevel.checkpoint()
 
     def fail(self, failure: EtcdError) -> None:
-        """End the stream: its reader gets what has arrived, then ``failure``."""
+        """End the stream: its reader gets the messages that have arrived, then ``failure``."""
         if self._failure is None:
             self._failure = failure
             # Messages in flight never arrive.
@@ -109,19 +109,19 @@ class MemoryWatchStream:
         self._bell.unpark_all()
 
     def look(self) -> None:
-        """See what happened to the connection, and have the reader do so."""
+        """Check the connection, and wake the reader."""
         self._look()
         self._bell.unpark_all()
 
     def publish(self, changes: Sequence[Event]) -> None:
-        """Give each watcher what it is to have of a revision that was just made."""
+        """Send the changes of the newest revision to the watchers of their keys."""
         revision = changes[0].mod_revision
         for watcher in self._watchers.values():
             if watcher.since <= revision:
                 self._send(watcher, changes, revision)
 
     def _look(self) -> float:
-        """See what happened to the connection; return when to look again."""
+        """Check the connection, and do what is due; return the time of the next check."""
         now = trio.current_time()
         if self._epoch != self._faults.epoch:
             self.fail(Unavailable("watch at the in-memory etcd: the connection was lost"))
@@ -200,7 +200,7 @@ class MemoryWatchStream:
             self._send(watcher, [event for group in batch for event in group], revision)
 
     def _refusal(self, request: WatchCreate) -> str:
-        """Why etcd takes a request for none; empty if it does."""
+        """The text with which etcd refuses a request; empty if it accepts it."""
         start, end = request.keys
         if end not in {b"", b"\0"} and start >= end:
             return "mvcc: watcher range is empty"
@@ -209,7 +209,7 @@ class MemoryWatchStream:
         return ""
 
     def _cancel(self, watch_id: int) -> None:
-        # One that ended by itself has its id until it is cancelled, too.
+        # A watcher that ended by itself also keeps its id until it is cancelled.
         if watch_id in self._used_ids:
             self._used_ids.discard(watch_id)
             self._watchers.pop(watch_id, None)
@@ -234,7 +234,7 @@ class MemoryWatchStream:
 
 
 def _fragments(events: list[Event]) -> Iterable[list[Event]]:
-    """What fits into one message each: at least one event."""
+    """Divide events into messages of limited size, with at least one event each."""
     part: list[Event] = []
     size = 0
     for event in events:

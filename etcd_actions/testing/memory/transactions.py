@@ -1,4 +1,4 @@
-"""Transactions: what etcd refuses (``v3rpc/key.go``), and how it does the rest (``apply.go``)."""
+"""Transactions: etcd's checks (``v3rpc/key.go``) and its execution (``apply.go``)."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _FIELDS: dict[CompareTarget, Callable[[KeyValue], int | bytes]] = {
 
 
 def check(txn: Txn) -> None:
-    """See that etcd takes a transaction at all, whichever branch it takes.
+    """Check a transaction as etcd does before it evaluates a compare.
 
     Raises:
         Refused: A key is missing or twice in one branch, or there are too many operations.
@@ -130,7 +130,7 @@ def apply(
     put: Callable[[Put], None],
     delete: Callable[[KeyRange], int],
 ) -> TxnResult:
-    """Do the branches that were chosen. Results have the revision 0; see :func:`stamped`."""
+    """Execute the chosen branches. Results have the revision 0; see :func:`stamped`."""
     holds, nested = branches
     following = iter(nested)
     responses: list[OperationResult] = []
@@ -165,7 +165,7 @@ def stamped(result: TxnResult, revision: int) -> TxnResult:
 def _holds(keyspace: Keyspace, compare: Compare) -> bool:
     found: Sequence[KeyValue] = list(keyspace.find(KeyRange(compare.key, compare.range_end)))
     if not found:
-        # There is no value that a key without one could have.
+        # No value equals that of a key that does not exist.
         if compare.target is CompareTarget.VALUE:
             return False
         found = [KeyValue(compare.key, b"", 0, 0, 0)]
@@ -180,7 +180,7 @@ def _compares(result: CompareResult, value: int | bytes, operand: int | bytes) -
         case CompareResult.NOT_EQUAL:
             return value != operand
         case CompareResult.GREATER:
-            # Both are numbers, or both are bytes: the target says which.
+            # Both are numbers, or both are bytes, by the target.
             return value > operand  # type: ignore[operator]
         case CompareResult.LESS:
             return value < operand  # type: ignore[operator]

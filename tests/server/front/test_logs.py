@@ -21,7 +21,8 @@ from etcd_actions.etcd.api import Etcd, KeyRange
 from etcd_actions.executor.attempts.attempt_directory import AttemptDirectory
 from etcd_actions.executor.attempts.attempt_log import LocalLogs
 from etcd_actions.model import Keyspace
-from etcd_actions.runs.own_run_service import OwnRunService, history_of_action
+from etcd_actions.runs.own_run_service import OwnRunService
+from etcd_actions.runs.reading import history_of_action
 from etcd_actions.server import ActionsServer, ServerSettings, open_actions_server
 from etcd_actions.server.front import FrontDoor
 from etcd_actions.server.front.attempt_logs import LONGEST_LINE, Logs

@@ -13,12 +13,8 @@ import pytest
 import trio
 
 from etcd_actions import ActionsClient
-from etcd_actions._internal.containment import Containment
 from etcd_actions.blobs import Grant, UrlSigner
 from etcd_actions.etcd.api import KeyRange
-from etcd_actions.server.admission import RateLimit
-from etcd_actions.server.application import Calls
-from etcd_actions.server.authentication import Authentication
 from etcd_actions.web import Message
 from etcd_actions.web.asgi import LONG_BODY
 from tests.server.front.transferring import MOST, Clock, Door, clock, door
@@ -197,7 +193,7 @@ async def test_an_upload_that_ends_in_the_middle_leaves_nothing(door: Door, end:
 
 
 async def test_only_who_may_upload_gets_time_for_it(door: Door) -> None:
-    route, _ = door.front.routes(Calls(Authentication(None, None), RateLimit(0), Containment()))
+    (route,) = door.front.routes()
     location = await door.location()
     asked: list[str] = []
 

@@ -1,9 +1,7 @@
-"""The keys of uploads, and the search for references to them in any bytes; no I/O.
+"""The search for references to uploads in any bytes; no I/O.
 
-The collector removes units: all keys below ``content/<digest>`` or ``named/<root>`` of one
-deployment, or the directory of one run's inputs. A reference is found by the deployment's name,
-however the rest of the URL is written; an incomplete one counts for all uploads. So the worst error
-keeps an upload that is not needed.
+A reference is found by the deployment's name, in any spelling of the rest of the URL. An incomplete
+reference counts for all uploads. So the worst error keeps an upload that is not needed.
 """
 
 from __future__ import annotations
@@ -16,47 +14,20 @@ from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple
 from urllib.parse import unquote
 
-_DIGEST: Final = re.compile(r"[0-9a-f]{32}")
 _SAFE: Final = re.compile(r"[A-Za-z0-9._~-]*")
-# A slash, also as JSON and URLs may have it, and what a path may have instead of one.
+# A slash, also in the spellings of JSON and URLs, and the redundant parts of a path around it.
 _SLASH: Final = rb"(?:/|\\/|%2[Ff]|(?<=/)\.(?=/))+"
 _BASE64: Final = re.compile(rb"[A-Za-z0-9+/_-]{16,}={0,2}")
 _URL_SAFE: Final = bytes.maketrans(b"-_", b"+/")
 _DEPTH: Final = 3
-"""How many times bytes may have been written in base64, one within the other."""
+"""The levels of base64 within base64 that are searched."""
 _IMAGE: Final = re.compile(rb"@sha256:([0-9a-f]{64})")
 _OF_A_RUN: Final = re.compile(rb"/runs" + 3 * (_SLASH + rb"([^/\\\x00-\x1f\"]{1,255})") + _SLASH)
 _ALL: Final = "*"
-_TRASH: Final = "trash"
-_UPLOADS: Final = ("content", "named")
-
-
-def trash_key(deployment: str, moved: int, key: str) -> str:
-    """Where an upload is between its use and its end.
-
-    Args:
-        deployment: Whose it is.
-        moved: When, in seconds of the wall clock.
-        key: Its key.
-    """
-    return f"{trash_of(deployment)}/{moved}/{key}"
-
-
-def trash_of(deployment: str) -> str:
-    """What the keys of a deployment's trash are below."""
-    return f"{_TRASH}/{deployment}"
-
-
-def parse_trash(key: str) -> tuple[int, str] | None:
-    """When an upload was moved, and what its key was; None for what is not in the trash."""
-    parts = key.split("/", 3)
-    if len(parts) < 4 or parts[0] != _TRASH or not (parts[2].isascii() and parts[2].isdigit()):
-        return None
-    return int(parts[2]), parts[3]
 
 
 def runs_in(data: bytes) -> set[str]:
-    """The runs whose outputs are named in bytes: project, domain and name, with slashes."""
+    """The runs whose outputs bytes refer to: ``project/domain/name``."""
     found: set[str] = set()
     for each in _OF_A_RUN.finditer(data):
         run = b"/".join(each.groups()).decode(errors="replace")
@@ -64,22 +35,8 @@ def runs_in(data: bytes) -> set[str]:
     return found
 
 
-def unit_of(key: str, deployment: str) -> str | None:
-    """The unit of a key of a deployment; None for what is another's, or no upload."""
-    parts = key.split("/")
-    if len(parts) < 6 or parts[3] != deployment:
-        return None
-    if parts[0] == "inputs" and _DIGEST.fullmatch(parts[4]):
-        return f"inputs/{parts[4]}"
-    if parts[0] != "uploads" or len(parts) < 7 or parts[4] not in _UPLOADS:
-        return None
-    if parts[4] == "content" and not _DIGEST.fullmatch(parts[5]):
-        return None
-    return f"{parts[4]}/{parts[5]}"
-
-
 class References:
-    """What is referred to.
+    """A set of references.
 
     Attributes:
         images: The digests of images' definitions.
@@ -93,7 +50,7 @@ class References:
         self.add(found)
 
     def add(self, found: Iterable[str]) -> None:
-        """Add what `ReferenceFinder.find` found."""
+        """Add references of `ReferenceFinder.find`."""
         for each in found:
             kind, _, rest = each.partition("/")
             if each == _ALL:
@@ -106,14 +63,14 @@ class References:
                     bisect.insort(self._names, rest)
 
     def keeps(self, unit: str) -> bool:
-        """Whether something refers to a unit, or may do so."""
+        """Whether there is a reference to a unit, or may be one."""
         if self._all or unit in self._units:
             return True
         kind, _, name = unit.partition("/")
         if kind != "named":
             return False
-        # What follows a name in the bytes may look like a part of it, and a character that is
-        # written in another way ends it. So one may begin with the other.
+        # Bytes after a name may look like a part of it, and an escaped character in it ends it. So
+        # the name and the reference to it agree if one begins with the other.
         matched = _SAFE.match(name)
         assert matched is not None
         safe = matched[0]
@@ -124,7 +81,7 @@ class References:
 
 
 class ReferenceFinder:
-    """Finds what bytes refer to.
+    """Finds references in bytes.
 
     Args:
         deployment: The deployment of the uploads.
@@ -145,7 +102,7 @@ class ReferenceFinder:
         self._needles = tuple(_hidden([name, b"@sha256:"]))
 
     def find(self, data: bytes) -> set[str]:
-        """What bytes refer to, in base64, too."""
+        """The references in bytes, also within base64; see `References.add`."""
         found: set[str] = set()
         self._find(data, found, _DEPTH)
         return found
@@ -187,7 +144,7 @@ class _Text(NamedTuple):
 
 
 def _hidden(names: Iterable[bytes]) -> Iterator[bytes]:
-    """How base64 writes names within other bytes: each in three ways, and so on."""
+    """The texts of names in base64 within other bytes: three for each, also of these texts."""
     waiting = [_Text(name, _DEPTH) for name in names]
     while waiting:
         name, depth = waiting.pop()

@@ -38,7 +38,7 @@ class LocalFiles(Protocol):
 
 
 class SearchedFiles:
-    """See the module's text.
+    """The references in files, with a cache of those that never change.
 
     Args:
         blobs: The store of the files.

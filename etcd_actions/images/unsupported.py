@@ -42,7 +42,7 @@ def own_variables(definition: Definition) -> dict[str, str]:
     return {k: v for k, v in definition.variables.items() if k not in _USUAL_VARIABLES}
 
 
-def what_is_lacking(
+def unsupported_parts(
     definition: Definition, python_version: str, *, has_uv: bool = True
 ) -> list[Problem]:
     """The parts of an image that the executor does not support.

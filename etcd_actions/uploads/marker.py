@@ -1,7 +1,7 @@
-"""Finds what the records, actions, deployed tasks and cached results of a deployment refer to.
+"""Finds all references of a deployment's records, actions, deployed tasks and cached results.
 
-All values below its prefixes are searched, of whatever kind they are, and the files of inputs and
-outputs that they name. So a kind of record that is added later counts, too.
+All values below its prefixes are searched, of any kind, and the files of inputs and outputs that
+they name. So a kind of record that is added later counts, too.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ import trio
 
 from etcd_actions.actions.stored_action import StoredAction
 from etcd_actions.blobs import BlobStore
-from etcd_actions.blobs.files import Incomplete, SearchedFiles
-from etcd_actions.blobs.uploads import ReferenceFinder, References
+from etcd_actions.blobs.references import ReferenceFinder, References
+from etcd_actions.blobs.searched_files import Incomplete, SearchedFiles
 from etcd_actions.errors import DecodeError
 from etcd_actions.etcd.api import KeyRange, KeyValue
 from etcd_actions.model import Keyspace, Phase
 from etcd_actions.runs.run_record import decode_history, decode_record
 from etcd_actions.storage.store import Store
 
-# Others have their turn after so many values.
+# Other tasks run after so many values.
 _TURN: Final = 20
 _FAILED: Final = frozenset(
     phase
@@ -35,7 +35,7 @@ _BAD: Final = frozenset(phase.value for phase in _FAILED)
 
 
 class _Cached(msgspec.Struct):
-    """What of a cached result names a file."""
+    """The field of a cached result that names a file."""
 
     output_uri: str = ""
 
@@ -44,14 +44,14 @@ _decode_cached: Final = msgspec.json.Decoder(_Cached).decode
 
 
 class Marker:
-    """See the module's text.
+    """Marks the uploads that are needed: the mark of a mark and sweep.
 
     Args:
-        store: Where everything is recorded.
-        keys: Under which keys.
-        blobs: Where files are.
-        files: Reads them.
-        finder: Finds references.
+        store: Reads the values.
+        keys: The keys of the deployment.
+        blobs: The store of files.
+        files: Reads the files.
+        finder: Finds references in bytes.
     """
 
     def __init__(
@@ -74,17 +74,18 @@ class Marker:
         """Find all references.
 
         Args:
-            inputs: The keys of inputs that may be another run's soon.
-            is_enough: Whether no file has to be read, for what records say by themselves.
+            inputs: The keys of young inputs, to which a new run may refer at any time.
+            is_enough: Called with the references in values; returns whether these suffice, so
+                that no file has to be read.
 
         Raises:
             EtcdError: etcd could not be read.
             BlobError: A file could not be read.
-            Incomplete: A record, or what it names, cannot be read here.
+            Incomplete: A record, or a file that it names, cannot be read here.
         """
         references = References()
         files: dict[str, bool] = {self._blobs.native_url(key): True for key in inputs}
-        # Records first: what is named by one at a time and by an action later is seen.
+        # Records before actions: a reference that moves from a record to an action is found.
         await self._search(self._keys.side, references, files)
         await self._search(self._keys.prefix, references, files)
         if not is_enough(references):
@@ -108,7 +109,7 @@ class Marker:
                     await trio.lowlevel.checkpoint()
 
     def _name_files(self, kv: KeyValue, files: dict[str, bool]) -> None:
-        """Add the inputs and outputs that a value names, and whether they may still change."""
+        """Add the files of inputs and outputs that a value names, and whether each is final."""
         keys = self._keys
         if kv.key.startswith((keys.prefix, keys.traces)):
             self._of_action(StoredAction.of(kv), files)
@@ -134,7 +135,7 @@ def _add(files: dict[str, bool], url: str, *, is_final: bool = True) -> None:
 
 
 def _add_outputs(files: dict[str, bool], directory: str, *, is_final: bool = True) -> None:
-    """The outputs in a directory; of a trace that may be the file itself."""
+    """Add the outputs in a directory; of a trace the URL may be that of the file itself."""
     name = "outputs.pb"
     if directory:
         is_file = directory.endswith(f"/{name}")

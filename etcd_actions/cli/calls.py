@@ -1,0 +1,33 @@
+"""Calls of the methods that the service has, on the service or in this process."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
+from typing import Final, Protocol, TypeVar
+
+from google.protobuf.message import Message
+
+MessageT = TypeVar("MessageT", bound=Message)
+
+ACTIONS: Final = "flyteidl2.actions.ActionsService"
+RUNS: Final = "flyteidl2.workflow.RunService"
+
+
+class Calls(Protocol):
+    """Calls methods by the full name of their service and their own name.
+
+    The errors are those of :mod:`etcd_actions.errors`: of the action, of etcd, or of the service.
+    """
+
+    async def unary(
+        self, service: str, method: str, request: Message, kind: type[MessageT], /
+    ) -> MessageT:
+        """The response, which is of this kind."""
+        ...
+
+    def stream(
+        self, service: str, method: str, request: Message, kind: type[MessageT], /
+    ) -> AbstractAsyncContextManager[AsyncIterator[MessageT]]:
+        """The responses of a server-streaming call."""
+        ...

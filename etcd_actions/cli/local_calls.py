@@ -1,0 +1,110 @@
+"""The methods of the front door, in this process, on etcd."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import aclosing, asynccontextmanager, contextmanager
+from typing import Any, Final
+
+import trio
+from connectrpc.errors import ConnectError
+from google.protobuf.message import Message
+
+from etcd_actions._internal.owned_tasks import owned_tasks
+from etcd_actions.cli.calls import MessageT
+from etcd_actions.client import ActionsClient
+from etcd_actions.errors import NotServed, ServiceRefused
+from etcd_actions.etcd import Etcd
+from etcd_actions.runs.run_index import RunIndex, open_run_index
+from etcd_actions.server.caller import CALLER, Caller
+from etcd_actions.server.front.run_lists import RunLists
+from etcd_actions.server.front.run_methods import RunService
+from etcd_actions.server.methods import Service
+from etcd_actions.server.streams import CONNECTION, Connection, Streams
+
+_KEEPALIVE: Final = 30.0
+_MOST_STREAMS: Final = 10_000
+_LISTS: Final = ("ListRuns", "WatchRuns")
+
+
+@asynccontextmanager
+async def open_local_calls(etcd: Etcd, client: ActionsClient) -> AsyncIterator[LocalCalls]:
+    """Serve the methods until the context is left.
+
+    Args:
+        etcd: The connection.
+        client: A client on it; it need not watch.
+    """
+    async with owned_tasks("the reads") as nursery:
+        yield LocalCalls(etcd, client, nursery)
+        nursery.cancel_scope.cancel("the reader is closed")
+
+
+class LocalCalls:
+    """Implements :class:`~etcd_actions.cli.calls.Calls`; made by :func:`open_local_calls`."""
+
+    def __init__(self, etcd: Etcd, client: ActionsClient, nursery: trio.Nursery) -> None:
+        self._etcd = etcd
+        self._client = client
+        self._nursery = nursery
+        self._streams = Streams(_MOST_STREAMS)
+        self._functions: dict[tuple[str, str], Callable[[Any], Any]] = {}
+        self._opening = trio.Lock()
+        self.add(RunService(client, self._streams, _KEEPALIVE))
+
+    def add(self, service: Service) -> None:
+        """Add the methods of a service."""
+        functions = {
+            name.replace("_", ""): name for name in dir(service) if not name.startswith("_")
+        }
+        for method in service.descriptor.methods:
+            if (name := functions.get(method.name.lower())) is not None:
+                self._functions[service.descriptor.full_name, method.name] = getattr(service, name)
+
+    async def unary(
+        self, service: str, method: str, request: Message, kind: type[MessageT], /
+    ) -> MessageT:
+        """See :class:`~etcd_actions.cli.calls.Calls`."""
+        function = await self._function(service, method)
+        with _as_caller():
+            response = await function(request)
+        assert isinstance(response, kind)
+        return response
+
+    @asynccontextmanager
+    async def stream(
+        self, service: str, method: str, request: Message, kind: type[MessageT], /
+    ) -> AsyncIterator[AsyncIterator[MessageT]]:
+        """See :class:`~etcd_actions.cli.calls.Calls`."""
+        function = await self._function(service, method)
+        with _as_caller():
+            async with aclosing(function(request)) as responses:
+                yield responses
+
+    async def _function(self, service: str, method: str) -> Callable[[Any], Any]:
+        async with self._opening:
+            if method in _LISTS and (service, method) not in self._functions:
+                index: RunIndex = await self._nursery.start(self._keep_index)
+                self.add(RunLists(index, self._streams, _KEEPALIVE))
+        try:
+            return self._functions[service, method]
+        except KeyError:
+            raise NotServed(f"{service}/{method} is served by the service only") from None
+
+    async def _keep_index(self, *, task_status: trio.TaskStatus[RunIndex]) -> None:
+        async with open_run_index(self._etcd, self._client.keys) as index:
+            task_status.started(index)
+            await trio.sleep_forever()
+
+
+@contextmanager
+def _as_caller() -> Iterator[None]:
+    """Make the call one of a local caller, who may use all projects."""
+    caller, connection = CALLER.set(Caller("")), CONNECTION.set(Connection())
+    try:
+        yield
+    except ConnectError as error:
+        raise ServiceRefused(error.message) from None
+    finally:
+        CALLER.reset(caller)
+        CONNECTION.reset(connection)

@@ -1,0 +1,218 @@
+"""How commands name runs and actions, and the lookup of each name.
+
+A command accepts ``RUN``, ``RUN/ACTION``, the name of the action's object (``<run>-<action>``),
+``<namespace>/<object>``, or the full path: ``<project>/<domain>/<run>`` or
+``<project>/<domain>/<run>/<action>``, with ``<org>/`` before the latter. An unknown name is an
+error with the nearest ones, an ambiguous name one with the candidates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
+from difflib import get_close_matches
+from typing import Final, NamedTuple, Protocol
+
+from etcd_actions._internal.quoting import quoted
+from etcd_actions.errors import ConfigError, DecodeError, EtcdActionsError, NotFound
+from etcd_actions.model import ROOT_ACTION, ActionId, canonical_name, task_action_name
+
+FORMS: Final = (
+    "give RUN, RUN/ACTION, the object's name (<run>-<action>), or "
+    "<project>/<domain>/<run>/<action>, with the organisation before that if there is one"
+)
+_MOST_PARTS: Final = 5
+_MOST_SHOWN: Final = 5
+_NEAR: Final = 0.6
+
+
+class Name(NamedTuple):
+    """A run or an action.
+
+    Attributes:
+        action: The action's name; empty for a run.
+        org: The organisation; empty if the text names none.
+        namespace: The namespace of its object; empty if that is unknown.
+        object: The name of its object; of a value that cannot be decoded the only name.
+    """
+
+    project: str = ""
+    domain: str = ""
+    run: str = ""
+    action: str = ""
+    org: str = ""
+    namespace: str = ""
+    object: str = ""
+
+    @property
+    def path(self) -> str:
+        """The full path, without the organisation."""
+        if not self.run:
+            return f"{self.namespace}/{self.object}"
+        return "/".join(filter(None, (self.project, self.domain, self.run, self.action)))
+
+    @property
+    def run_path(self) -> str:
+        """The full path of its run."""
+        return f"{self.project}/{self.domain}/{self.run}"
+
+    @property
+    def action_id(self) -> ActionId:
+        """The action; the root of a run."""
+        return ActionId(self.project, self.domain, self.run, self.action or ROOT_ACTION, self.org)
+
+    def may_be(self, action: ActionId | None, namespace: str, name: str) -> bool:
+        """Whether a parsed name may be that of an action; a run's name is one of all its actions.
+
+        Args:
+            action: The action; None for a value that cannot be decoded.
+            namespace: The namespace of its object.
+            name: The name of its object.
+        """
+        if self.object:
+            return self.object == name or (action is not None and action.run == self.object)
+        if not self.project and (self.run, self.action) == (namespace, name):
+            return True
+        if action is None:
+            return bool(self.action) and task_action_name(self.run, self.action) == name
+        return (
+            self.project in ("", action.project)
+            and self.domain in ("", action.domain)
+            and self.run == action.run
+            and canonical_name(self.run, self.action) in ("", canonical_name(self.run, action.name))
+        )
+
+    def of_run(self) -> Name:
+        """Its run."""
+        return self._replace(action="", object="")
+
+
+class Names(Protocol):
+    """The runs and actions that exist. Both methods raise the errors of a read."""
+
+    async def find(self, name: Name, /) -> Sequence[Name]:
+        """The runs and actions of a parsed name.
+
+        Args:
+            name: Empty fields match all. With ``object`` alone the text is a run's name, or an
+                object's; with ``run`` and ``action`` alone it can be a namespace and an object.
+        """
+
+    async def similar(self, name: Name, /) -> Sequence[str]:
+        """Names to choose the nearest ones from.
+
+        Args:
+            name: With an action the names are RUN/ACTION of its run; else, and if there is no such
+                run, they are those of runs, and for ``object`` of objects.
+        """
+
+
+def parse_name(text: str) -> Name:
+    """Parse a name without looking it up.
+
+    Raises:
+        ConfigError: It has another form.
+    """
+    parts = text.split("/")
+    if not all(parts) or len(parts) > _MOST_PARTS:
+        raise ConfigError(f"{quoted(text)} is no action: {FORMS}")
+    match parts:
+        case [name]:
+            return Name(object=name)
+        case [run, action]:
+            return Name(run=run, action=action)
+        case [project, domain, run]:
+            return Name(project, domain, run)
+        case [project, domain, run, action]:
+            return Name(project, domain, run, action)
+        case _:
+            org, project, domain, run, action = parts
+            return Name(project, domain, run, action, org)
+
+
+async def find_action(names: Names, text: str) -> Name:
+    """The action that a text names; a run names its root.
+
+    Raises:
+        ConfigError: It has no known form, or more than one action has the name.
+        DecodeError: Its object cannot be decoded.
+        NotFound: There is none.
+    """
+    name = await find_name(names, text)
+    if not name.run:
+        raise DecodeError(f"{name.path} cannot be decoded: see etcd-actions get {name.path}")
+    return name._replace(action=canonical_name(name.run, name.action or ROOT_ACTION))
+
+
+async def find_run(names: Names, text: str) -> Name:
+    """The run that a text names, or whose action it names; raises as `find_action`."""
+    found = await _found(names, text)
+    runs = list(dict.fromkeys(each.of_run() for each in found if each.run))
+    return _only(runs, text).of_run()
+
+
+async def find_name(names: Names, text: str) -> Name:
+    """The run or action that a text names, with what is known of it; raises as `find_action`.
+
+    The object of an action can be one that cannot be decoded.
+    """
+    return _only(await _found(names, text), text)
+
+
+@asynccontextmanager
+async def with_nearest(names: Names, text: str) -> AsyncIterator[None]:
+    """Add the nearest names to the error if the body does not find what a text names."""
+    try:
+        yield
+    except NotFound as error:
+        raise NotFound(f"{error}{await nearest(names, text)}") from None
+
+
+async def nearest(names: Names, text: str) -> str:
+    """The end of a message that ``text`` is unknown; empty if nothing is similar."""
+    name = parse_name(text)
+    short = name._replace(project="", domain="", org="")
+    near: list[str] = []
+    try:
+        if name.project:
+            near = [each.path for each in await names.find(short)]
+        similar = list(dict.fromkeys(await names.similar(name)))
+    except EtcdActionsError:
+        # The message is about the unknown name.
+        return ""
+    tail = name.object or "/".join(filter(None, (name.run, name.action)))
+    near += get_close_matches(tail, similar, _MOST_SHOWN, _NEAR)
+    near += [each for each in similar if each.startswith(tail) and each not in near]
+    near = [each for each in near if each not in (text, tail)]
+    if not near:
+        return ""
+    *first, last = near[:_MOST_SHOWN]
+    return f": did you mean {', '.join(first)}{' or ' if first else ''}{last}?"
+
+
+async def _found(names: Names, text: str) -> Sequence[Name]:
+    name = parse_name(text)
+    found = await names.find(name)
+    if not found:
+        raise NotFound(f"{text}: there is no such run or action{await nearest(names, text)}")
+    return [each._replace(org=name.org or each.org) for each in found]
+
+
+def _only(found: Iterable[Name], text: str) -> Name:
+    candidates = list(found)
+    by_path: dict[str, Name] = {}
+    for each in candidates:
+        by_path.setdefault(each.path, each)
+    if len(by_path) < len(candidates):
+        # One path in several namespaces.
+        by_path = {
+            f"{each.namespace}/{each.object or task_action_name(each.run, ROOT_ACTION)}": each
+            for each in candidates
+        }
+        where = "is in several namespaces: give one of"
+    else:
+        where = "is the name of several: give one of"
+    if len(by_path) == 1:
+        return candidates[0]
+    shown = ", ".join(list(by_path)[: 2 * _MOST_SHOWN])
+    raise ConfigError(f"{text} {where} {shown}")

@@ -1,0 +1,100 @@
+"""The names of runs and actions by the service; see :mod:`etcd_actions.cli.names`.
+
+The service lists the runs that it has records of. A full path is not verified: the call that
+names it returns the error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Final
+
+from etcd_actions.cli.calls import RUNS, Calls
+from etcd_actions.cli.names import Name
+from etcd_actions.errors import NotFound
+from etcd_actions.model import ROOT_ACTION, canonical_name, task_action_name
+from etcd_actions.model import flyte as conversions
+
+_MOST_RUNS: Final = 1_000
+_MOST_NAMES: Final = 50
+
+
+class ServiceNames:
+    """Implements :class:`~etcd_actions.cli.names.Names`.
+
+    Args:
+        calls: The service.
+    """
+
+    def __init__(self, calls: Calls) -> None:
+        self._calls = calls
+
+    async def find(self, name: Name, /) -> Sequence[Name]:
+        """See :class:`~etcd_actions.cli.names.Names`."""
+        if name.project:
+            return [name]
+        if name.run:
+            runs = await self._runs([name.run])
+            return [each for run in runs for each in await self._in_run(run, name.action)]
+        text = name.object
+        ends = [at for at, character in enumerate(text) if character == "-" and at]
+        starts = {text[:at]: text[at + 1 :] for at in ends[:_MOST_NAMES] if text[at + 1 :]}
+        found: list[Name] = []
+        for run in await self._runs([text, *starts]):
+            if run.run == text:
+                found.append(run)
+            else:
+                found += await self._in_run(run, starts[run.run])
+        return found
+
+    async def similar(self, name: Name, /) -> Sequence[str]:
+        """See :class:`~etcd_actions.cli.names.Names`."""
+        if name.action:
+            runs = [name] if name.project else await self._runs([name.run])
+            names = [f"{run.run}/{each}" for run in runs for each in await self._actions(run)]
+            if names:
+                return names
+        names = [run.run for run in await self._runs(())]
+        if name.object:
+            names += [task_action_name(run, ROOT_ACTION) for run in names]
+        return names
+
+    async def _runs(self, names: Collection[str]) -> list[Name]:
+        """The newest runs, or those that have one of the names."""
+        from flyteidl2.workflow import run_service_pb2 as pb  # noqa: PLC0415 (slow to import)
+
+        request = pb.ListRunsRequest(org="")
+        request.request.limit = _MOST_RUNS
+        if names:
+            filter_ = request.request.filters.add(field="name", values=names)
+            filter_.function = filter_.VALUE_IN
+        response = await self._calls.unary(RUNS, "ListRuns", request, pb.ListRunsResponse)
+        found = [run.action.id.run for run in response.runs]
+        return [Name(run.project, run.domain, run.name) for run in found]
+
+    async def _in_run(self, run: Name, action: str) -> list[Name]:
+        from flyteidl2.workflow import run_service_pb2 as pb  # noqa: PLC0415 (slow to import)
+
+        found = run._replace(action=canonical_name(run.run, action))
+        request = pb.GetActionDetailsRequest(
+            action_id=conversions.action_identifier(found.action_id)
+        )
+        try:
+            kind = pb.GetActionDetailsResponse
+            await self._calls.unary(RUNS, "GetActionDetails", request, kind)
+        except NotFound:
+            return []
+        return [found]
+
+    async def _actions(self, run: Name) -> list[str]:
+        from flyteidl2.workflow import run_service_pb2 as pb  # noqa: PLC0415 (slow to import)
+
+        request = pb.ListActionsRequest()
+        request.run_id.CopyFrom(conversions.action_identifier(run.action_id).run)
+        request.request.limit = _MOST_RUNS
+        try:
+            kind = pb.ListActionsResponse
+            response = await self._calls.unary(RUNS, "ListActions", request, kind)
+        except NotFound:
+            return []
+        return [each.id.name for each in response.actions]

@@ -1,0 +1,65 @@
+"""The permissions that each command needs, as in docs/least-privilege.md."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from etcd_actions.doctor.findings import Kind
+
+DENIED = Kind.note(
+    "commands-denied",
+    "These commands fail for this user; a user that only looks at actions needs none of them.",
+    "etcdctl role grant-permission --prefix=true <role> readwrite '<prefix>' && etcdctl role "
+    "grant-permission --prefix=true <role> readwrite '<side>'; or give the commands --service, "
+    "which needs no etcd user",
+)
+
+
+class Allowed(NamedTuple):
+    """Permissions on the prefix of actions, and on that of this package's other keys."""
+
+    read: bool = False
+    write: bool = False
+    own_read: bool = False
+    own_write: bool = False
+
+
+_READ = Allowed(read=True)
+_ALL = Allowed(read=True, write=True, own_read=True, own_write=True)
+NEEDS: dict[str, Allowed] = {
+    "watch": _READ,
+    "list": _READ,
+    "get": _READ,
+    "tree": _READ,
+    "record": _READ,
+    "dead-letters list": Allowed(read=True, own_read=True),
+    "dead-letters retry": Allowed(own_read=True, own_write=True),
+    "dead-letters delete": Allowed(own_read=True, own_write=True),
+    "replay": Allowed(read=True, write=True),
+    "status": Allowed(read=True, write=True),
+    "signal": Allowed(read=True, write=True),
+    "enqueue": Allowed(read=True, write=True, own_read=True),
+    "abort": _ALL,
+    "submit": _ALL,
+    "run": _ALL,
+    "run --executor": _ALL,
+}
+"""What each command needs where it uses etcd itself; with ``--service`` it needs nothing."""
+
+
+def denied(allowed: Allowed) -> Iterator[tuple[str, str]]:
+    """The commands that lack a permission, and the permissions that each lacks."""
+    names = ("read", "write", "read on our own keys", "write on our own keys")
+    for command, needed in NEEDS.items():
+        pairs = zip(names, needed, allowed, strict=True)
+        if lacking := [name for name, need, has in pairs if need and not has]:
+            yield command, ", ".join(lacking)
+
+
+def describe(allowed: Allowed) -> str:
+    """The commands that are denied, those with the same reason together; empty without any."""
+    by_reason: dict[str, list[str]] = {}
+    for command, lacking in denied(allowed):
+        by_reason.setdefault(lacking, []).append(command)
+    return "; ".join(f"{', '.join(names)} lack {why}" for why, names in by_reason.items())

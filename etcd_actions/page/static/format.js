@@ -1,0 +1,102 @@
+// Times, durations and phases, as people read them.
+
+export const PHASES = [
+  "UNSPECIFIED",
+  "QUEUED",
+  "WAITING_FOR_RESOURCES",
+  "INITIALIZING",
+  "RUNNING",
+  "SUCCEEDED",
+  "FAILED",
+  "ABORTED",
+  "TIMED_OUT",
+  "PAUSED",
+  "RECOVERED",
+];
+
+const TERMINAL = new Set(["SUCCEEDED", "FAILED", "ABORTED", "TIMED_OUT", "RECOVERED"]);
+const SIGNS = {
+  QUEUED: "◌",
+  WAITING_FOR_RESOURCES: "◌",
+  INITIALIZING: "◔",
+  RUNNING: "▶",
+  SUCCEEDED: "✓",
+  FAILED: "✗",
+  ABORTED: "■",
+  TIMED_OUT: "⧖",
+  PAUSED: "❚❚",
+  RECOVERED: "↻",
+};
+
+/** A phase by the number or the name that a message has. */
+export function phaseOf(value) {
+  const name = typeof value === "number" ? PHASES[value] : String(value || "").replace(/^ACTION_PHASE_/, "");
+  return name === undefined || name === "" || name === "UNSPECIFIED" ? "QUEUED" : name;
+}
+
+export function isTerminal(phase) {
+  return TERMINAL.has(phase);
+}
+
+export function phaseSign(phase) {
+  return SIGNS[phase] || "?";
+}
+
+export function phaseWord(phase) {
+  return phase.toLowerCase().replaceAll("_", " ");
+}
+
+/** Milliseconds since 1970 of a time as JSON has it; null for none. */
+export function millis(text) {
+  if (!text) return null;
+  const found = Date.parse(text);
+  return Number.isNaN(found) ? null : found;
+}
+
+export function duration(ms) {
+  if (ms === null || !Number.isFinite(ms)) return "";
+  if (ms < 0) ms = 0;
+  if (ms < 1000) return `${Math.round(ms)} ms`;
+  const seconds = ms / 1000;
+  if (seconds < 10) return `${seconds.toFixed(1)} s`;
+  if (seconds < 60) return `${Math.floor(seconds)} s`;
+  const minutes = Math.floor(seconds / 60);
+  if (minutes < 60) return `${minutes} m ${pad(Math.floor(seconds) % 60)} s`;
+  const hours = Math.floor(minutes / 60);
+  if (hours < 48) return `${hours} h ${pad(minutes % 60)} m`;
+  return `${Math.floor(hours / 24)} d ${pad(hours % 24)} h`;
+}
+
+function pad(number) {
+  return String(number).padStart(2, "0");
+}
+
+const CLOCK = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit", second: "2-digit", hour12: false });
+const DAY = new Intl.DateTimeFormat(undefined, { month: "short", day: "numeric" });
+const YEAR = new Intl.DateTimeFormat(undefined, { year: "numeric", month: "short", day: "numeric" });
+
+/** A time in the viewer's zone; with the day unless it is today. */
+export function when(ms, now = Date.now()) {
+  if (ms === null) return "";
+  const at = new Date(ms);
+  const today = new Date(now);
+  if (at.toDateString() === today.toDateString()) return CLOCK.format(at);
+  const day = at.getFullYear() === today.getFullYear() ? DAY : YEAR;
+  return `${day.format(at)}, ${CLOCK.format(at)}`;
+}
+
+export function iso(ms) {
+  return ms === null ? "" : new Date(ms).toISOString();
+}
+
+export function ago(ms, now = Date.now()) {
+  const seconds = Math.max(0, Math.round((now - ms) / 1000));
+  if (seconds < 60) return `${seconds} s ago`;
+  if (seconds < 3600) return `${Math.floor(seconds / 60)} m ago`;
+  if (seconds < 172800) return `${Math.floor(seconds / 3600)} h ago`;
+  return `${Math.floor(seconds / 86400)} d ago`;
+}
+
+export function plural(number, noun) {
+  return `${number.toLocaleString()} ${noun}${number === 1 ? "" : "s"}`;
+}

@@ -1,0 +1,139 @@
+// Virtual rows: only those in view are in the document, however many there are.
+import { batched, h, setAttribute } from "./dom.js";
+
+const SPARE = 6;
+
+/**
+ * A scrolling list of rows of one height, with the keyboard of a grid.
+ *
+ * `key(row)` is a unique text; `make()` makes an element, and `update(element, row, index)` shows a row in
+ * it; `open(row)` is Enter or a click; `keys` has more handlers by the name of a key: they take the row, and
+ * return whether they used it.
+ */
+export class Rows {
+  constructor({ role, label, rowHeight, key, make, update, open, keys = {}, onScroll = () => {} }) {
+    Object.assign(this, { rowHeight, key, make, update, open, keys, onScroll });
+    this.rows = [];
+    this.indexes = new Map();
+    this.shown = new Map();
+    this.free = [];
+    this.current = null;
+    this.id = `rows-${(Rows.made += 1)}`;
+    this.spacer = h("div", { class: "spacer", role: "presentation" });
+    this.element = h("div", { class: "rows", role, "aria-label": label, tabindex: "0" }, this.spacer);
+    this.draw = batched(() => this.drawNow());
+    this.element.addEventListener("scroll", () => {
+      this.draw();
+      this.onScroll();
+    });
+    this.element.addEventListener("keydown", (event) => this.pressed(event));
+    this.element.addEventListener("focus", () => {
+      if (this.current === null && this.rows.length > 0) this.select(this.key(this.rows[this.firstInView()]));
+    });
+    this.element.addEventListener("click", (event) => {
+      const element = event.target.closest("[data-key]");
+      if (element === null || event.target.closest("a, button")) return;
+      const index = this.indexes.get(element.dataset.key);
+      if (index === undefined) return;
+      this.select(element.dataset.key);
+      this.open(this.rows[index]);
+    });
+    this.resized = new ResizeObserver(() => this.draw());
+    this.resized.observe(this.element);
+  }
+
+  /** Show other rows; what is in view keeps its elements and its place. */
+  set(rows) {
+    const top = this.rows[this.firstInView()];
+    const inside = this.element.scrollTop % this.rowHeight;
+    const isScrolled = this.element.scrollTop > 0;
+    this.rows = rows;
+    this.indexes = new Map(rows.map((row, index) => [this.key(row), index]));
+    setAttribute(this.element, "aria-rowcount", String(rows.length));
+    this.spacer.style.height = `${rows.length * this.rowHeight}px`;
+    if (isScrolled && top !== undefined) {
+      const index = this.indexes.get(this.key(top));
+      if (index !== undefined) this.element.scrollTop = index * this.rowHeight + inside;
+    }
+    this.draw();
+  }
+
+  firstInView() {
+    return Math.min(Math.max(0, Math.floor(this.element.scrollTop / this.rowHeight)), Math.max(0, this.rows.length - 1));
+  }
+
+  drawNow() {
+    const height = this.element.clientHeight;
+    const first = Math.max(0, Math.floor(this.element.scrollTop / this.rowHeight) - SPARE);
+    const last = Math.min(this.rows.length, Math.ceil((this.element.scrollTop + height) / this.rowHeight) + SPARE);
+    const wanted = new Set();
+    for (let index = first; index < last; index += 1) wanted.add(this.key(this.rows[index]));
+    for (const [key, element] of this.shown) {
+      if (wanted.has(key)) continue;
+      this.shown.delete(key);
+      this.free.push(element);
+    }
+    for (let index = first; index < last; index += 1) {
+      const row = this.rows[index];
+      const key = this.key(row);
+      let element = this.shown.get(key);
+      if (element === undefined) {
+        element = this.free.pop() || this.fresh();
+        element.dataset.key = key;
+        this.shown.set(key, element);
+      }
+      const place = `translateY(${index * this.rowHeight}px)`;
+      if (element.style.transform !== place) element.style.transform = place;
+      setAttribute(element, "id", `${this.id}-${index}`);
+      setAttribute(element, "aria-rowindex", String(index + 1));
+      setAttribute(element, "aria-selected", key === this.current ? "true" : "false");
+      element.classList.toggle("current", key === this.current);
+      this.update(element, row, index);
+    }
+    for (const element of this.free.splice(0)) element.remove();
+    const current = this.current === null ? undefined : this.indexes.get(this.current);
+    const isThere = current !== undefined && current >= first && current < last;
+    setAttribute(this.element, "aria-activedescendant", isThere ? `${this.id}-${current}` : null);
+  }
+
+  fresh() {
+    const element = this.make();
+    element.classList.add("row");
+    this.spacer.append(element);
+    return element;
+  }
+
+  /** Make a row the current one, and scroll to it. */
+  select(key, { scroll = true } = {}) {
+    this.current = key;
+    const index = this.indexes.get(key);
+    if (index !== undefined && scroll) {
+      const top = index * this.rowHeight;
+      const bottom = top + this.rowHeight;
+      if (top < this.element.scrollTop) this.element.scrollTop = top;
+      else if (bottom > this.element.scrollTop + this.element.clientHeight) {
+        this.element.scrollTop = bottom - this.element.clientHeight;
+      }
+    }
+    this.draw();
+  }
+
+  pressed(event) {
+    if (event.ctrlKey || event.metaKey || event.altKey || event.target !== this.element) return;
+    if (this.rows.length === 0) return;
+    const index = this.current === null ? -1 : (this.indexes.get(this.current) ?? -1);
+    const page = Math.max(1, Math.floor(this.element.clientHeight / this.rowHeight) - 1);
+    const moves = { ArrowDown: 1, ArrowUp: -1, PageDown: page, PageUp: -page, Home: -Infinity, End: Infinity };
+    if (event.key in moves) {
+      const to = Math.min(this.rows.length - 1, Math.max(0, index + moves[event.key]));
+      this.select(this.key(this.rows[to]));
+    } else if (event.key === "Enter" && index >= 0) this.open(this.rows[index]);
+    else if (!(event.key in this.keys) || index < 0 || !this.keys[event.key](this.rows[index])) return;
+    event.preventDefault();
+  }
+
+  close() {
+    this.resized.disconnect();
+  }
+}
+Rows.made = 0;

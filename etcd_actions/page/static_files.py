@@ -1,0 +1,116 @@
+"""Serves the page's files: a table that is read once; no part of a request names a file.
+
+The files are public: they hold no data. The browser reads the data with the methods of the service,
+which check the token of the client and its projects.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from hashlib import sha256
+from importlib import resources
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from etcd_actions.web import respond
+
+if TYPE_CHECKING:
+    from etcd_actions.web import Message, Receive, Send
+
+FOLDER: Final = "/page/"
+"""The path of all files but the document."""
+
+CONTENT_SECURITY_POLICY: Final = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+    "img-src 'self' data:; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
+)
+_HEADERS: Final = (
+    (b"content-security-policy", CONTENT_SECURITY_POLICY.encode()),
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cross-origin-opener-policy", b"same-origin"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+)
+_KINDS: Final = {
+    "css": "text/css; charset=utf-8",
+    "html": "text/html; charset=utf-8",
+    "js": "text/javascript; charset=utf-8",
+    "svg": "image/svg+xml",
+}
+_DOCUMENT: Final = "index.html"
+# The path of Run.url: the document reads the run's name from it.
+_RUN: Final = re.compile(r"/v2/domain/[^/]+/project/[^/]+/runs/[^/]+/?")
+# A new version has the same paths: browsers check whether their copy is current.
+_FILES_ARE_KEPT: Final = (b"cache-control", b"no-cache")
+_NOT_KEPT: Final = (b"cache-control", b"no-store")
+
+
+class _File(NamedTuple):
+    body: bytes
+    kind: str
+    tag: bytes
+    """Its ETag."""
+
+
+class StaticFiles:
+    """A route; see :class:`~etcd_actions.server.application.Route`.
+
+    Args:
+        config: What the page reads before everything else: whether it offers to abort and signal
+            (``actions``), whether the service needs a token (``token``), and the seconds after
+            which a silent stream is sent a message (``keepalive``).
+    """
+
+    def __init__(self, config: Mapping[str, object]) -> None:
+        self._files = {name: _file(name, body) for name, body in static_files().items()}
+        self._config = json.dumps(config).encode()
+
+    def answers(self, path: str) -> bool:
+        """Whether a request for a path is answered here."""
+        return path == "/" or path.startswith(FOLDER) or _RUN.fullmatch(path) is not None
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        path, method = scope["path"], scope["method"]
+        is_head = method == "HEAD"
+        if method not in ("GET", "HEAD"):
+            refused = (*_HEADERS, _NOT_KEPT, (b"allow", b"GET, HEAD"))
+            await respond(send, 405, b"use GET or HEAD\n", refused)
+            return
+        name = path.removeprefix(FOLDER) if path.startswith(FOLDER) else _DOCUMENT
+        if name == "config.json":
+            headers = (*_HEADERS, _NOT_KEPT)
+            kind = "application/json"
+            await respond(send, 200, self._config, headers, kind=kind, is_head=is_head)
+            return
+        file = self._files.get(name)
+        if file is None:
+            headers = (*_HEADERS, _NOT_KEPT)
+            await respond(send, 404, b"the page is at /\n", headers, is_head=is_head)
+            return
+        described = (*_HEADERS, _FILES_ARE_KEPT, (b"etag", file.tag))
+        if file.tag in _known_tags(scope):
+            start = {"type": "http.response.start", "status": 304, "headers": list(described)}
+            await send(start)
+            await send({"type": "http.response.body", "body": b""})
+            return
+        await respond(send, 200, file.body, described, kind=file.kind, is_head=is_head)
+
+
+def static_files() -> dict[str, bytes]:
+    """The files by name, as the package has them."""
+    folder = resources.files("etcd_actions.page").joinpath("static")
+    return {each.name: each.read_bytes() for each in folder.iterdir() if each.is_file()}
+
+
+def _file(name: str, body: bytes) -> _File:
+    tag = sha256(body).hexdigest()[:32]
+    return _File(body, _KINDS[name.rpartition(".")[2]], f'"{tag}"'.encode())
+
+
+def _known_tags(scope: Message) -> list[bytes]:
+    """The tags that a browser has a copy of."""
+    values = [value for name, value in scope["headers"] if name.lower() == b"if-none-match"]
+    tags = [tag.strip() for value in values for tag in value.split(b",")]
+    return [tag.removeprefix(b"W/") for tag in tags]

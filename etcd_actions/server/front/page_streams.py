@@ -1,0 +1,123 @@
+"""Streams for the page, as lines of JSON: the changes of runs, and the state of the cluster.
+
+They are not methods, since Flyte has none of these. Their clients are admitted like those of
+methods, and count as open streams.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Final
+
+from connectrpc.code import Code
+from google.protobuf.json_format import MessageToDict
+
+from etcd_actions.errors import EtcdActionsError
+from etcd_actions.server.caller import CALLER
+from etcd_actions.server.error_codes import Refusal
+from etcd_actions.web import respond
+
+if TYPE_CHECKING:
+    from etcd_actions.client import ActionsClient
+    from etcd_actions.runs.run_index import RunIndex
+    from etcd_actions.server.application import Calls
+    from etcd_actions.server.front.run_messages import RunMessages
+    from etcd_actions.server.streams import Streams
+    from etcd_actions.web import Message, Receive, Send
+
+Lines = AsyncGenerator[object, None]
+"""What a stream sends, each as a line of JSON; None is an empty line."""
+
+_HEADERS: Final = (
+    (b"content-type", b"application/x-ndjson"),
+    (b"cache-control", b"no-store"),
+    (b"x-content-type-options", b"nosniff"),
+)
+_STATUSES: Final = {
+    Code.UNAUTHENTICATED: HTTPStatus.UNAUTHORIZED,
+    Code.PERMISSION_DENIED: HTTPStatus.FORBIDDEN,
+    Code.RESOURCE_EXHAUSTED: HTTPStatus.TOO_MANY_REQUESTS,
+}
+
+
+class PageStream:
+    """A route; see :class:`~etcd_actions.server.application.Route`.
+
+    Args:
+        path: Its path.
+        client: Its containment is the boundary of each request.
+        calls: Admits the clients.
+        lines: Generates the lines for one client.
+    """
+
+    def __init__(
+        self, path: str, client: ActionsClient, calls: Calls, lines: Callable[[], Lines]
+    ) -> None:
+        self._path = path
+        self._client = client
+        self._calls = calls
+        self._lines = lines
+
+    def answers(self, path: str) -> bool:
+        """Whether a request for a path is answered here."""
+        return path == self._path
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["method"] != "GET":
+            await respond(send, HTTPStatus.METHOD_NOT_ALLOWED, b"use GET\n", _HEADERS[1:])
+            return
+        is_started = False
+        refusal = Refusal(Code.INTERNAL, "it failed: see the log of the service")
+        with self._client.containment.unit("request", f"page {self._path}"):
+            try:
+                await self._calls.admit_request(scope)
+                async with aclosing(self._lines()) as lines:
+                    async for line in lines:
+                        if not is_started:
+                            is_started = True
+                            start = {"type": "http.response.start", "status": 200}
+                            await send({**start, "headers": list(_HEADERS)})
+                        body = b"\n" if line is None else json.dumps(line).encode() + b"\n"
+                        await send({"type": "http.response.body", "body": body, "more_body": True})
+            except Refusal as error:
+                refusal = error
+            except EtcdActionsError as error:
+                refusal = Refusal(Code.UNAVAILABLE, str(error))
+        if is_started:
+            await send({"type": "http.response.body", "body": b""})
+            return
+        status = _STATUSES.get(refusal.code, HTTPStatus.SERVICE_UNAVAILABLE)
+        body = json.dumps({"code": refusal.code.value, "message": refusal.message}).encode()
+        await respond(send, status, body, _HEADERS[1:], kind="application/json")
+
+
+def run_changes(
+    index: RunIndex, streams: Streams, messages: RunMessages, keepalive: float
+) -> Callable[[], Lines]:
+    """Each run that changes or is new, in its latest state, but not the runs that there are.
+
+    A client lists runs once it has the first line, so it misses no change.
+    """
+
+    async def lines() -> Lines:
+        with streams.open() as stream:
+            await index.ready()
+            with index.watch(None) as watch:
+                yield None
+                while not stream.has_ended:
+                    changed = await stream.receive(watch, keepalive)
+                    if stream.has_ended:
+                        return
+                    may_use = CALLER.get().may_use
+                    chosen = [each for each in changed or () if may_use(each.project)]
+                    if not chosen:
+                        yield None
+                        continue
+                    streams.sent += len(chosen)
+                    yield MessageToDict(messages.watched(chosen))
+
+    return lines

@@ -1,0 +1,5 @@
+"""A client that watches."""
+
+from tests.server.conftest import client
+
+__all__ = ["client"]
