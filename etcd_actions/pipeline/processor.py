@@ -211,6 +211,8 @@ class Processor:
             failed=dict(counts.failed),
             interrupted=dict(counts.interrupted),
             call_times={what: times.read() for what, times in counts.times.items() if outbox},
+            has_run_service=counts.has_run_service,
+            report_lag=counts.lag.read(),
             deferred=outbox.deferred if outbox else 0,
             dead_letters=dead_letters.dead_letters if dead_letters else (),
             dropped_dead_letters=dead_letters.dropped if dead_letters else 0,
