@@ -184,9 +184,7 @@ async def test_gc_of_attempts_and_uploads(site: Site) -> None:
     site.flags += ("--executor-state-dir", str(state))
     await scene.client.enqueue(flyte.task(ActionId("p", "d", "r", "a0")))
     open_action = await scene.client.get_task_action(ActionId("p", "d", "r", "a0"))
-    ended = msgspec.structs.replace(
-        open_action, metadata=open_action.metadata
-    ).incarnation._replace(uid="another", create_revision=1)
+    ended = msgspec.structs.replace(open_action.incarnation, uid="another", create_revision=1)
     old = time.time() - 40 * 86_400
     places = [AttemptDirectory(state, each, 1).path for each in (ended, open_action.incarnation)]
     for place in places:
