@@ -259,6 +259,7 @@ export function runView({ main, run, query, replace, status, signal, dialog }) {
     if (span !== null) timeline.setSpan(span);
     if (mode === "timeline") timeline.drawAxis();
     setAttribute(criticalButton, "aria-pressed", String(showsCritical));
+    rows.element.classList.toggle("shows-critical", showsCritical);
     showHeader(now);
     const isEmpty = rows.rows.length === 0;
     notice.hidden = !isEmpty;

@@ -234,8 +234,10 @@ export function runsView({ main, query, go, replace, status, signal }) {
         h("span", {}, "Phase"),
         h("select", { name: "phase" }, h("option", { value: "" }, "any"), PHASES.slice(1).map((phase) => h("option", { value: phase, selected: phase === state.phase }, phaseWord(phase)))),
       ),
+      h("button", { type: "button", class: "more", "aria-expanded": "false", on: { click: (event) => setAttribute(event.currentTarget, "aria-expanded", String(made.classList.toggle("open"))) } }, "Filters"),
       FIELDS.slice(1).map(field),
     );
+    made.classList.toggle("open", FIELDS.slice(1).some(([name]) => state[name] !== ""));
     return made;
   }
 
