@@ -48,6 +48,25 @@ class Rate(click.ParamType[float]):
         return float(value)
 
 
+class Seconds(click.ParamType[float]):
+    """A duration as in the settings, such as 90s, 5m or 1h30m; in seconds."""
+
+    name = "duration"
+
+    def convert(
+        self, value: str | float, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """The number of seconds; see click."""
+        if not isinstance(value, str):
+            return value
+        from etcd_actions.config.values import positive_duration  # noqa: PLC0415 (rarely needed)
+
+        try:
+            return positive_duration(value)
+        except ValueError as error:
+            self.fail(f"{quoted(value)} {error}.", param, ctx)
+
+
 class Age(click.ParamType[float]):
     """A time before now, such as ``12h``, ``30d`` or ``1d12h``, in seconds; 0 for now."""
 
