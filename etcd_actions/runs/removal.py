@@ -20,7 +20,7 @@ import trio
 from msgspec.structs import astuple
 
 from etcd_actions.actions.stored_action import StoredAction
-from etcd_actions.blobs import BlobError, BlobStore
+from etcd_actions.blobs import BlobError, BlobInfo, BlobStore
 from etcd_actions.errors import DecodeError
 from etcd_actions.etcd.api import (
     Compare,
@@ -83,6 +83,20 @@ class Needed(NamedTuple):
     inputs: Mapping[str, int] = {}
 
 
+class Removal(NamedTuple):
+    """The result of the removal of a run.
+
+    Attributes:
+        removed: The removed parts.
+        kept: Why a part stays, and so the record; empty if none does.
+        blob_bytes: Bytes of the blobs, as far as they are known.
+    """
+
+    removed: Removed = Removed()
+    kept: str = ""
+    blob_bytes: int = 0
+
+
 class _Object(NamedTuple):
     """An action or a trace to delete."""
 
@@ -122,15 +136,22 @@ class RunRemover:
         self._blobs = blobs
 
     async def remove(
-        self, seen: KeyValue, record: RunRecord, needed: Needed, before: float
-    ) -> Removed:
+        self,
+        seen: KeyValue,
+        record: RunRecord,
+        needed: Needed,
+        before: float,
+        *,
+        dry_run: bool = False,
+    ) -> Removal:
         """Remove a run, except parts that are needed. Cancelled, some parts are removed.
 
         Args:
-            seen: Its record as it was read.
+            seen: Its record as it was read; with ``mod_revision`` 0 there is none.
             record: The same, decoded.
             needed: References to data of runs.
             before: Seconds since 1970; blobs that were stored later stay.
+            dry_run: Remove nothing, and return the parts that would be removed.
 
         Returns:
             The removed parts; the record stays if another part does.
@@ -143,47 +164,63 @@ class RunRemover:
             namespace, name = parse_key(self._keys.runs, seen.key)
             keys = self._keys.within(namespace)
             root = keys.task_action(ActionId("", "", name, ROOT_ACTION))
-        except (DecodeError, ValueError):
-            return removed
+        except (DecodeError, ValueError) as error:
+            return Removal(kept=f"its key cannot be decoded: {error}")
+        # Histories that were written later are those of a later run of the same name.
+        until = seen.mod_revision or (await self._store.read(KeyRange.of_key(root)))[1]
         if self._objects:
-            done, removed = await self._remove_objects(seen, record, keys, root)
-            if not done:
-                return removed
+            kept, removed = await self._remove_objects(seen, record, keys, root, dry_run=dry_run)
+            if kept:
+                return Removal(removed, kept)
         fence = await self._root_is_terminal(root)
         if fence is None:
-            return removed
+            return Removal(removed, "its root is not terminal, or cannot be decoded")
         run = (record.project, record.domain, record.name)
         # The record has their URI, so it stays as long as they do.
         is_needed = self._blobs is not None and run in needed.outputs
-        gone = not is_needed
-        if not is_needed:
+        kept, size = "", 0
+        histories = await self._histories(until, record, keys)
+        if is_needed:
+            kept = "its outputs are in use: by cached results, or as inputs of other runs"
+        else:
             # Before the histories, which have the URIs of the outputs.
-            places = await self._places(record, keys, seen)
-            blobs, gone = await self._remove_blobs(record, places, needed, before)
+            places = self._places(record, histories)
+            blobs, size, kept = await self._remove_blobs(
+                record, places, needed, before, dry_run=dry_run
+            )
             removed += Removed(blobs=blobs)
-        if gone or is_needed:
-            removed += await self._remove_histories(seen, record, keys)
-        if not gone:
-            return removed
+        if not kept or is_needed:
+            kvs = [kv for kv, _ in histories]
+            if dry_run:
+                removed += Removed(histories=len(kvs), bytes=sum(map(_size, kvs)))
+            else:
+                removed += await self._remove_histories(kvs)
+        if kept:
+            return Removal(removed, kept, size)
+        if dry_run:
+            return Removal(removed + Removed(records=1, bytes=_size(seen)), "", size)
         task = self._keys.run_tasks + seen.key.removeprefix(self._keys.runs)
         deletes = [Delete(KeyRange.of_key(key)) for key in (seen.key, task)]
-        if (await self._store.txn(Txn([_unchanged(seen), fence], deletes))).succeeded:
-            removed += Removed(records=1, bytes=_size(seen))
-        return removed
+        if not (await self._store.txn(Txn([_unchanged(seen), fence], deletes))).succeeded:
+            return Removal(removed, "its record or its root changed", size)
+        return Removal(removed + Removed(records=1, bytes=_size(seen)), "", size)
 
     async def _remove_objects(
-        self, seen: KeyValue, record: RunRecord, keys: Keyspace, root: bytes
-    ) -> tuple[bool, Removed]:
-        """Remove actions and traces; returns whether none is left, and the removed parts."""
+        self, seen: KeyValue, record: RunRecord, keys: Keyspace, root: bytes, *, dry_run: bool
+    ) -> tuple[str, Removed]:
+        """Remove actions and traces; returns why one stays, and the removed parts."""
         removed = Removed()
         tries = 0
         while tries < _MOST_TRIES:
             tries += 1
             run = await self._read(record, keys, root)
-            if run is None:
-                return False, removed
+            if isinstance(run, str):
+                return run, removed
+            if dry_run:
+                size = sum(each.size for each in run.objects)
+                return "", Removed(objects=len(run.objects), bytes=size)
             if not run.objects:
-                return True, removed
+                return "", removed
             record_unchanged = _unchanged(seen)
             for at in range(0, len(run.objects), _BATCH):
                 batch = run.objects[at : at + _BATCH]
@@ -197,11 +234,11 @@ class RunRemover:
                 tries = 0
                 await trio.sleep(PAUSE)
             else:
-                return True, removed
-        return False, removed
+                return "", removed
+        return "its actions change all the time", removed
 
-    async def _read(self, record: RunRecord, keys: Keyspace, root: bytes) -> _Run | None:
-        """The objects of a run; None if one, and so all, must stay."""
+    async def _read(self, record: RunRecord, keys: Keyspace, root: bytes) -> _Run | str:
+        """The objects of a run; if one, and so all, must stay, the reason."""
         found: dict[bytes, tuple[_Object, str, str]] = {}
         unchanged: list[Compare] = []
         for prefix in keys.run_prefixes(record.name)[:2]:
@@ -213,12 +250,14 @@ class RunRemover:
                     try:
                         action = StoredAction.of(kv)
                     except DecodeError:
-                        return None  # The object may belong to this run.
+                        # The object may belong to this run.
+                        key = kv.key.decode(errors="backslashreplace")
+                        return f"{key} cannot be decoded"
                     stored = action.action_id
                     if (stored.project, stored.domain, stored.run) != _name(record):
                         continue
-                    if not _is_removable(action):
-                        return None
+                    if reason := _kept(action):
+                        return reason
                     name = canonical_name(stored.run, stored.name)
                     parent = canonical_name(stored.run, action.parent)
                     found[kv.key] = _Object(kv.key, kv.mod_revision, _size(kv)), name, parent
@@ -247,7 +286,7 @@ class RunRemover:
         return Compare.unchanged(root, 0 if kv is None else kv.mod_revision)
 
     async def _histories(
-        self, seen: KeyValue, record: RunRecord, keys: Keyspace
+        self, until: int, record: RunRecord, keys: Keyspace
     ) -> list[tuple[KeyValue, ActionHistory]]:
         """The histories of a run's actions, without those of the run ``<run>-<more>``."""
         prefix = self._keys.histories + f"{keys.namespace}/{record.name}-".encode()
@@ -258,18 +297,16 @@ class RunRemover:
                     history = decode_history(kv.value)
                 except DecodeError:
                     continue
-                # A newer one is of a later run of the same name.
-                if history.create_revision > seen.mod_revision:
+                if history.create_revision > until:
                     continue
                 if (history.project, history.domain, history.run) == _name(record):
                     found.append((kv, history))
         return found
 
-    async def _remove_histories(self, seen: KeyValue, record: RunRecord, keys: Keyspace) -> Removed:
+    async def _remove_histories(self, kvs: Sequence[KeyValue]) -> Removed:
         removed = Removed()
-        kvs = [kv for kv, _ in await self._histories(seen, record, keys)]
         for at in range(0, len(kvs), _BATCH):
-            batch = kvs[at : at + _BATCH]
+            batch = list(kvs[at : at + _BATCH])
             if not self._objects:
                 batch = [kv for kv in batch if not await self._is_running(kv)]
             # If one of them was written since the read, delete each by itself.
@@ -300,7 +337,9 @@ class RunRemover:
         except DecodeError:
             return True
 
-    async def _places(self, record: RunRecord, keys: Keyspace, seen: KeyValue) -> list[str]:
+    def _places(
+        self, record: RunRecord, histories: Iterable[tuple[KeyValue, ActionHistory]]
+    ) -> list[str]:
         """The prefixes of the store's keys that have outputs of this run only."""
         if self._blobs is None or not record.output_base:
             return []
@@ -309,7 +348,7 @@ class RunRemover:
             return []
         places = {base}
         # In an object store, Flyte spreads outputs over the key space.
-        for _, history in await self._histories(seen, record, keys):
+        for _, history in histories:
             for attempt in history.attempts:
                 key = self._blobs.key_of(attempt.output_uri) if attempt.output_uri else None
                 spread = None if key is None else _SHARD.match(key)
@@ -318,35 +357,46 @@ class RunRemover:
         return sorted(places)
 
     async def _remove_blobs(
-        self, record: RunRecord, places: Iterable[str], needed: Needed, before: float
-    ) -> tuple[int, bool]:
-        """Remove outputs and inputs; returns their number, and whether none is left."""
+        self,
+        record: RunRecord,
+        places: Iterable[str],
+        needed: Needed,
+        before: float,
+        *,
+        dry_run: bool,
+    ) -> tuple[int, int, str]:
+        """Remove outputs and inputs; returns their number and bytes, and why one stays."""
         if self._blobs is None:
-            return 0, True
-        count, young = 0, False
+            return 0, 0, ""
+        blobs, count, size, young = self._blobs, 0, 0, ""
+
+        async def remove(info: BlobInfo) -> None:
+            nonlocal count, size
+            if dry_run or await blobs.delete(info.key):
+                count, size = count + 1, size + info.size
+
         try:
             for place in places:
-                async with aclosing(self._blobs.below(place)) as found:
+                async with aclosing(blobs.below(place)) as found:
                     async for info in found:
                         if info.modified <= before:
-                            count += await self._blobs.delete(info.key)
+                            await remove(info)
                         else:
-                            young = True
+                            young = "outputs of it were stored just now"
             if needed.inputs.get(record.input_uri, 0) <= 1:
-                count += await self._remove_inputs(self._blobs, record, before)
+                inputs = await self._inputs(blobs, record)
+                if inputs is not None and inputs.modified <= before:
+                    await remove(inputs)
         except BlobError as error:
             _log.warning("blobs_not_collected", run=record.name, error=str(error))
-            return count, False
-        return count, not young
+            return count, size, f"its files cannot be deleted: {error}"
+        return count, size, young
 
-    async def _remove_inputs(self, blobs: BlobStore, record: RunRecord, before: float) -> int:
+    async def _inputs(self, blobs: BlobStore, record: RunRecord) -> BlobInfo | None:
         key = blobs.key_of(record.input_uri) if record.input_uri else None
         if key is None or not key.startswith(f"inputs/{record.project}/{record.domain}/"):
-            return 0
-        info = await blobs.stat(key)
-        if info is None or info.modified > before:
-            return 0
-        return int(await blobs.delete(key))
+            return None
+        return await blobs.stat(key)
 
 
 def _name(record: RunRecord) -> RunName:
@@ -361,11 +411,15 @@ def _unchanged(seen: KeyValue) -> Compare:
     return Compare.unchanged(seen.key, seen.mod_revision)
 
 
-def _is_removable(action: StoredAction) -> bool:
-    """Whether an action is terminal and recorded, and has no finalizer but ours."""
-    if not action.is_terminal or not action.is_recorded:
-        return False
-    return all(each == FINALIZER_RECORD for each in action.metadata.finalizers)
+def _kept(action: StoredAction) -> str:
+    """Why an action stays: it is not terminal or recorded, or has a finalizer that is not ours."""
+    name = action.action_id.name
+    if not action.is_terminal:
+        return f"{name} is {action.phase.name}"
+    if not action.is_recorded:
+        return f"the end of {name} is not recorded yet: the leader reports it first"
+    foreign = [each for each in action.metadata.finalizers if each != FINALIZER_RECORD]
+    return f"{name} has the finalizer {foreign[0]}, whose owner removes it" if foreign else ""
 
 
 def _depths(parents: Mapping[str, str]) -> dict[str, int]:

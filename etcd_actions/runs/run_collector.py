@@ -9,11 +9,9 @@ enough.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Collection, Iterable
-from contextlib import aclosing
+from collections.abc import Callable
 from datetime import datetime, timedelta
-from typing import Final, NamedTuple
+from typing import Final
 
 import msgspec
 import structlog
@@ -21,16 +19,14 @@ import trio
 
 from etcd_actions._internal.containment import Containment
 from etcd_actions.actions.rewrite import utc_now
-from etcd_actions.blobs import BlobError, BlobStore
-from etcd_actions.blobs.references import runs_in
-from etcd_actions.blobs.searched_files import SearchedFiles
-from etcd_actions.catalog import source_of
-from etcd_actions.errors import DecodeError, EtcdError
-from etcd_actions.etcd.api import KeyRange, KeyValue
+from etcd_actions.blobs import BlobStore
+from etcd_actions.errors import EtcdError
+from etcd_actions.etcd.api import KeyValue
 from etcd_actions.model import Keyspace
 from etcd_actions.runs.progress import ENDS
-from etcd_actions.runs.removal import PAUSE, Needed, Removed, RunName, RunRemover
-from etcd_actions.runs.run_record import RunRecord, decode_record
+from etcd_actions.runs.references import RunReferences, end_of, usable_record
+from etcd_actions.runs.removal import PAUSE, Needed, Removed, RunRemover
+from etcd_actions.runs.run_record import RunRecord
 from etcd_actions.runs.space import Space
 from etcd_actions.storage.store import Store
 
@@ -44,18 +40,6 @@ _CHUNK: Final = 500
 """Runs between two reads of the references to runs."""
 
 _log = structlog.get_logger(__name__)
-
-
-class _Survey(NamedTuple):
-    """The runs to remove, and the references that keep data.
-
-    Attributes:
-        due: The records of runs to remove, with their ends, the oldest first.
-        needed: References to data of runs.
-    """
-
-    due: list[tuple[datetime, bytes]]
-    needed: Needed
 
 
 class RunCollector:
@@ -97,7 +81,7 @@ class RunCollector:
         self._space = space if objects else None
         self._blobs = blobs if objects else None
         self._remover = RunRemover(store, keys, objects=objects, blobs=self._blobs)
-        self._inputs = None if self._blobs is None else SearchedFiles(self._blobs, runs_in)
+        self._references = RunReferences(store, keys, self._blobs)
         self._clock = clock
         self._containment = containment or Containment()
 
@@ -155,111 +139,52 @@ class RunCollector:
         """Remove runs that ended before a time, until enough bytes are free."""
         removed = Removed()
         while True:
-            survey = await self._survey(before, tried, ended=ended)
-            for _, key in survey.due[:_CHUNK]:
+            due, needed = await self._survey(before, tried, ended=ended)
+            for _, key in due[:_CHUNK]:
                 if enough is not None and removed.bytes >= enough:
                     return removed
                 tried.add(key)
                 await trio.sleep(PAUSE)
-                one = await self._remove_one(key, before, survey.needed)
+                one = await self._remove_one(key, before, needed)
                 removed += one
                 self.collected += one
-            if len(survey.due) <= _CHUNK:
+            if len(due) <= _CHUNK:
                 return removed
 
     async def _remove_one(self, key: bytes, before: datetime, needed: Needed) -> Removed:
         # Read again: the survey may be old.
         seen = await self._store.get(key)
-        record = None if seen is None else _decoded(seen)
-        if seen is None or record is None or _end(record) >= before:
+        record = None if seen is None else usable_record(seen)
+        if seen is None or record is None or end_of(record) >= before:
             return Removed()
         name = key.decode(errors="backslashreplace")
         failure: EtcdError | None = None
         with self._containment.unit("collected_run", name):
             try:
-                return await self._remover.remove(seen, record, needed, self._clock().timestamp())
+                now = self._clock().timestamp()
+                return (await self._remover.remove(seen, record, needed, now)).removed
             except EtcdError as error:
                 failure = error
         if failure is not None:
             raise failure
         return Removed()
 
-    async def _survey(self, before: datetime, tried: set[bytes], *, ended: bool) -> _Survey:
-        """Read all records; if runs are due, also the references to data of runs."""
+    async def _survey(
+        self, before: datetime, tried: set[bytes], *, ended: bool
+    ) -> tuple[list[tuple[datetime, bytes]], Needed]:
+        """The records of runs to remove with their ends, the oldest first, and the references."""
         due: list[tuple[datetime, bytes]] = []
-        inputs: Counter[str] = Counter()
-        outputs: Collection[RunName]
-        outputs = found = set()
-        async with aclosing(self._store.each(KeyRange.of_prefix(self._keys.runs))) as kvs:
-            async for kv in kvs:
-                record = _decoded(kv)
-                if record is None:
-                    continue
-                inputs[record.input_uri] += 1
-                if record.recovered_from:
-                    found.add((record.project, record.domain, record.recovered_from))
-                if not kv.key.startswith(self._records) or kv.key in tried:
-                    continue
-                if _end(record) < before and (not ended or _has_ended(record)):
-                    due.append((_end(record), kv.key))
-        if due:
-            entries = KeyRange.of_prefix(self._keys.catalog + b"entries/")
-            async with aclosing(self._store.each(entries)) as kvs:
-                async for kv in kvs:
-                    try:
-                        found.add(source_of(kv.value))
-                    except DecodeError:
-                        continue  # No task can use such an entry.
-            try:
-                found |= await self._passed_on(inputs)
-            except BlobError as error:
-                _log.warning("blobs_not_collected", error=str(error))
-                outputs = _All()
-        return _Survey(sorted(due), Needed(outputs, inputs))
 
-    async def _passed_on(self, inputs: Iterable[str]) -> set[RunName]:
-        """The runs whose outputs are among the inputs of runs.
+        def note(kv: KeyValue, record: RunRecord) -> None:
+            if not kv.key.startswith(self._records) or kv.key in tried:
+                return
+            if end_of(record) < before and (not ended or _has_ended(record)):
+                due.append((end_of(record), kv.key))
 
-        Raises:
-            BlobError: Not all inputs could be read.
-        """
-        if self._inputs is None or self._blobs is None:
-            return set()
-        blobs = self._blobs
-        files = {url: True for url in inputs if url and blobs.key_of(url) is not None}
-        found: set[RunName] = set()
-        for each in await self._inputs.read(files):
-            project, domain, name = each.split("/", 2)
-            found.add((project, domain, name))
-        return found
-
-
-class _All(tuple[RunName, ...]):
-    """Every run: the needed ones are unknown."""
-
-    __slots__ = ()
-
-    def __contains__(self, run: object) -> bool:
-        return True
-
-
-def _decoded(kv: KeyValue) -> RunRecord | None:
-    try:
-        record = decode_record(kv.value)
-    except DecodeError:
-        return None
-    # A time without a zone cannot be compared; this package writes no such time.
-    return None if _end(record).tzinfo is None else record
+        needed = await self._references.read(note, lambda: bool(due))
+        return sorted(due), needed
 
 
 def _has_ended(record: RunRecord) -> bool:
     status = record.status
     return status is not None and status.phase in ENDS and status.ended is not None
-
-
-def _end(record: RunRecord) -> datetime:
-    """The end of a run; if unknown, its creation, since the removal reads the root anyway."""
-    status = record.status
-    if status is None or status.ended is None or status.phase not in ENDS:
-        return record.created
-    return status.ended

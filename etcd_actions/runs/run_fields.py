@@ -36,11 +36,8 @@ def phase_of(entry: RunEntry) -> int:
 
 
 def duration_of(entry: RunEntry) -> int | None:
-    """Milliseconds from the start of a run to its end; None if it is not terminal."""
-    if entry.ended is None:
-        return None
-    started = entry.created if entry.started is None else entry.started
-    return max(0, entry.ended - started) // 1000
+    """Milliseconds from the creation of a run to its end; None if it is not terminal."""
+    return None if entry.ended is None else max(0, entry.ended - entry.created) // 1000
 
 
 RUN_FIELDS: Final[Fields[RunEntry]] = Fields(

@@ -6,12 +6,10 @@ The organisation in a message is the one that the client named.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from datetime import datetime
 from typing import Final, TypeVar
 
 import structlog
 from flyteidl2.common.identifier_pb2 import ActionIdentifier
-from flyteidl2.core.catalog_pb2 import CatalogCacheStatus
 from flyteidl2.task.run_pb2 import RunSpec
 from flyteidl2.task.task_definition_pb2 import TaskSpec
 from flyteidl2.workflow import run_definition_pb2 as pb
@@ -34,18 +32,22 @@ from etcd_actions.model import (
 from etcd_actions.model import flyte as conversions
 from etcd_actions.model.names import task_action_name
 from etcd_actions.model.output_location import output_uri
-from etcd_actions.runs.reading import Found, run_spec_of
+from etcd_actions.runs.reading import Found
 from etcd_actions.runs.run_record import Attempt, Failure, RunRecord, RunStatus, Transition
 from etcd_actions.server.front.attempt_messages import (
     OUTPUTS,
     attempt_message,
     attempts_of,
     error_info,
-    phase_number,
     time_of,
-    timestamp,
 )
-from etcd_actions.server.front.run_views import identity
+from etcd_actions.server.front.run_views import (
+    add_of_run,
+    identity,
+    root_metadata,
+    root_status,
+    status_message,
+)
 
 _Part = TypeVar("_Part")
 
@@ -87,8 +89,8 @@ def action_message(
     if action is None:
         return pb.Action(
             id=identifier(action_id, org),
-            metadata=None if record is None else _metadata_of_record(record),
-            status=_status_of_record(record),
+            metadata=None if record is None else root_metadata(record, org),
+            status=pb.ActionStatus() if record is None else root_status(record),
         )
     return pb.Action(
         id=identifier(action_id_of(action), org),
@@ -191,7 +193,7 @@ def metadata(action: StoredAction, record: RunRecord | None, org: str) -> pb.Act
         trace = _read(action, _trace)
         message.trace.name = spec.short_name if trace is None else trace.name
     if record is not None and not spec.parent_action_name:
-        _add_of_run(message, record)
+        add_of_run(message, record, org)
     if source := conversions.recovered_from(action):
         source.run.org = org
         message.recovered_from.CopyFrom(source)
@@ -200,31 +202,13 @@ def metadata(action: StoredAction, record: RunRecord | None, org: str) -> pb.Act
 
 def status(action: StoredAction) -> pb.ActionStatus:
     """The status of an action."""
-    return _status(
+    return status_message(
         action.phase,
         time_of(action.metadata.creation_timestamp),
         time_of(action.end_time),
         action.attempts,
         action.status.cache_status,
     )
-
-
-def _status(
-    phase: Phase, started: datetime | None, ended: datetime | None, attempts: int, cache: int
-) -> pb.ActionStatus:
-    message = pb.ActionStatus(
-        phase=phase_number(phase),
-        # A queued action is sent with its first attempt: clients count from 1.
-        attempts=max(attempts, 1),
-        cache_status=CatalogCacheStatus.ValueType(cache),
-    )
-    if started is not None:
-        message.start_time.CopyFrom(timestamp(started))
-    if ended is not None and phase.is_terminal:
-        message.end_time.CopyFrom(timestamp(ended))
-        if started is not None:
-            message.duration_ms = max(0, round((ended - started).total_seconds() * 1000))
-    return message
 
 
 def _add_result(message: pb.ActionDetails, action: StoredAction) -> None:
@@ -290,38 +274,6 @@ def _free(pairs: Mapping[str, str]) -> dict[str, str]:
     return {key: value for key, value in pairs.items() if not key.startswith(reserved)}
 
 
-def _metadata_of_record(record: RunRecord) -> pb.ActionMetadata:
-    task = record.task
-    message = pb.ActionMetadata(action_type=pb.ACTION_TYPE_TASK)
-    for part in ("org", "project", "domain", "name", "version"):
-        setattr(message.task.id, part, getattr(task, part))
-    message.task.task_type = record.task_type
-    message.funtion_name = task.name.rpartition(".")[2]
-    message.task.short_name = record.short_name or message.funtion_name
-    _add_of_run(message, record)
-    return message
-
-
-def _add_of_run(message: pb.ActionMetadata, record: RunRecord) -> None:
-    message.environment_name = record.environment
-    if record.source in pb.RunSource.values():
-        message.source = pb.RunSource.ValueType(record.source)
-    if record.creator:
-        message.executed_by.CopyFrom(identity(record.creator))
-    run_spec = run_spec_of(record)
-    if run_spec is not None and run_spec.HasField("relation"):
-        message.relation.CopyFrom(run_spec.relation)
-
-
-def _status_of_record(record: RunRecord | None) -> pb.ActionStatus:
-    if record is None:
-        return _status(Phase.UNSPECIFIED, None, None, 0, 0)
-    how = record.status
-    if how is None:
-        return _status(Phase.UNSPECIFIED, record.created, None, 0, 0)
-    return _status(Phase(how.phase), record.created, how.ended, how.attempts, how.cache_status)
-
-
 def _details_of_record(found: Found, org: str) -> pb.ActionDetails:
     record = found.record
     assert record is not None
@@ -334,8 +286,8 @@ def _details_of_record(found: Found, org: str) -> pb.ActionDetails:
     phase = Phase(how.phase)
     message = pb.ActionDetails(
         id=identifier(found.action_id, org),
-        metadata=_metadata_of_record(record),
-        status=_status(phase, record.created, how.ended, how.attempts, how.cache_status),
+        metadata=root_metadata(record, org),
+        status=status_message(phase, record.created, how.ended, how.attempts, how.cache_status),
         attempts=attempts_of(None, found.history) or [_attempt_of_record(record, how)],
         task=found.task,
     )

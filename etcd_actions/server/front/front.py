@@ -28,6 +28,7 @@ from etcd_actions.server.front.platform_services import (
 from etcd_actions.server.front.project_service import ProjectService, ProjectSettings
 from etcd_actions.server.front.refused_methods import refuse_others
 from etcd_actions.server.front.run_data import RunBlobs
+from etcd_actions.server.front.run_deletion import RunDeletion
 from etcd_actions.server.front.run_lists import Paused, RunLists
 from etcd_actions.server.front.run_messages import RunMessages
 from etcd_actions.server.front.run_methods import DeployedTasks, RunService
@@ -91,6 +92,7 @@ class FrontDoor:
             deployed=deployed,
             builds=self.builds,
         )
+        yield RunDeletion(self.client, self.blobs)
         if self.blobs is not None and self._transfers is not None:
             proxy = DataProxy(
                 self.client,

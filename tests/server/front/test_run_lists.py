@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from datetime import timedelta
 
+import msgspec
 import pytest
 from flyteidl2.auth import identity_pb2
 from flyteidl2.common import identifier_pb2 as names_pb
@@ -15,6 +17,7 @@ from etcd_actions import ActionId, ActionsClient
 from etcd_actions.runs.run_entry import Tasks, read_entry
 from etcd_actions.runs.run_record import RunStatus, encode
 from etcd_actions.server import ActionsServer
+from etcd_actions.server.front import action_views, run_views
 from etcd_actions.server.front.run_lists import paused_runs
 from etcd_actions.server.front.run_messages import RunMessages
 from tests.server.clients import Failed
@@ -50,8 +53,20 @@ async def test_a_run_has_all_that_lists_show(caller: Caller, lists: Lists) -> No
     assert (task.task_type, action.metadata.environment_name) == ("python", "env")
     assert action.metadata.executed_by.user.id.subject == "me"
     assert (action.status.phase, action.status.attempts) == (6, 3)
-    assert action.status.start_time.ToDatetime(BEGIN.tzinfo) == BEGIN
-    assert action.status.duration_ms == 90_000
+    # From its creation, as everywhere: its duration includes the queue.
+    assert action.status.start_time.ToDatetime(BEGIN.tzinfo) == BEGIN + timedelta(seconds=30)
+    assert action.status.duration_ms == 60_000
+
+
+def test_a_run_is_shown_by_one_message() -> None:
+    """Lists and details of an expired run, which both have the record only."""
+    recorded = status(6, ended=90, attempts=3)
+    for each in (record("a", creator="me"), record("b", status=recorded, labels={"team": "ml"})):
+        run = msgspec.structs.replace(each, recovered_from="earlier", short_name="")
+        root = ActionId(run.project, run.domain, run.name, "a0")
+        shown = action_views.run_message(None, run, root, run.org)
+        assert shown == run_views.run_message(run)
+        assert shown.action.status.attempts >= 1
 
 
 async def test_a_run_of_which_nothing_was_recorded_is_queued(caller: Caller, lists: Lists) -> None:

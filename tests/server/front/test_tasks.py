@@ -85,7 +85,7 @@ async def test_a_deployed_task_can_be_read(caller: Caller, lists: Lists) -> None
 async def test_the_same_again_exists_already_and_another_spec_replaces(caller: Caller) -> None:
     await deploy(caller, task_id())
     first = await details(caller, task_id())
-    with pytest.raises(Failed, match=r"this very task is deployed already: 'env.main'") as caught:
+    with pytest.raises(Failed, match=r"the same task is deployed already: 'env.main'") as caught:
         await deploy(caller, task_id())
     assert caught.value.code == "already_exists"
     with capture_logs() as logs:
