@@ -10,6 +10,11 @@ BOUNDS: Final = (
     *(0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0),
 )
 """Seconds: the upper end of each bucket but the last, which has none."""
+TASK_BOUNDS: Final = (
+    *(0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0),
+    *(60.0, 300.0, 900.0, 3_600.0, 14_400.0, 86_400.0),
+)
+"""The same for work that may take a day."""
 
 
 class Distribution(NamedTuple):
@@ -27,15 +32,16 @@ class Distribution(NamedTuple):
 class Histogram:
     """Counts durations. Not for several threads."""
 
-    __slots__ = ("_counts", "_seconds")
+    __slots__ = ("_bounds", "_counts", "_seconds")
 
-    def __init__(self) -> None:
-        self._counts = [0] * (len(BOUNDS) + 1)
+    def __init__(self, bounds: tuple[float, ...] = BOUNDS) -> None:
+        self._bounds = bounds
+        self._counts = [0] * (len(bounds) + 1)
         self._seconds = 0.0
 
     def observe(self, seconds: float) -> None:
         """Something took so long."""
-        self._counts[bisect_left(BOUNDS, seconds)] += 1
+        self._counts[bisect_left(self._bounds, seconds)] += 1
         self._seconds += seconds
 
     def read(self) -> Distribution:

@@ -27,15 +27,22 @@ if TYPE_CHECKING:
     from etcd_actions.runs.run_record import ActionHistory
     from etcd_actions.server.front import FrontDoor
     from etcd_actions.server.front.attempt_logs import Logs
+    from etcd_actions.server.front.cluster_state import ClusterSources
 
 _log = structlog.get_logger(__name__)
 
 
 @asynccontextmanager
 async def open_front_door(
-    config: Config, client: ActionsClient, etcd: Etcd
+    config: Config, client: ActionsClient, etcd: Etcd, cluster: ClusterSources | None = None
 ) -> AsyncIterator[FrontDoor]:
     """The front door; one serves all ports of a process.
+
+    Args:
+        config: The settings.
+        client: Changes and reads actions.
+        etcd: Its connection.
+        cluster: The sources of the state of the cluster, for the page.
 
     Raises:
         ConfigError: The configured store of blobs cannot be used.
@@ -70,6 +77,7 @@ async def open_front_door(
             paused=paused_runs(client, keys),
             projects=project_settings(config),
             projects_with_runs=index.projects,
+            cluster=cluster,
         )
 
 

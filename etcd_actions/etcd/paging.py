@@ -54,6 +54,9 @@ async def open_pages(
             except EtcdError as error:
                 refusal = error
                 nursery.cancel_scope.cancel("a page cannot be read")
+            except trio.BrokenResourceError:
+                # The reader left before the last page.
+                return
 
     async with owned_tasks("the reading of pages") as nursery:
         nursery.start_soon(forward)

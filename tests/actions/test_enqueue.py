@@ -220,7 +220,7 @@ async def test_each_kind(
                 block_owner_deletion=True,
             )
             assert stored.metadata.owner_references == (() if action_id == ROOT else (owner,))
-        listing = await client.list_run_actions(ROOT, traces=True)
+        listing = await client.list_run_actions(ROOT.run_id, traces=True)
         assert {each.action_id for each in listing.actions} == {ROOT, child, condition, trace}
         assert root.action == await client.get_task_action(ROOT)
 

@@ -188,7 +188,7 @@ async def test_nobody_is_given_or_changes_another_runs_action(
         await client.enqueue(
             flyte.task(ActionId(wanted.project, wanted.domain, "r1", "c1", wanted.org), "a0")
         )
-    assert (await client.list_run_actions(wanted)).actions == []
+    assert (await client.list_run_actions(wanted.run_id)).actions == []
     assert (await client.list_child_actions(wanted)).actions == []
     await client.start_watching()
     async with (

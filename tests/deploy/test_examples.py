@@ -54,12 +54,10 @@ async def exposed(etcd: Etcd, prefix: bytes) -> dict[str, set[str]]:
         metrics = Metrics(client, Health(client, etcd, prefix, silence_limit=30))
         metrics.server = lambda: ServerStatistics(
             calls={("Enqueue", "ok"): 1},
-            seconds={"Enqueue": 1},
             times={"Enqueue": Distribution((0, 0, 2, 1, *(0,) * 14), 0.5)},
             open_streams=0,
             updates=0,
             conflated=0,
-            protocol_errors=0,
         )
         metrics.executor = lambda: ExecutorStatistics(
             running=0,
@@ -69,6 +67,7 @@ async def exposed(etcd: Etcd, prefix: bytes) -> dict[str, set[str]]:
             adopted=0,
             ended={"FAILED": 1},
             retries=0,
+            attempt_times={"SUCCEEDED": Distribution((0,) * 15, 0.0)},
             cache={"CACHE_HIT": 1},
         )
         with client.containment.unit("action", "flyte/r1-a0", parks=True):
@@ -76,8 +75,8 @@ async def exposed(etcd: Etcd, prefix: bytes) -> dict[str, set[str]]:
         families = list(metrics.collect())
     found = {each.name: set(each.labels) for family in families for each in family.samples}
     labels = {
-        "etcd_watch_reconnects_total": {"cause"},
-        "etcd_watch_relists_total": {"reason"},
+        "etcd_actions_watch_reconnects_total": {"cause"},
+        "etcd_actions_watch_relists_total": {"reason"},
         "etcd_actions_run_service_calls_total": {"call", "result"},
     }
     for family in families:

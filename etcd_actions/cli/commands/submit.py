@@ -213,7 +213,7 @@ async def _until_ended(
 async def _follow_in_etcd(
     backend: EtcdBackend, root: ActionId, note: Callable[[_State], None]
 ) -> None:
-    async with backend.client.subscribe_run(root) as updates:
+    async with backend.client.subscribe_run(root.run_id) as updates:
         async for update in updates:
             if isinstance(update, ActionUpdate):
                 error = execution_error(update)

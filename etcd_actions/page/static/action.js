@@ -292,6 +292,7 @@ export function actionPanel({ aside, run, name, close, dialog }) {
             waiting = [];
             count = 0;
           }
+          output.hidden = how === "failed" && count === 0 && waiting.length === 0;
           setText(said, { connecting: "Opening…", live: "Following", lost: "Lost: trying again…", ended: "End of the log", failed: error?.message || "" }[how]);
         },
         each: (response) => {

@@ -84,7 +84,7 @@ export class Timeline {
     const origin = this.span[0];
     const ticks = [];
     for (let at = origin + Math.ceil((from - origin) / step) * step; at <= to; at += step) {
-      const tick = h("span", { class: "tick", title: iso(at) }, at === origin ? when(at) : `+${duration(at - origin)}`);
+      const tick = h("span", { class: "tick", title: iso(at) }, at === origin ? when(at) : `+${duration(at - origin).replace(/ 0[0]? (?:ms|s|m|h)$/, "").replace(".0 s", " s")}`);
       const left = ((at - from) / (to - from)) * 100;
       tick.style.left = `${left}%`;
       if (left > 88) tick.classList.add("last");

@@ -19,6 +19,7 @@ from etcd_actions.model import (
     ACTION_TYPE_TRACE,
     ActionId,
     Phase,
+    RunId,
     canonical_name,
 )
 from etcd_actions.runs.filters import Field, Fields, Kind, microseconds
@@ -129,7 +130,7 @@ class ActionLists:
 
     def __init__(self, reader: RunReader) -> None:
         self._reader = reader
-        self._cached: OrderedDict[ActionId, _CachedList] = OrderedDict()
+        self._cached: OrderedDict[RunId, _CachedList] = OrderedDict()
 
     async def page(self, run: ActionId, request: ListRequest) -> ActionPage:
         """Return one page.
@@ -139,7 +140,6 @@ class ActionLists:
             NotFound: There is no such run.
             EtcdError: etcd could not be read.
         """
-        run = ActionId(run.project, run.domain, run.run, "")
         query = parse(
             request,
             FIELDS,
@@ -147,7 +147,7 @@ class ActionLists:
             default=_DEFAULT,
             scope=f"{run.project}/{run.domain}/{run.run}".encode(),
         )
-        cached = self._cached.get(run)
+        cached = self._cached.get(run.run_id)
         if request.token and cached is not None and trio.current_time() - cached.at < _CACHED_FOR:
             return await self._next_page(run, query, cached.rows)
         listing = await self._reader.actions(run)
@@ -168,13 +168,13 @@ class ActionLists:
         matching = query.select([row_of(action) for action in present])
         by_key = {action.key: action for action in present}
         if not found.token:
-            self._cached.pop(run, None)
+            self._cached.pop(run.run_id, None)
         record = await self._reader.record(run)
         return ActionPage([by_key[row.key] for row in matching], record, found.token)
 
     def _cache(self, run: ActionId, rows: list[Row]) -> None:
-        self._cached[run] = _CachedList(rows, trio.current_time())
-        self._cached.move_to_end(run)
+        self._cached[run.run_id] = _CachedList(rows, trio.current_time())
+        self._cached.move_to_end(run.run_id)
         while self._cached and sum(len(each.rows) for each in self._cached.values()) > _MOST_CACHED:
             self._cached.popitem(last=False)
 

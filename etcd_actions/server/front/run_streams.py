@@ -118,7 +118,7 @@ class Follower:
             Unavailable: Changes may be missing: follow again.
         """
         run = ActionId(run.project, run.domain, run.run, ROOT_ACTION)
-        subscription = self._client.subscribe_run(run, snapshot=False)
+        subscription = self._client.subscribe_run(run.run_id, snapshot=False)
         async with self._streams.follow(subscription) as (stream, updates):
             listing = await self._listings.get(run, lambda: self._reader.actions(run))
             tree.put(listing.actions, listing.record)
