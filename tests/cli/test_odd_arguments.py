@@ -23,6 +23,7 @@ from etcd_actions.cli.commands import submit
 from etcd_actions.cli.commands.completion import check_completion_request
 from etcd_actions.cli.commands.mutations import literal_of
 from etcd_actions.cli.exit_codes import print_message, report
+from etcd_actions.cli.formats.run_progress import ActionState, ProgressPrinter
 from etcd_actions.cli.formats.standard_output import (
     check_input_open,
     chosen_format,
@@ -37,7 +38,7 @@ from etcd_actions.doctor import Finding, Subject, examination, objects
 from etcd_actions.errors import ConfigError, InputError
 from etcd_actions.etcd import ConnectionSettings
 from etcd_actions.etcd.endpoints import parse_endpoints
-from etcd_actions.model import ActionId, Phase
+from etcd_actions.model import Phase
 from tests.cli.command import finish, running
 from tests.support.table import table
 
@@ -338,9 +339,8 @@ def test_an_attempt_that_is_none(last: str) -> None:
 
 def test_a_state_cannot_drive_the_terminal() -> None:
     written: list[bytes] = []
-    show = submit._Printer(written.append, "table")
-    action = ActionId("p", "d", "r", "a\x1b[2J")
-    show.state(submit._State(action, Phase.FAILED, 1, "E: \x1b]0;x\x07\r\nmore", "\u202e"))
+    show = ProgressPrinter(written.append, "table")
+    show.state(ActionState("a\x1b[2J", Phase.FAILED, 1, "E: \x1b]0;x\x07\r\nmore", "\u202e"))
     (line,) = written
     assert line[:-1].decode().isprintable()
 
@@ -348,7 +348,7 @@ def test_a_state_cannot_drive_the_terminal() -> None:
 def test_a_result_that_is_no_unicode() -> None:
     written: list[bytes] = []
     for form in ("jsonl", "table"):
-        submit._Printer(written.append, form).result({"a": "\ud800", "n": 2**70})
+        ProgressPrinter(written.append, form).result({"a": "\ud800", "n": 2**70})
     assert json.loads(written[0]) == {"result": {"a": "\ud800", "n": 2**70}}
     assert written[1].startswith(b"result: ")
 
