@@ -60,7 +60,11 @@ export class Tree {
     return this.children.get(name) || [];
   }
 
-  /** Arrange anew if actions came: each once, below its parent, in the order of their start. */
+  startOf(name) {
+    return this.nodes.get(name).start ?? Number.MAX_VALUE;
+  }
+
+  /** Arrange again if actions came: each once, below its parent, in the order of their start. */
   arrange() {
     if (!this.isStale) return;
     this.isStale = false;
@@ -72,9 +76,10 @@ export class Tree {
       else if (this.children.has(parent)) this.children.get(parent).push(node.name);
       else this.children.set(parent, [node.name]);
     }
-    const byStart = (a, b) => (this.nodes.get(a).start ?? Infinity) - (this.nodes.get(b).start ?? Infinity) || (a < b ? -1 : 1);
-    for (const names of this.children.values()) names.sort(byStart);
-    tops.sort(byStart);
+    const byStart = (a, b) => this.startOf(a) - this.startOf(b) || (a < b ? -1 : 1);
+    // The service sends them in the order of their start, mostly.
+    const inOrder = (names) => names.every((name, at) => at === 0 || byStart(names[at - 1], name) < 0);
+    for (const names of [...this.children.values(), tops]) if (!inOrder(names)) names.sort(byStart);
     this.order = [];
     const seen = new Set();
     const walk = (start) => {
