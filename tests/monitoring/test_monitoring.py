@@ -39,10 +39,12 @@ ROOT = ActionId("p", "d", "r1", "a0", "o")
 LOOPBACK = Bind("127.0.0.1", 0)
 
 
-async def get(monitoring: Monitoring, path: str, method: str = "GET") -> tuple[int, str]:
+async def get(
+    monitoring: Monitoring, path: str, method: str = "GET", accept: str = "*/*"
+) -> tuple[int, str]:
     def ask() -> tuple[int, str]:
         connection = http.client.HTTPConnection(str(monitoring.address), timeout=20)
-        connection.request(method, path)
+        connection.request(method, path, headers={"Accept": accept})
         response = connection.getresponse()
         body = response.read().decode()
         connection.close()
@@ -52,7 +54,7 @@ async def get(monitoring: Monitoring, path: str, method: str = "GET") -> tuple[i
 
 
 async def ready(monitoring: Monitoring) -> tuple[int, dict[str, str]]:
-    status, body = await get(monitoring, "/readyz")
+    status, body = await get(monitoring, "/readyz", accept="application/json")
     told = json.loads(body)
     assert told["ready"] == (status == 200)
     assert (told["status"] == "not ready") == (status != 200)
@@ -104,6 +106,39 @@ async def test_it_is_ready_once_all_is_listed(
     monitoring.health.draining = True
     status, checks = await ready(monitoring)
     assert (status, checks["draining"]) == (503, "it is about to end")
+
+
+async def test_in_words(client: ActionsClient, monitoring: Monitoring) -> None:
+    """As text it names what fails; verbose, or as JSON, all."""
+    assert await get(monitoring, "/readyz") == (
+        503,
+        "not ready\n[-] listed: the first list is not finished\n[-] stream: nothing is watched\n",
+    )
+    await client.start_watching()
+    assert await get(monitoring, "/readyz") == (200, "ready\n")
+    names = ("draining", "listed", "stream", "handlers", "contained", "etcd", "values")
+    lines = "".join(f"[+] {name}: ok\n" for name in names)
+    assert await get(monitoring, "/readyz?verbose") == (200, f"ready\n{lines}")
+
+
+async def test_a_lost_stream_and_a_lost_quorum_are_named(
+    client: ActionsClient, monitoring: Monitoring, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await client.start_watching()
+    statistics = client.statistics()
+    assert statistics.reflector is not None
+    for failures, is_ready in ((2, True), (3, False), (8, False)):
+        lost = replace(
+            statistics.reflector, streaming=False, failures=failures, failure="no leader"
+        )
+        found = replace(statistics, reflector=lost)
+        monkeypatch.setattr(client, "statistics", lambda found=found: found)
+        words = f"no stream is open: {failures} attempts failed, the last with: no leader"
+        status, checks = await ready(monitoring)
+        assert (status, checks["stream"]) == ((200, "ok") if is_ready else (503, words))
+    words = "quorum lost: 1 of 3 members up (10.0.0.5:2379)"
+    monitoring.health.quorum_loss = lambda: words
+    assert (await ready(monitoring))[1]["stream"] == words
 
 
 async def test_before_etcd_is_heard_it_says_so(
@@ -214,7 +249,7 @@ async def test_values_that_cannot_be_read_degrade_it_in_words(
     """It stays fit: they hurt only themselves, and another process reads them no better."""
 
     async def told() -> dict[str, Any]:
-        status, body = await get(monitoring, "/readyz")
+        status, body = await get(monitoring, "/readyz", accept="application/json")
         assert status == 200
         answer: dict[str, Any] = json.loads(body)
         return answer
