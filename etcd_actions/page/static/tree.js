@@ -159,13 +159,17 @@ export class Tree {
       const name = stack.pop();
       if (found.has(name)) continue;
       found.add(name);
-      const below = (this.children.get(name) || []).map((each) => this.nodes.get(each)).filter((each) => each.start !== null);
-      below.sort((a, b) => endOf(b, now) - endOf(a, now) || a.start - b.start);
+      const below = [];
+      for (const each of this.children.get(name) || []) {
+        const node = this.nodes.get(each);
+        if (node.start !== null) below.push({ name: each, start: node.start, end: endOf(node, now) });
+      }
+      below.sort((a, b) => b.end - a.end || a.start - b.start);
       let before = Infinity;
-      for (const node of below) {
-        if (endOf(node, now) > before) continue;
-        stack.push(node.name);
-        before = node.start;
+      for (const { name: each, start, end } of below) {
+        if (end > before) continue;
+        stack.push(each);
+        before = start;
       }
     }
     return found;
