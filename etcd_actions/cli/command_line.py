@@ -1,4 +1,4 @@
-"""The command line: its commands, and how each way out of one ends.
+"""The command line: its commands, and the exit code of each outcome.
 
 The flags of a command are in :mod:`etcd_actions.cli.parsing`, imported when it is named.
 """
@@ -24,6 +24,13 @@ _COMMANDS = {
     "list": ("queries", "Show the existing actions."),
     "get": ("queries", "Show actions in full."),
     "tree": ("queries", "Show the actions of a run as a tree."),
+    "runs": ("reading", "Show the runs, the newest first."),
+    "describe": (
+        "reading",
+        "Show all that is known of runs or actions: events, attempts, errors, logs.",
+    ),
+    "wait": ("reading", "Wait until a run or an action has a phase."),
+    "attach": ("reading", "Follow a run to its end, as submit does."),
     "doctor": ("queries", "Examine etcd, and show what is wrong and the remedies."),
     "run": ("run", "Watch actions and mark each terminal one, until a signal."),
     "completion": ("completion", "Print the script that completes this command in a shell."),

@@ -25,7 +25,7 @@ from typing import Any, Final, Protocol
 TERMINATION: Final = (signal.SIGINT, signal.SIGTERM)
 
 _IGNORES_HANGUP: Final = frozenset({"run"})
-_ORDERLY: Final = frozenset({"run", "watch", "record", "replay", "submit", "doctor"})
+_ORDERLY: Final = frozenset({"run", "watch", "record", "replay", "submit", "attach", "doctor"})
 
 
 class Listener(Protocol):
@@ -45,7 +45,7 @@ class _Phase(enum.Enum):
 
 
 class Signals:
-    """The handler of SIGINT, SIGTERM and SIGHUP; made by :func:`handle_signals`.
+    """The handler of SIGINT, SIGTERM and SIGHUP; created by :func:`handle_signals`.
 
     Attributes:
         owns_process: Whether the process ends with the command.

@@ -35,7 +35,7 @@ async def watch_until_signal(common: CommonOptions, output: str | None, prev_kv:
     """Write every change to standard output until a signal, or until its reader has ended."""
     lines: Format = JsonLines()
     if chosen_format(output, elsewhere="jsonl") == "table":
-        from etcd_actions.cli.formats.table import ChangeTable  # noqa: PLC0415 (rich is slow)
+        from etcd_actions.cli.formats.action_tables import ChangeTable  # noqa: PLC0415 (rich is slow)
 
         several = common.config.namespace_template is not None
         lines = ChangeTable(sys.stdout, runs_of_projects=several)
@@ -65,7 +65,7 @@ async def watch_until_signal(common: CommonOptions, output: str | None, prev_kv:
         queue.close()
         with trio.move_on_after(_DRAIN):
             await written.wait()
-        nursery.cancel_scope.cancel("all is written")
+        nursery.cancel_scope.cancel("all changes are written")
     return ExitCode.OK
 
 

@@ -20,7 +20,7 @@ function header() {
   showTheme(theme);
   fill(
     document.getElementById("top"),
-    h("a", { class: "brand", href: "/", data: { go: "" } }, h("img", { src: document.querySelector("link[rel=icon]").href, alt: "", width: "22", height: "22" }), h("span", {}, "etcd-actions")),
+    h("a", { class: "brand", href: "/", data: { go: "" }, "aria-label": "etcd-actions: all runs" }, h("img", { src: document.querySelector("link[rel=icon]").href, alt: "", width: "22", height: "22" }), h("span", {}, "etcd-actions")),
     snapshot === null
       ? h("nav", { "aria-label": "Views" }, h("a", { href: "/", data: { go: "", nav: "runs" } }, "Runs"), h("a", { href: "/?view=cluster", data: { go: "", nav: "cluster" } }, "Cluster"))
       : null,

@@ -4,14 +4,14 @@ import { batched, h, setAttribute } from "./dom.js";
 const SPARE = 6;
 
 /**
- * A scrolling list of rows of one height, with the keyboard of a grid.
+ * A scrolling list of rows of one height below a head, with the keyboard of a grid.
  *
  * `key(row)` is a unique text; `make()` makes an element, and `update(element, row, index)` shows a row in
  * it; `open(row)` is Enter or a click; `keys` has more handlers by the name of a key: they take the row, and
  * return whether they used it.
  */
 export class Rows {
-  constructor({ role, label, rowHeight, key, make, update, open, keys = {}, onScroll = () => {} }) {
+  constructor({ role, label, head, rowHeight, key, make, update, open, keys = {}, onScroll = () => {} }) {
     Object.assign(this, { rowHeight, key, make, update, open, keys, onScroll });
     this.rows = [];
     this.indexes = new Map();
@@ -20,16 +20,15 @@ export class Rows {
     this.current = null;
     this.id = `rows-${(Rows.made += 1)}`;
     this.spacer = h("div", { class: "spacer", role: "presentation" });
-    this.element = h("div", { class: "rows", role, "aria-label": label, tabindex: "0" }, this.spacer);
+    this.element = h("div", { class: "rows", role: "rowgroup", tabindex: "-1" }, this.spacer);
+    this.frame = h("div", { class: "grid", role, "aria-label": label, tabindex: "0" }, head, this.element);
     this.draw = batched(() => this.drawNow());
     this.element.addEventListener("scroll", () => {
       this.draw();
       this.onScroll();
     });
-    this.element.addEventListener("keydown", (event) => this.pressed(event));
-    this.element.addEventListener("focus", () => {
-      if (this.current === null && this.rows.length > 0) this.select(this.key(this.rows[this.firstInView()]));
-    });
+    this.frame.addEventListener("keydown", (event) => this.pressed(event));
+    this.frame.addEventListener("focus", () => this.selectFirst());
     this.element.addEventListener("click", (event) => {
       const element = event.target.closest("[data-key]");
       if (element === null || event.target.closest("a, button")) return;
@@ -49,13 +48,19 @@ export class Rows {
     const isScrolled = this.element.scrollTop > 0;
     this.rows = rows;
     this.indexes = new Map(rows.map((row, index) => [this.key(row), index]));
-    setAttribute(this.element, "aria-rowcount", String(rows.length));
+    setAttribute(this.frame, "aria-rowcount", String(rows.length));
+    if (document.activeElement === this.frame) this.selectFirst();
     this.spacer.style.height = `${rows.length * this.rowHeight}px`;
     if (isScrolled && top !== undefined) {
       const index = this.indexes.get(this.key(top));
       if (index !== undefined) this.element.scrollTop = index * this.rowHeight + inside;
     }
     this.draw();
+  }
+
+  /** Where the keyboard begins. */
+  selectFirst() {
+    if (this.current === null && this.rows.length > 0) this.select(this.key(this.rows[this.firstInView()]));
   }
 
   firstInView() {
@@ -93,7 +98,7 @@ export class Rows {
     for (const element of this.free.splice(0)) element.remove();
     const current = this.current === null ? undefined : this.indexes.get(this.current);
     const isThere = current !== undefined && current >= first && current < last;
-    setAttribute(this.element, "aria-activedescendant", isThere ? `${this.id}-${current}` : null);
+    setAttribute(this.frame, "aria-activedescendant", isThere ? `${this.id}-${current}` : null);
   }
 
   fresh() {
@@ -119,7 +124,7 @@ export class Rows {
   }
 
   pressed(event) {
-    if (event.ctrlKey || event.metaKey || event.altKey || event.target !== this.element) return;
+    if (event.ctrlKey || event.metaKey || event.altKey || event.target !== this.frame) return;
     if (this.rows.length === 0) return;
     const index = this.current === null ? -1 : (this.indexes.get(this.current) ?? -1);
     const page = Math.max(1, Math.floor(this.element.clientHeight / this.rowHeight) - 1);

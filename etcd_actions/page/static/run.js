@@ -40,9 +40,20 @@ export function runView({ main, run, query, replace, status, signal, dialog }) {
   const abort = h("button", { type: "button", class: "danger", hidden: true, on: { click: abortRun } }, "Abort run");
   const redrawSoon = batched(drawNow);
   const timeline = new Timeline(() => redraw());
+  const head = h(
+    "div",
+    { class: "row head actions-head", role: "row" },
+    h("span", { class: "name", role: "columnheader" }, "Action"),
+    h("span", { class: "phase", role: "columnheader" }, "Phase"),
+    h("span", { class: "tries", role: "columnheader" }, "Attempt"),
+    h("span", { class: "started", role: "columnheader" }, "Started"),
+    h("span", { class: "took", role: "columnheader" }, "Duration"),
+    h("span", { class: "when", role: "columnheader", "aria-label": "Timeline" }, timeline.axis),
+  );
   const rows = new Rows({
     role: "treegrid",
     label: `Actions of ${run.name}`,
+    head,
     rowHeight: matchMedia("(max-width: 720px)").matches ? 40 : 30,
     key: (row) => row.name,
     make: makeRow,
@@ -76,16 +87,6 @@ export function runView({ main, run, query, replace, status, signal, dialog }) {
       else timeline.pan((event.deltaY || event.deltaX) > 0 ? 0.1 : -0.1);
     },
     { passive: false },
-  );
-  const head = h(
-    "div",
-    { class: "row head actions-head", role: "row" },
-    h("span", { class: "name", role: "columnheader" }, "Action"),
-    h("span", { class: "phase", role: "columnheader" }, "Phase"),
-    h("span", { class: "tries", role: "columnheader" }, "Attempt"),
-    h("span", { class: "started", role: "columnheader" }, "Started"),
-    h("span", { class: "took", role: "columnheader" }, "Duration"),
-    h("span", { class: "when", role: "columnheader", "aria-label": "Timeline" }, timeline.axis),
   );
   const modes = h(
     "div",
@@ -126,7 +127,7 @@ export function runView({ main, run, query, replace, status, signal, dialog }) {
   const body = h(
     "div",
     { class: "run-body" },
-    h("section", { class: "table", "aria-label": "Actions" }, head, rows.element, notice),
+    h("section", { class: "table", "aria-label": "Actions" }, rows.frame, notice),
     aside,
   );
   fill(
@@ -202,7 +203,7 @@ export function runView({ main, run, query, replace, status, signal, dialog }) {
       redraw(needsRows);
     },
   });
-  rows.element.focus({ preventScroll: true });
+  rows.frame.focus({ preventScroll: true });
   if (chosen) choose(chosen);
 
   /** What only the run's own details have: labels, who started it, why it failed. */
@@ -263,8 +264,7 @@ export function runView({ main, run, query, replace, status, signal, dialog }) {
     showHeader(now);
     const isEmpty = rows.rows.length === 0;
     notice.hidden = !isEmpty;
-    rows.element.hidden = isEmpty;
-    head.hidden = isEmpty;
+    rows.frame.hidden = isEmpty;
     if (isEmpty) fill(notice, ...whyEmpty());
     rows.draw();
   }
@@ -430,7 +430,7 @@ export function runView({ main, run, query, replace, status, signal, dialog }) {
     panel = null;
     aside.hidden = name === "";
     body.classList.toggle("has-panel", name !== "");
-    if (name === "") rows.element.focus({ preventScroll: true });
+    if (name === "") rows.frame.focus({ preventScroll: true });
     else {
       const close = () => choose("");
       panel = actionPanel({ aside, run: identifier, name, close, dialog });

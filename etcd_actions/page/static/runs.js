@@ -78,9 +78,15 @@ export function runsView({ main, query, go, replace, status, signal }) {
 
   const count = h("p", { class: "count", "aria-live": "polite" });
   const empty = h("div", { class: "empty", hidden: true });
+  const head = h(
+    "div",
+    { class: "row head runs-head", role: "row" },
+    ["Phase", "Run", "Task", "Project / domain", "By", "Started", "Duration"].map((text) => h("span", { role: "columnheader" }, text)),
+  );
   const rows = new Rows({
     role: "grid",
     label: "Runs, newest first",
+    head,
     rowHeight: matchMedia("(max-width: 720px)").matches ? 62 : 38,
     key: (run) => run.key,
     make: makeRow,
@@ -92,25 +98,19 @@ export function runsView({ main, query, go, replace, status, signal }) {
     },
   });
   rows.element.classList.add("runs");
-  const head = h(
-    "div",
-    { class: "row head runs-head", role: "row" },
-    ["Phase", "Run", "Task", "Project / domain", "By", "Started", "Duration"].map((text) => h("span", { role: "columnheader" }, text)),
-  );
   const form = filterForm();
   fill(
     main,
     h("div", { class: "bar" }, h("h1", {}, "Runs"), count),
     form,
-    h("section", { class: "table", "aria-label": "Runs" }, head, rows.element, empty),
+    h("section", { class: "table", "aria-label": "Runs" }, rows.frame, empty),
   );
   const show = batched(() => {
     const found = [...runs.values()].filter((run) => meets(run, state)).sort((a, b) => b.start - a.start || (a.key < b.key ? 1 : -1));
     rows.set(found);
     const isEmpty = found.length === 0 && (isLoaded || failure !== null);
     empty.hidden = !isEmpty;
-    head.hidden = isEmpty;
-    rows.element.hidden = isEmpty;
+    rows.frame.hidden = isEmpty;
     const loading = failure === null ? "Loading…" : "";
     setText(count, isLoaded ? `${plural(found.length, "run")}${token ? ", and more below" : ""}` : loading);
     if (isEmpty) fill(empty, ...whyEmpty());
@@ -136,7 +136,7 @@ export function runsView({ main, query, go, replace, status, signal }) {
       if (message !== null) show();
     },
   });
-  rows.element.focus({ preventScroll: true });
+  rows.frame.focus({ preventScroll: true });
 
   function take(run) {
     const before = runs.get(run.key);
