@@ -24,6 +24,7 @@ _COMMANDS = {
     "list": ("queries", "Show the existing actions."),
     "get": ("queries", "Show actions in full."),
     "tree": ("queries", "Show the actions of a run as a tree."),
+    "report": ("report", "Write the page of a run into an HTML file that opens without a server."),
     "doctor": ("queries", "Examine etcd, and show what is wrong and the remedies."),
     "run": ("run", "Watch actions and mark each terminal one, until a signal."),
     "completion": ("completion", "Print the script that completes this command in a shell."),
