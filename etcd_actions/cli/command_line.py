@@ -1,4 +1,4 @@
-"""The command line: its commands, and how each way out of one ends.
+"""The command line: its commands, and the exit code of each outcome.
 
 The flags of a command are in :mod:`etcd_actions.cli.parsing`, imported when it is named.
 """

@@ -19,7 +19,7 @@ _log = get_logger(__name__)
 
 
 class ExitCode(enum.IntEnum):
-    """How a command ends; a second signal ends it with 128 and its number."""
+    """The exit code of a command; a second signal ends it with 128 and its number."""
 
     OK = 0
     FAILURE = 1
@@ -53,7 +53,7 @@ MEANINGS: tuple[tuple[str, str], ...] = (
         "ended at once by a second Ctrl-C or SIGTERM, or a one-shot command by the first",
     ),
 )
-"""Each exit code and what it means, for ``--help``."""
+"""Each exit code and its meaning, for ``--help``."""
 
 # The first kind that matches applies.
 _CODES: tuple[tuple[type[errors.EtcdActionsError], ExitCode], ...] = (
@@ -121,7 +121,7 @@ _EXTRAS = {
 def report(error: BaseException) -> ExitCode:
     """Print to standard error why the command ends, and return the exit code.
 
-    Of an exception group it reports the first cause. An error that is none of this package is a
+    Of an exception group it reports the first cause. Any error that is not of this package is a
     bug. The traceback of a :attr:`ExitCode.FAILURE` is logged.
     """
     for leaf in errors.leaf_errors(error):
@@ -173,7 +173,7 @@ def _output_error_code(error: OSError) -> ExitCode | None:
     except OSError:
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
         if isinstance(error, BrokenPipeError):
-            # A reader that has ended is no error.
+            # The end of the reader is no error.
             return ExitCode.OK
         print_message(str(unwritable(error)))
         return ExitCode.INPUT

@@ -45,7 +45,7 @@ class _Phase(enum.Enum):
 
 
 class Signals:
-    """The handler of SIGINT, SIGTERM and SIGHUP; made by :func:`handle_signals`.
+    """The handler of SIGINT, SIGTERM and SIGHUP; created by :func:`handle_signals`.
 
     Attributes:
         owns_process: Whether the process ends with the command.

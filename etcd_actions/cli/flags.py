@@ -20,7 +20,7 @@ EPILOG = "\b\nExit codes:\n" + "\n".join(f"  {code:<9} {text}" for code, text in
 
 
 class SettingOption(click.Option):
-    """The flag of a setting. Its value is the text that was given, None without one."""
+    """The flag of a setting. Its value is the text on the command line, None without one."""
 
     def __init__(
         self, declarations: Sequence[str], *, setting: Setting[object], **rest: Any

@@ -1,4 +1,4 @@
-"""The settings of a command as its flags, and what a command gets of them."""
+"""The settings of a command as its flags, and the connection that a command opens by them."""
 
 from __future__ import annotations
 

@@ -92,7 +92,7 @@ async def open_service_client(
 
 
 class ServiceClient:
-    """Made by :func:`open_service_client`.
+    """A client of the service; created by :func:`open_service_client`.
 
     Attributes:
         names: The names of runs and actions.

@@ -77,7 +77,7 @@ TOO_WIDE = Kind.note(
     "permissions-too-wide",
     "An attacker that takes over this process can change everything in etcd; it needs two "
     "prefixes only.",
-    "make a user that may read and write '<prefix>' and '<side>' only: etcdctl role add "
+    "create a user that may read and write '<prefix>' and '<side>' only: etcdctl role add "
     "etcd-actions && etcdctl role grant-permission --prefix=true etcd-actions readwrite "
     "'<prefix>' && etcdctl role grant-permission --prefix=true etcd-actions readwrite '<side>'",
 )

@@ -33,8 +33,8 @@ NO_NAMESPACE = Kind.warning(
 )
 NAMESPACE_ENDS = Kind.warning(
     "namespace-terminating",
-    "The API server deletes all that is in this namespace: what is enqueued there is deleted with "
-    "it, and reported as ABORTED, or stays behind in no namespace.",
+    "The API server deletes all objects in this namespace: an action that is enqueued there is "
+    "deleted with it, and reported as ABORTED, or stays behind without a namespace.",
     "enqueue into another: --namespace; see what the deletion waits for: kubectl get namespace "
     "'<namespace>' -o yaml",
 )
@@ -45,8 +45,8 @@ NO_CRD = Kind.note(
 )
 CRD_ENDS = Kind.warning(
     "crd-terminating",
-    "The API server deletes all TaskActions: what is enqueued now is deleted, and reported as "
-    "ABORTED, or stays behind where it serves none any more.",
+    "The API server deletes all TaskActions: an action that is enqueued now is deleted, and "
+    "reported as ABORTED, or stays behind when the API server serves none any more.",
     "enqueue nothing until Flyte's CRD is applied again; see what the deletion waits for: kubectl "
     "get crd taskactions.flyte.org -o yaml",
 )

@@ -11,8 +11,8 @@ from etcd_actions.doctor.subject import Subject
 AGREES = Kind.ok("clock")
 SKEWED = Kind.warning(
     "clock-skew",
-    "Times in actions come from the clock of who writes them: durations, and what is deleted by "
-    "age, are wrong by this much.",
+    "Times in actions come from the clock of their writer: durations, and ages by which runs are "
+    "deleted, are wrong by this much.",
     "chronyc tracking, or timedatectl timesync-status, on both machines: one of them has no time "
     "server",
 )

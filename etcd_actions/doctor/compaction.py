@@ -1,4 +1,4 @@
-"""How much history etcd keeps: where a watch can resume."""
+"""The history that etcd keeps, from which a watch can resume."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from etcd_actions.etcd.oldest_revision import find_oldest_revision
 HISTORY = Kind.ok("history")
 NEVER_COMPACTED = Kind.warning(
     "never-compacted",
-    "etcd keeps every change there ever was, until its quota is used up and it refuses writes.",
+    "etcd keeps all changes since its creation, until its quota is used up and it refuses writes.",
     "start etcd with --auto-compaction-mode=periodic --auto-compaction-retention=1h; now: etcdctl "
     "compact <revision> && etcdctl defrag --cluster",
 )
 SHORT = Kind.note(
     "history-short",
     "A watch that is disconnected for longer than this must list again, and misses the "
-    "intermediate state of what changed twice in that time.",
-    "where etcd was not compacted just now, compact less: --auto-compaction-mode=periodic "
+    "intermediate state of a key that changed twice in that time.",
+    "if etcd was not compacted just now, compact less: --auto-compaction-mode=periodic "
     "--auto-compaction-retention=1h",
 )
 
@@ -34,4 +34,4 @@ async def check_history(subject: Subject, etcd: EtcdClient, revision: int) -> li
         kind = SHORT if kept < subject.limits.short_history else HISTORY
         return [kind.found(f"{seen}: {kept} of {revision}")]
     kind = NEVER_COMPACTED if revision >= subject.limits.long_history else HISTORY
-    return [kind.found(f"{seen}: all that there ever were", revision=revision)]
+    return [kind.found(f"{seen}: all since its creation", revision=revision)]

@@ -17,13 +17,13 @@ DEAD_LETTERS = Kind.warning(
     "dead-letters",
     "The run service refused these for good: it shows their runs without them, or as running "
     "forever.",
-    "etcd-actions dead-letters list says why; fix the cause, then: etcd-actions dead-letters "
-    "retry --all",
+    "etcd-actions dead-letters list shows the reasons; fix the cause, then: etcd-actions "
+    "dead-letters retry --all",
 )
 UNREADABLE = Kind.warning(
     "dead-letters-unreadable",
-    "Another program, or a later release, writes where dead letters are kept: these cannot be "
-    "read.",
+    "Another program, or a later release, writes below the prefix of dead letters: these values "
+    "cannot be decoded.",
     "etcdctl get '<key>'; if no program needs it: etcd-actions dead-letters delete '<key>'",
 )
 

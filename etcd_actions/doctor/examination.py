@@ -35,13 +35,13 @@ from etcd_actions.etcd.endpoints import Endpoint
 
 FAILED = Kind.warning(
     "check-failed",
-    "Of this part nothing is known.",
-    "run doctor again; --log-level debug says more",
+    "Nothing is known of this part.",
+    "run doctor again, with --log-level debug for details",
 )
 TOO_SLOW = Kind.warning(
     "check-timed-out",
-    "Of this part nothing is known.",
-    "see why etcd is slow, and run doctor again",
+    "Nothing is known of this part.",
+    "find out why etcd is slow, and run doctor again",
 )
 
 _MODULES = (

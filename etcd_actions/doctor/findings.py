@@ -16,11 +16,11 @@ class Severity(enum.IntEnum):
     """How bad a finding is."""
 
     OK = 0
-    """As it should be."""
+    """No action is needed."""
     NOTE = 1
-    """Good to know."""
+    """Information; etcd-actions works."""
     WARNING = 2
-    """It works, and can fail or lose something when more goes wrong."""
+    """etcd-actions works, and can fail or lose reports after a further failure."""
     ERROR = 3
     """etcd-actions cannot do its work, or can lose reports."""
 
@@ -31,16 +31,16 @@ class Severity(enum.IntEnum):
 
 
 class Finding(msgspec.Struct, frozen=True, kw_only=True):
-    """One thing that was found.
+    """One result of the examination.
 
     Attributes:
         severity: ``ok``, ``note``, ``warning`` or ``error``.
-        id: What kind it is; stays the same from release to release.
+        id: Its kind; the same in all releases.
         subject: The endpoints that it is about, separated by commas; empty for the cluster.
         members: The same as a list.
         seen: The facts, with figures.
-        meaning: Their consequence; empty if all is well.
-        remedy: What to do, a command if there is one; empty if nothing has to be done.
+        meaning: Their consequence; empty if it is ``ok``.
+        remedy: The remedy, with a command if there is one; empty if nothing has to be done.
     """
 
     severity: str

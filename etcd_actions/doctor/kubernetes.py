@@ -27,11 +27,11 @@ def is_terminating(value: bytes, kind: str) -> bool:
     """Whether a ``Namespace`` or ``CustomResourceDefinition`` is being deleted.
 
     Args:
-        value: What is stored.
-        kind: Which of them it is.
+        value: The stored bytes.
+        kind: The kind of the object.
 
     Raises:
-        ValueError: It cannot be read, or is something else; the message says why.
+        ValueError: It cannot be decoded, or is of another kind; the message has the reason.
     """
     if len(value) > MAX_SIZE:
         raise ValueError(f"it has {len(value)} bytes")
@@ -89,7 +89,7 @@ def _messages(data: bytes) -> Iterator[tuple[int, bytes]]:
         ValueError: It is no message.
     """
     try:
-        # Of a message without fields all that is there is unknown.
+        # To a message type without fields all fields are unknown.
         fields = unknown_fields(Empty.FromString(data))
     except BadMessage:
         raise ValueError("its protobuf is truncated, or none") from None

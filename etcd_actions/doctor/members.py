@@ -20,8 +20,8 @@ from etcd_actions.etcd.versions import Effect, EtcdVersion, free_of_known_bugs, 
 NO_ANSWER = Kind.error(
     "no-answer",
     "The endpoint takes connections, and does not answer etcd's API.",
-    "see whether it is an etcd, what its log says, and whether a proxy before it passes HTTP/2; "
-    "where only HTTP/1.1 passes use --transport gateway",
+    "see whether it is an etcd, see its log, and see whether a proxy before it passes HTTP/2; "
+    "if only HTTP/1.1 passes use --transport gateway",
 )
 STATUS_HIDDEN = Kind.note(
     "status-not-permitted",

@@ -1,4 +1,4 @@
-"""The values below the prefix: actions, and values that are none."""
+"""The values below the prefix: actions, and values that are no actions."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ UNDECODABLE = Kind.error(
 )
 OTHER_VERSION = Kind.note(
     "other-version",
-    "An API server stores them at another version of the API than the known one. What they have "
-    "of the known fields is read, and every write keeps the version and all the rest.",
+    "An API server stores them at another version of the API than the known one. The known fields "
+    "are read, and every write keeps the version and all other fields.",
     "nothing has to be done; see which version is stored: kubectl get crd taskactions.flyte.org "
     "-o yaml, and update etcd-actions where it is newer",
 )
@@ -80,12 +80,12 @@ WAITING = Kind.note(
     "unrecorded-endings",
     "These actions are terminal, and wait for the run service to accept that. If no leader runs, "
     "or this lasts for more than minutes, find out why.",
-    "etcd-actions list --unrecorded; see that etcd-actions run is running, and what its log says",
+    "etcd-actions list --unrecorded; see whether etcd-actions run is running, and see its log",
 )
 NOT_ALL = Kind.note(
     "values-not-all-read",
     "The other values were not examined.",
-    "give --namespace to look at a part",
+    "give --namespace to examine a part",
 )
 
 _WITH_EXAMPLES = (

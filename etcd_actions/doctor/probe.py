@@ -24,7 +24,7 @@ _CHUNK = 1 << 16
 
 
 class Page(NamedTuple):
-    """An answer to a GET; header names are in lower case."""
+    """The response to a GET; header names are in lower case."""
 
     status: int
     headers: dict[str, str]
@@ -32,7 +32,7 @@ class Page(NamedTuple):
 
 
 def verifying_context(tls: Tls) -> ssl.SSLContext:
-    """A context that verifies the server's certificate, its name too, as the settings say.
+    """A context that verifies the server's certificate and its name, by the settings.
 
     Raises:
         ConfigError: A file cannot be used.
@@ -46,16 +46,16 @@ def verifying_context(tls: Tls) -> ssl.SSLContext:
 async def open_stream(
     endpoint: Endpoint, context: ssl.SSLContext | None, name: str | None = None
 ) -> AsyncIterator[trio.SocketStream | trio.SSLStream[trio.SocketStream]]:
-    """Connect, and encrypt where there is a context; leaving closes at once.
+    """Connect, with TLS if there is a context; leaving closes the connection at once.
 
     Args:
-        endpoint: Where.
-        context: How to encrypt; None for not.
+        endpoint: The address.
+        context: The TLS settings; None for no TLS.
         name: The name that the certificate must have; the endpoint's host when None.
 
     Raises:
         OSError: There is no connection.
-        trio.BrokenResourceError: The handshake failed; its cause says how.
+        trio.BrokenResourceError: The handshake failed; its cause has the reason.
     """
     tcp = await trio.open_tcp_stream(endpoint.host, endpoint.port)
     try:
@@ -78,7 +78,7 @@ async def get(
 
     Raises:
         trio.BrokenResourceError: The connection was lost.
-        ValueError: The answer is no HTTP.
+        ValueError: The response is no HTTP.
     """
     # HTTP/1.0 has no chunks, and ends with the connection.
     await stream.send_all(f"GET {path} HTTP/1.0\r\nHost: {endpoint}\r\n\r\n".encode())

@@ -24,7 +24,7 @@ from etcd_actions.etcd.endpoints import Endpoint
 REACHABLE = Kind.ok("reachable")
 NO_ADDRESS = Kind.error(
     "no-address",
-    "The host's name has no address.",
+    "The host name has no address.",
     "correct --endpoints, or the name's entry in DNS: getent hosts <host>",
 )
 REFUSED = Kind.error(
@@ -68,7 +68,7 @@ EXPIRED = Kind.error(
 )
 EXPIRES_SOON = Kind.warning(
     "certificate-expires-soon",
-    "No connection can be made any more when etcd's certificate has ended.",
+    "No connection can be opened any more when etcd's certificate has expired.",
     "renew it and put it in the place of etcd's --cert-file: etcd reads it again",
 )
 NOT_VERIFIED = Kind.warning(
@@ -164,7 +164,7 @@ async def _why_silent(
     connected: bool,
     failure: Exception | None,
 ) -> Finding | None:
-    """The problem of an endpoint without a version page; None if there may be none."""
+    """The problem of an endpoint without a version page; None if it may be usable."""
     if tls is None:
         if await _speaks_tls(subject, endpoint):
             seen = "a plain request is not answered, and a TLS handshake is"

@@ -1,4 +1,4 @@
-"""How fast a member answers, and whether a watch through it works."""
+"""The response times of a member, and whether a watch through it works."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ WATCHES = Kind.ok("watch")
 NO_WATCH = Kind.error(
     "watch-fails",
     "Reads work, and changes cannot be followed.",
-    "see whether a proxy before etcd passes streams of HTTP/2; where only HTTP/1.1 passes use "
+    "see whether a proxy before etcd passes streams of HTTP/2; if only HTTP/1.1 passes use "
     "--transport gateway",
 )
 

@@ -44,7 +44,7 @@ class Examples:
 
 
 class Scanned(NamedTuple):
-    """How far a scan came.
+    """The extent of a scan.
 
     Attributes:
         total: The number of keys of the range; 0 if unknown.

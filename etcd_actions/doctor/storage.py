@@ -1,4 +1,4 @@
-"""How full a member's database is."""
+"""The size of a member's database, compared with its quota."""
 
 from __future__ import annotations
 

@@ -106,7 +106,7 @@ class Subject:
 
 
 def as_text(key: bytes) -> str:
-    """A key as text, whatever it holds."""
+    """A key as text; bytes that are not UTF-8 are escaped."""
     text = key.decode(errors="backslashreplace")
     return text if text.isprintable() else ascii(text)[1:-1]
 

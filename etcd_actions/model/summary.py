@@ -1,7 +1,7 @@
 """The facts of an action that are kept in memory, to report its deletion.
 
-A DELETE event of etcd carries no value, and after a compaction not the previous one either. So
-there is a summary of each key, packed to about 200 bytes.
+A DELETE event of etcd carries no value, and after a compaction not the previous one either. So the
+index (`etcd_actions.follow.packing`) keeps a summary of each key.
 """
 
 from __future__ import annotations

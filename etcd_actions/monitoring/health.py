@@ -20,9 +20,9 @@ _ETCD_ANSWERS_WITHIN = 2.0
 _STREAM_FAILURES = 3
 """Failures in a row from which a stream counts as lost: one is normal, as at a restart of etcd."""
 _PARKED_AGAIN = 10.0
-"""Seconds after which a parked unit counts that has failed more than once."""
+"""Seconds for which a unit that has failed repeatedly may be parked."""
 _PARKED_ONCE = 90.0
-"""Seconds after which one counts that has failed once, and not recovered since."""
+"""Seconds for which a unit that has failed once may be parked."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Check:
     Attributes:
         name: The part that it is about.
         reason: Why it does not hold; empty if it holds.
-        is_vital: Whether the process is unready without it; else it is ready, and degraded.
+        is_vital: Whether the process is not ready without it; else it is ready, and degraded.
     """
 
     name: str
@@ -95,12 +95,12 @@ class Health:
         return self.is_serving and self._answer.ok
 
     def lag(self, revision: int) -> Lag:
-        """How far a watch that delivered a revision is behind the last read of :meth:`ready`."""
+        """The lag of a watch that delivered a revision, at the last read of :meth:`ready`."""
         return self._heads.lag(revision, trio.current_time())
 
     async def ready(self) -> list[Check]:
         """Make all checks; calls etcd at most once a second. Cancelled, nothing changes."""
-        # Undecodable values hurt only themselves, and no other process reads them.
+        # An undecodable value affects one action only, and no other process could decode it.
         values = replace(self._made("values", self._values), is_vital=False)
         return [*self._local_checks(), await self._check_etcd(), values]
 

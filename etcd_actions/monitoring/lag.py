@@ -1,4 +1,4 @@
-"""How far a watch is behind its store, in revisions and in seconds."""
+"""The lag of a watch behind its store, in revisions and in seconds."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ _MOST = 600
 
 
 class Lag(NamedTuple):
-    """How far a watch is behind.
+    """The lag of a watch.
 
     The store has one revision for all its keys: writes outside the watched prefix count until a
     progress notification.
 
     Attributes:
-        revisions: How many revisions the watch has yet to deliver.
-        seconds: How long ago the oldest of them was first read.
+        revisions: The number of revisions that the watch has yet to deliver.
+        seconds: The time since the oldest of them was first read.
     """
 
     revisions: int = 0
@@ -24,19 +24,19 @@ class Lag(NamedTuple):
 
 
 class Heads:
-    """The newest revisions of a store, and when they were first seen.
+    """The newest revisions of a store, and the times at which they were first read.
 
-    Each is kept until the watch has reached it, a few hundred at most; the oldest counts.
+    Each is kept until the watch has reached it, a few hundred at most. The oldest decides the lag.
     """
 
     def __init__(self) -> None:
         self._seen: deque[tuple[int, float]] = deque()
 
     def saw(self, head: int, now: float) -> None:
-        """The store's newest revision was read."""
+        """Note that the store's newest revision was read."""
         seen = self._seen
         if seen and seen[-1][0] > head:
-            # Another store, or an older copy of it.
+            # The store was replaced, or restored from an older copy.
             seen.clear()
         if not seen or (seen[-1][0] < head and len(seen) < _MOST):
             seen.append((head, now))
@@ -44,7 +44,7 @@ class Heads:
             seen[-1] = (head, seen[-1][1])
 
     def lag(self, revision: int, now: float) -> Lag:
-        """How far a watch is behind that delivered everything up to a revision."""
+        """The lag of a watch that delivered everything up to a revision."""
         seen = self._seen
         while seen and seen[0][0] <= revision:
             seen.popleft()

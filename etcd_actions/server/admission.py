@@ -37,7 +37,7 @@ class RateLimit:
         allowed = left >= 1
         self._buckets[client] = (left - 1 if allowed else left, now)
         if len(self._buckets) > _MOST_CLIENTS:
-            # The bucket of the client that was silent longest is full by now, or nearly so.
+            # The bucket of the least recent client is full again, or nearly so.
             self._buckets.popitem(last=False)
         if not allowed:
             raise Refusal(

@@ -43,7 +43,7 @@ class Calls:
 
     Attributes:
         ended: Number of calls by method and code, ``ok`` for those without an error.
-        seconds: Their total time by method; of streams, too.
+        seconds: Their total time by method, including streams.
         times: The distribution of their times by method.
     """
 

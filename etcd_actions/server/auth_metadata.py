@@ -1,4 +1,4 @@
-"""AuthMetadataService: where a client gets a token. It is called without one."""
+"""AuthMetadataService: the address at which a client gets a token. It is called without one."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class AuthMetadataService:
     """Answers the SDK's calls before it logs in.
 
     Args:
-        issuer: The OAuth server; None for none: then each method raises a Refusal.
+        issuer: The OAuth server; None: each method raises a Refusal.
     """
 
     descriptor = pb.DESCRIPTOR.services_by_name["AuthMetadataService"]
@@ -33,13 +33,13 @@ class AuthMetadataService:
     async def get_oauth2_metadata(
         self, _: pb.GetOAuth2MetadataRequest
     ) -> pb.GetOAuth2MetadataResponse:
-        """Where clients request tokens of the OAuth server."""
+        """The addresses at which clients request tokens of the OAuth server."""
         return await self._known_issuer().metadata()
 
     async def get_public_client_config(
         self, _: pb.GetPublicClientConfigRequest
     ) -> pb.GetPublicClientConfigResponse:
-        """How a client without a secret requests a token."""
+        """The settings by which a client without a secret requests a token."""
         return self._known_issuer().client_config()
 
     def _known_issuer(self) -> OidcIssuer:

@@ -1,8 +1,8 @@
 """Detects by a callback that a client left; connectrpc has a task for that in each call.
 
 connectrpc opens a nursery around each handler, in which a task waits for the next message of the
-connection. That costs more than everything else that it does. This server calls back instead
-(:func:`etcd_actions.web.on_disconnect`): the library's code for a call stays as it is, and gets
+connection. That costs more than the rest of a call. This server uses a callback instead
+(:func:`etcd_actions.web.on_disconnect`): the library's code for a call is unchanged, and gets
 another watch. If a later version of the library watches in another way, its own watch is used.
 """
 
@@ -41,7 +41,7 @@ class _Loop:
         """Note that the client left, and end the handler.
 
         Args:
-            receive: The library's view of the request, where that is noted.
+            receive: The library's view of the request, in which the end is noted.
             scope: Ends the handler, by its deadline.
             cancel: Whether to end it: a stream checks ``receive`` at its next message.
         """
@@ -49,7 +49,7 @@ class _Loop:
 
 
 class _Watch:
-    """The watch of one call, for as long as the context lasts."""
+    """The watch of one call, while the context is open."""
 
     def __init__(self, receive: Any, scope: Any) -> None:
         self._receive = receive

@@ -17,7 +17,7 @@ class Health:
     """Reports whether the service is usable.
 
     Args:
-        services: Returns the full names of what is served.
+        services: Returns the full names of the services.
         is_serving: Whether it is usable.
         streams: The open streams; a watch is one.
     """

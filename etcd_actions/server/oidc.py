@@ -68,8 +68,8 @@ class Ages:
     """How long the issuer's documents are valid, in seconds.
 
     Attributes:
-        fresh: Nothing is fetched again for so long.
-        stale: The documents are valid for so long if they cannot be fetched again.
+        fresh: The age up to which nothing is fetched again.
+        stale: The age up to which the documents are valid if they cannot be fetched again.
         between: The least time between a failed fetch and the next one.
         new_key: The least time between a fetch and one for an unknown key. Any client can name
             unknown keys, so this limits the load of the issuer.
@@ -104,7 +104,7 @@ class _Fetched:
 
 
 class OidcIssuer:
-    """Verifies an issuer's tokens, and returns where clients get them.
+    """Verifies an issuer's tokens, and returns the addresses at which clients get them.
 
     It fetches the keys when they are needed: at first, when they are old, and when a token has an
     unknown key, so that the issuer may rotate them. While that fails the fetched keys are valid
@@ -152,7 +152,7 @@ class OidcIssuer:
         return self._identity(self._claims(token, algorithm, kid, fetched))
 
     async def metadata(self) -> pb.GetOAuth2MetadataResponse:
-        """Where clients request tokens of the issuer.
+        """The addresses at which clients request tokens of the issuer.
 
         Raises:
             Refusal: UNAVAILABLE: it cannot be fetched now.
@@ -163,7 +163,7 @@ class OidcIssuer:
         return pb.GetOAuth2MetadataResponse(**texts, **lists)
 
     def client_config(self) -> pb.GetPublicClientConfigResponse:
-        """How a client without a secret requests tokens."""
+        """The settings by which a client without a secret requests tokens."""
         return pb.GetPublicClientConfigResponse(
             client_id=self._settings.client_id,
             redirect_uri=self._settings.redirect_uri,

@@ -1,4 +1,4 @@
-"""Which projects a request names, and whether its client may use them.
+"""The projects that a request names, and whether its client may use them.
 
 A method whose request has no field that names a project must be listed here as one that needs none;
 otherwise it cannot be served.

@@ -1,4 +1,4 @@
-"""Serves Flyte's ActionsService for as long as a context lasts."""
+"""Serves Flyte's ActionsService while a context is open."""
 
 from __future__ import annotations
 
@@ -66,10 +66,10 @@ async def open_actions_server(
 
     When the context is left, also by an exception or a cancellation, the streams end first, without
     an error, and calls have ``settings.grace`` to finish; the remaining ones end with UNAVAILABLE,
-    which clients retry. The client should watch: then all streams share its watch.
+    which clients retry. If the client watches, all streams share its watch.
 
     Args:
-        client: Answers the calls; it must live longer.
+        client: Answers the calls; it has to be closed later.
         settings: See :class:`ServerSettings`.
         is_serving: Whether the health service reports the service as usable.
         front: Serves the SDK's other entry points; None serves actions only.
@@ -144,7 +144,7 @@ async def open_actions_server(
 
 
 class ActionsServer:
-    """A server that runs; made by :func:`open_actions_server`."""
+    """A running server; created by :func:`open_actions_server`."""
 
     def __init__(
         self, listener: Listener, calls: Calls, streams: Streams, methods: Methods

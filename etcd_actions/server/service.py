@@ -21,7 +21,7 @@ from etcd_actions.server.update_messages import is_sent, response, sentinel
 _log = structlog.get_logger(__name__)
 
 TraceError = Callable[["pb.Action"], Awaitable[ErrorState | None]]
-"""Reads why a trace failed, which its message has no field for."""
+"""Reads the error of a failed trace, for which its message has no field."""
 
 
 class ActionsService:
@@ -87,12 +87,11 @@ class ActionsService:
     ) -> AsyncIterator[pb.WatchForUpdatesResponse]:
         """The states of an action and its children, and each newer state.
 
-        First come the states at one revision and a sentinel, then the newer ones. It ends without
-        an error when its client left, when it cannot be served any more, and when the service
-        ends.
+        First the states at one revision and a sentinel, then newer states. It ends without an
+        error when its client left, when it cannot be served any more, and when the service ends.
         """
         if request.WhichOneof("filter") is None:
-            raise InvalidArgument("parent_action_id", "it is missing: say whose updates")
+            raise InvalidArgument("parent_action_id", "it is missing: give an action")
         parent = request.parent_action_id
         subscription = self._client.subscribe(parent, snapshot=True)
         async with self._streams.follow(subscription) as (stream, updates):

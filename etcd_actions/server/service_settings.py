@@ -46,7 +46,7 @@ class PageSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class ServerSettings:
-    """How the service is served. Times are in seconds.
+    """The settings of the service. Times are in seconds.
 
     Attributes:
         bind: The address to listen on. Any client that can connect may enqueue, unless tokens
@@ -60,10 +60,10 @@ class ServerSettings:
         max_streams: Open WatchForUpdates streams of all clients, at most.
         rate: Requests a second of one client, at most; bursts may be twice as large. A client
             has one token or, without tokens, one address. 0 for no limit.
-        request_timeout: A unary call may take so long.
-        keepalive: After so long without an update a stream is sent another sentinel, so that both
-            sides detect a dead connection.
-        grace: Requests may take so long after the service ended.
+        request_timeout: The time limit of a unary call.
+        keepalive: The time without an update after which a stream is sent another sentinel, so
+            that both sides detect a dead connection.
+        grace: The time limit of requests after the end of the service is requested.
         http: Limits of the connections.
         allowed_hosts: Names that a request's Host and Origin may have in addition to localhost
             and the loopback addresses, if the service listens on one of these: for instance the

@@ -1,9 +1,9 @@
-"""The open streams: each can be ended from outside, at once and without an error.
+"""The open streams: each can be ended by another task, at once and without an error.
 
-A stream waits in one place, in `Stream.receive`. When its client left or the service ends, that is
-interrupted; the generator then returns, and the client receives the end of the stream. Flyte's SDK
-opens another stream, which starts with a snapshot, so nothing is lost. A cancelled stream would end
-with an error code instead, and with CANCELED the SDK waits without limit.
+A stream waits at one point, in `Stream.receive`. When its client left or the service ends, that
+wait is interrupted. The generator then returns, and the client receives the end of the stream.
+Flyte's SDK opens another stream, which starts with a snapshot, so nothing is lost. A cancelled
+stream would end with an error code instead, and with CANCELED the SDK waits without limit.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Stream:
         """Let the generator return, now or when it waits next."""
         self.has_ended = True
         if self._waiting is not None:
-            self._waiting.cancel("the stream is to end")
+            self._waiting.cancel("the stream has to end")
 
     async def wait(self, seconds: float) -> None:
         """Sleep, but no longer than the stream lasts."""
@@ -122,7 +122,7 @@ class Streams:
 
     @contextmanager
     def open(self) -> Iterator[Stream]:
-        """Count a stream for as long as the context lasts.
+        """Count a stream while the context is open.
 
         Raises:
             Refusal: There are too many, or the service is shutting down.

@@ -91,7 +91,7 @@ class Tokens:
         if len({token for token, _ in tokens}) < len(tokens):
             raise ConfigError(f"tokens: {self._path} has one token in two lines: leave one out")
         if not tokens:
-            raise ConfigError(f"tokens: {self._path} holds none: write one a line")
+            raise ConfigError(f"tokens: {self._path} has none: write one a line")
         self._seen, self._tokens = seen, tokens
 
 
@@ -117,7 +117,7 @@ def _of_line(line: str, number: int) -> tuple[bytes, Identity]:
             case "projects":
                 projects = _projects(value)
             case _:
-                raise ValueError(f"{key}= is unknown: behind a token may be name= and projects=")
+                raise ValueError(f"{key}= is unknown: a token may have name= and projects=")
     return token.encode(), Identity(client=f"token {number}", subject=subject, projects=projects)
 
 

@@ -1,4 +1,4 @@
-"""Why a trace failed: Flyte's SDK writes that to a file, the message has no field for it."""
+"""The error of a failed trace: Flyte's SDK writes it to a file, the message has no field for it."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ _log = structlog.get_logger(__name__)
 async def read_trace_error(action: Action) -> ErrorState | None:
     """Read the error of a failed trace, if its file is on this machine.
 
-    It is below the run's base, by the name of the trace. A file in object storage is not read: the
-    trace is stored without its error then, after which Flyte's SDK runs it again. If the path is no
-    regular file, or the file is too large, that is the error. The path comes from the client: a
-    cancellation abandons a thread that hangs there.
+    The file is below the run's base, by the name of the trace. A file in object storage is not
+    read: then the trace is stored without its error, and Flyte's SDK runs it again. If the path is
+    no regular file, or the file is too large, that is the error. The path comes from the client: a
+    cancellation abandons a thread that hangs in its file system.
     """
     if action.trace.phase != ACTION_PHASE_FAILED:
         return None

@@ -22,15 +22,15 @@ _log = structlog.get_logger(__name__)
 
 
 def sentinel() -> WatchForUpdatesResponse:
-    """The message behind a snapshot, and after a silence."""
+    """The message after a snapshot, and after a silence."""
     return WatchForUpdatesResponse(control_message=pb.ControlMessage(sentinel=True))
 
 
 def is_sent(update: ActionUpdate) -> bool:
     """Whether a stream delivers this state.
 
-    Of a condition it delivers only the terminal state: a restarted parent that finds a waiting
-    one in its snapshot takes the missing value for the answer.
+    Of a condition it delivers only the terminal state. A restarted parent that finds a waiting
+    condition in its snapshot would take the missing value for the signal.
     """
     return update.phase.is_terminal or update.action_type != ACTION_TYPE_CONDITION
 

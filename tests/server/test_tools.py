@@ -67,6 +67,7 @@ async def test_reflection_describes_the_service(server: ActionsServer, version: 
     listed, by_symbol, by_name, missing, *ours = await over_grpc(server, ask)
     assert [each.name for each in listed.list_services_response.service] == [
         "flyteidl2.actions.ActionsService",
+        "etcd_actions.operations.Operations",
         *_OF_GRPC,
         "flyteidl2.auth.AuthMetadataService",
     ]

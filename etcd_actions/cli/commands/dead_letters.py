@@ -26,8 +26,8 @@ from etcd_actions.run_service.status_codes import code_name
 class DeadLetterRow(msgspec.Struct, kw_only=True, omit_defaults=True, tag="DEAD_LETTER"):
     """A dead letter for people and programs.
 
-    ``object`` is ``there``, ``gone``, or ``replaced`` by another one of the same key. ``keeps``
-    is what the dead letter has for a retry without the object: ``object``, ``state`` without the
+    ``object`` is ``there``, ``gone``, or ``replaced`` by another one of the same key. ``keeps`` is
+    the dead letter's own copy for a retry without the object: ``object``, ``state`` without the
     fields that a record needs, or nothing.
     """
 
@@ -57,7 +57,7 @@ class DeadLetterRow(msgspec.Struct, kw_only=True, omit_defaults=True, tag="DEAD_
 
 
 class UnreadableRow(msgspec.Struct, kw_only=True, omit_defaults=True, tag="UNREADABLE"):
-    """A key among the dead letters whose value is none."""
+    """A key below the prefix of dead letters whose value is no dead letter."""
 
     key: str
     reason: str

@@ -1,4 +1,4 @@
-"""``etcd-actions doctor``: what is wrong with an etcd, and the remedies."""
+"""``etcd-actions doctor``: the defects of an etcd, and the remedies."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ async def examine_etcd(common: CommonOptions, output: str | None) -> int:
                 )
             )
         if findings is None:
-            print_message("stopped before the end: there is no result")
+            print_message("interrupted: there is no result")
             return ExitCode.OK
         report = Report(worst(findings).label, findings)
         print_result(form, findings, report, lambda: _table(report.findings))

@@ -1,4 +1,4 @@
-"""``etcd-actions get``: objects as they are stored, or their fields for a person."""
+"""``etcd-actions get``: stored objects, unchanged or with their fields for a person."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from etcd_actions.model import ROOT_ACTION, parse_key, task_action_name
 
 
 class StoredObject(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """An object with etcd's metadata: what ``get`` prints as JSON.
+    """An object with etcd's metadata: the JSON output.
 
     ``object`` is the stored JSON except for white space; of another codec, the same object as
     JSON. A value that cannot be decoded has ``reason`` and ``value_base64`` instead.

@@ -199,10 +199,10 @@ def literal_of(text: str, kind: str) -> Literal:
 
     Args:
         text: The value.
-        kind: ``bool``, ``int``, ``float`` or ``str``; ``auto`` for what the text looks like.
+        kind: ``bool``, ``int``, ``float`` or ``str``; ``auto`` to infer it from the text.
 
     Raises:
-        ConfigError: It is none of that kind.
+        ConfigError: The text is no value of that kind.
     """
     if kind == "auto":
         kind = _looks_like(text)

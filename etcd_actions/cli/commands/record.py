@@ -65,9 +65,9 @@ async def record_file(common: CommonOptions, file: str, settings: RecordSettings
     """Record the state and then every change into a file, until a signal.
 
     Raises:
-        ConfigError: The prefix has more below it than actions.
+        ConfigError: The prefix also has this package's own keys below it.
         InputError: The file exists, or cannot be written.
-        Unavailable: etcd is unavailable at the start; later it is waited for.
+        Unavailable: etcd is unavailable at the start; later the recording waits for it.
     """
     if common.prefix.startswith(OWN_PREFIX) or OWN_PREFIX.startswith(common.prefix):
         raise ConfigError(
@@ -169,7 +169,7 @@ class _RecordTarget:
 
 
 class _Recording:
-    """One recording, from its header to its end; it is the reflector's sink."""
+    """One recording, from its header to its end; the reflector's sink."""
 
     def __init__(
         self,
@@ -188,7 +188,7 @@ class _Recording:
         # Without a history the reflector itself reports the end of the list.
         self._present = not settings.history
         self._convergence = Convergence(start.newest, start.state)
-        # One range: its changes come in the order of their revisions.
+        # One range: its changes are delivered in the order of their revisions.
         self._reflector = Reflector(
             etcd,
             keys,
@@ -229,7 +229,7 @@ class _Recording:
                 await written.wait()
             if scope.cancelled_caught:
                 _log.warning("not_all_was_written", seconds=_DRAIN)
-            nursery.cancel_scope.cancel("all is written")
+            nursery.cancel_scope.cancel("all changes are written")
         _log.info(
             "recorded",
             file=target.name,
@@ -264,7 +264,7 @@ class _Recording:
     def _mark_present(self, *, by_revision: bool = True) -> None:
         """Queue SYNCED, once, when the history has reached the newest revision of the start.
 
-        Without ``by_revision`` the caller has found that out in another way.
+        Without ``by_revision`` the caller has another proof of that.
         """
         newest, revision = self._start.newest, self._reflector.statistics().revision
         if not self._present and (revision >= newest or not by_revision):

@@ -246,7 +246,7 @@ async def _open_source(file: str, stop: Stop) -> AsyncIterator[_Source | None]:
             # A named pipe opens when a process opens it for writing.
             opened.append(await trio.to_thread.run_sync(_open_file, file, abandon_on_cancel=True))
     except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "a path cannot hold a NUL"
+        reason = error.strerror if isinstance(error, OSError) else "a path cannot have a NUL"
         raise InputError(
             f"{file}: {reason}: give a record, a file with one change "
             "a line, or - for standard input"

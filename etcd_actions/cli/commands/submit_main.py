@@ -199,7 +199,7 @@ def native_inputs(task: Any, texts: dict[str, str]) -> dict[str, Any]:
 def native(name: str, text: str, kind: Any, literal_type: Any) -> Any:
     """Convert a text as ``flyte run`` does; also times with a zone, enumerations by value."""
     with warnings.catch_warnings():
-        # A user who turns warnings into errors means those of the program.
+        # An option that turns warnings into errors is meant for those of the program.
         warnings.simplefilter("ignore")
         import click  # noqa: PLC0415
         from flyte.cli._params import FlyteLiteralConverter  # noqa: PLC0415

@@ -65,7 +65,7 @@ async def watch_until_signal(common: CommonOptions, output: str | None, prev_kv:
         queue.close()
         with trio.move_on_after(_DRAIN):
             await written.wait()
-        nursery.cancel_scope.cancel("all is written")
+        nursery.cancel_scope.cancel("all changes are written")
     return ExitCode.OK
 
 

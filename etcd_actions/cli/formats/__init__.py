@@ -1,1 +1,1 @@
-"""What commands print: rows, tables, trees, details; and the standard output that takes it."""
+"""The output of commands: rows, tables, trees, details; and writing to standard output."""

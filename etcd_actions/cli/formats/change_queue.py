@@ -26,8 +26,8 @@ _log = structlog.get_logger(__name__)
 class ChangeQueue:
     """The changes that the reflector delivered and the output has not written, in order.
 
-    It is the reflector's sink and, for the end of the first list, its task status: an item in
-    the queue keeps SYNCED in order.
+    It is the reflector's sink. It is also the task status of the reflector, for the end of the
+    first list: so SYNCED is an item of the queue, in order with the changes.
     """
 
     def __init__(self) -> None:

@@ -31,7 +31,7 @@ def record(
     First the state, then SYNCED, then each change in the order of revisions, until a signal.
     With --history the state at the oldest revision, then all changes since; etcd has nothing
     before its compaction, and the first states are marked as listed. FILE is a stream of msgpack
-    maps, which replay writes back; - is standard output. An unavailable etcd is waited for.
+    maps, which replay writes back; - is standard output. The command waits for an unavailable etcd.
     """
     from etcd_actions.cli.commands.record import RecordSettings, record_file  # noqa: PLC0415
 

@@ -32,7 +32,7 @@ def enqueue(common: CommonOptions, *, file: str, output: str | None) -> int:
 @command()
 @click.argument("action", metavar="ACTION")
 @click.option("--reason", metavar="TEXT", default="", help="Why.")
-@click.option("--by", metavar="NAME", default="", help="The name of who aborts it.")
+@click.option("--by", metavar="NAME", default="", help="The name of the person who aborts it.")
 @change_output_option
 @with_settings(BACKEND)
 def abort(common: CommonOptions, *, action: str, reason: str, by: str, output: str | None) -> int:
@@ -55,9 +55,9 @@ def abort(common: CommonOptions, *, action: str, reason: str, by: str, output: s
     "kind",
     type=click.Choice(["auto", "bool", "int", "float", "str"]),
     default="auto",
-    help="The type of VALUE. [default: what it looks like]",
+    help="The type of VALUE. [default: inferred from VALUE]",
 )
-@click.option("--by", metavar="NAME", default="", help="The name of who signals it.")
+@click.option("--by", metavar="NAME", default="", help="The name of the person who signals it.")
 @change_output_option
 @with_settings(BACKEND)
 def signal(

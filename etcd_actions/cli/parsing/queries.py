@@ -24,8 +24,8 @@ def watch(common: CommonOptions, *, output: str | None, prev_kv: bool) -> int:
     """Show every change of the actions.
 
     First the state, then SYNCED, then the changes, until a signal. Without --endpoints or
-    ETCDCTL_ENDPOINTS it uses the running embedded etcd, else 127.0.0.1:2379. An unavailable
-    etcd is waited for. jsonl has one object a line.
+    ETCDCTL_ENDPOINTS it uses the running embedded etcd, else 127.0.0.1:2379. It waits for an
+    unavailable etcd. jsonl has one object a line.
     """
     from etcd_actions.cli.commands.watch import watch_until_signal  # noqa: PLC0415
 
@@ -94,8 +94,8 @@ def tree(common: CommonOptions, *, run: str, output: str | None) -> int:
     """Show the actions of a run as a tree.
 
     RUN is its name, or <project>/<domain>/<run>; each project with a run of the name has a tree.
-    TIME is how long an action took, or how long it exists. An action whose parent is missing is
-    below a line for that. json is flat, since many readers of JSON cannot nest as deep as
+    TIME is the duration of an action, or its age. An action whose parent is missing is below a
+    line for that. json is flat, since many readers of JSON cannot nest as deep as
     actions: the actions of a tree depth first, each with its depth. jsonl has one of these a
     line.
     """

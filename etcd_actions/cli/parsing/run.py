@@ -14,7 +14,7 @@ def run(common: CommonOptions) -> int:
     """Watch actions and mark each terminal one, until a signal.
 
     Without --endpoints or ETCDCTL_ENDPOINTS it starts an etcd of its own on this machine.
-    An unavailable etcd is waited for.
+    It waits for an unavailable etcd.
     """
     from etcd_actions.cli.commands.run import run_until_signal  # noqa: PLC0415
 

@@ -124,8 +124,8 @@ class _CachedList(NamedTuple):
 class ActionLists:
     """Pages of actions.
 
-    The first page of a list reads the run. The rows are cached for a while, so that further pages
-    read only their own actions, in their present state.
+    The first page of a list reads the run. The rows are cached for some time, so that further
+    pages read only their own actions, in their present state.
     """
 
     def __init__(self, reader: RunReader) -> None:

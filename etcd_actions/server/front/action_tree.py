@@ -1,4 +1,4 @@
-"""The actions of a run as a stream sent them last, and the phases of each action's children.
+"""The states of a run's actions that a stream sent last, and the phases of each one's children.
 
 Streams of one run share the message of each state of an action.
 """

@@ -51,7 +51,7 @@ class Log(Protocol):
     written: float
 
     async def read(self) -> bytes:
-        """Return a part of what follows; nothing if there is nothing now."""
+        """Return the next bytes; none if there are none now."""
         ...
 
     async def has_ended(self) -> bool:
@@ -149,8 +149,8 @@ class LogService:
     async def tail_logs(self, request: pb.TailLogsRequest) -> AsyncGenerator[pb.TailLogsResponse]:
         """The lines of an attempt's log, from the first line to the end of the attempt.
 
-        It waits for an attempt that has not started. Attempt 0 is the present one. Selectors of
-        pods are ignored.
+        The stream waits for an attempt that has not started. Attempt 0 is the present one.
+        Selectors of pods are ignored.
         """
         action_id = action_id_of(request.action_id)
         with self._streams.open() as stream:

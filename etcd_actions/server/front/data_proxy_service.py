@@ -130,7 +130,7 @@ class DataProxy:
     async def upload_inputs(self, request: pb.UploadInputsRequest) -> pb.UploadInputsResponse:
         """Store the inputs of a run to be created, and return their location.
 
-        It is in the blob store, whatever ``base_dir`` is.
+        They are in the blob store; ``base_dir`` is ignored.
         """
         which = request.WhichOneof("id")
         if which is None:
@@ -222,7 +222,7 @@ class DataProxy:
         elif which == "task_id" and self._find_task is not None:
             template = (await self._find_task(request.task_id)).task_template
         else:
-            raise InvalidArgument("source", f"nothing is known of the code of {which or 'nothing'}")
+            raise InvalidArgument("source", f"the code of {which or 'nothing'} is unknown")
         arguments = list(template.container.args) if template is not None else []
         for name in ("--tgz", "--pkl"):
             if name in arguments[:-1]:
@@ -268,18 +268,18 @@ class DataProxy:
             async with self._transfers.open(path) as blob:
                 if blob is None:
                     # Without the URL: the SDK searches the message for the word "inputs".
-                    raise NotFound(f"the {what} of the action are no more: their file is gone")
+                    raise NotFound(f"the {what} of the action do not exist: their file was deleted")
                 if blob.info.size > _MOST_READ:
                     raise FailedPrecondition(
-                        f"the {what} have {blob.info.size} bytes, and {_MOST_READ} are answered at "
-                        f"most: read {quoted(url, 300)}"
+                        f"the {what} have {blob.info.size} bytes, and a response has {_MOST_READ} "
+                        f"at most: read {quoted(url, 300)}"
                     )
                 data = b"".join([part async for part in blob.parts])
             try:
                 return await trio.to_thread.run_sync(kind.FromString, data)
             except NoMessage:
                 raise FailedPrecondition(
-                    f"what is in {quoted(url, 300)} is no {kind.DESCRIPTOR.full_name}"
+                    f"the file {quoted(url, 300)} is no {kind.DESCRIPTOR.full_name}"
                 ) from None
 
 

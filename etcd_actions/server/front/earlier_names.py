@@ -1,7 +1,7 @@
 """Methods by the names under which earlier versions of the SDK call them.
 
-Data and logs of actions were of RunService and RunLogsService before DataProxyService had them. The
-messages have the same fields with the same numbers, so DataProxyService's methods answer.
+Earlier, RunService had the data of actions, and RunLogsService their logs. Now DataProxyService has
+both. The messages have the same fields with the same numbers, so its methods answer the calls.
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ class FrontDoor:
         signer: Signs the URLs of transfers; by default with the client's keys.
         reads_local_files: Whether files of runs are read from this machine, too.
         max_upload_bytes: Bytes of an upload, at most.
-        logs: What the logs of attempts are read with.
+        logs: Reads the logs of attempts.
         index: All runs; None serves no lists of them.
         registry: The deployed tasks; None serves none.
         paused: See :data:`Paused`.

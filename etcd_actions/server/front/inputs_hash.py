@@ -1,6 +1,6 @@
-"""The hash of inputs in a cache key: the same that a task computes for its children.
+"""The hash of inputs in a cache key: the same as the one that the SDK computes for children.
 
-So the cached result of a task with the same inputs is found for a root and for a child.
+So a root and a child with the same inputs find the same cached result.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Files of runs that are on this machine, and not in the blob store.
 
-If tasks run on this machine, a run may have any base. A client that may enqueue such a run can have
-this user's processes read any file, so to serve files with Flyte's names gives it no new access.
+If tasks run on this machine, a run may have any base. A client that may enqueue a run can have a
+process of this user read any file. So serving the files with Flyte's names gives it no new access.
 """
 
 from __future__ import annotations

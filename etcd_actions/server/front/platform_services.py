@@ -41,7 +41,7 @@ class IdentityService:
 
 
 class ClusterService:
-    """Sends every client back to the port that it called: there is one."""
+    """Directs every client to the port that it called: there is one cluster."""
 
     descriptor = cluster_service_pb2.DESCRIPTOR.services_by_name["ClusterService"]
 
@@ -51,8 +51,8 @@ class ClusterService:
         """Name no endpoint, which the SDK reads as the one that it called.
 
         Raises:
-            Refusal: For inputs of a trigger. The SDK then sends them with the trigger, and the
-                response to that says that there are no triggers.
+            Refusal: For inputs of a trigger. The SDK then sends them with the trigger, which is
+                refused, since there are no triggers.
         """
         if request.operation == cluster_pb.SelectClusterRequest.OPERATION_UPLOAD_TRIGGER:
             raise Refusal(Code.UNIMPLEMENTED, "inputs of triggers are not uploaded: send them")
@@ -62,8 +62,8 @@ class ClusterService:
 class ImageService:
     """Answers the builder ``remote`` of the SDK.
 
-    The SDK builds an image that it gets no name for, and takes any name as it is: the name becomes
-    the image of the task's container. The tag is a digest of the image's layers.
+    If the SDK gets no name for an image, it builds the image. It accepts any name unchanged, and
+    sets it as the image of the task's container. The tag is a digest of the image's layers.
 
     Args:
         find: See :data:`FindImage`; None: every image exists under its own name.

@@ -1,4 +1,4 @@
-"""Methods of Flyte that nothing here answers: the refusal of each names what to use instead."""
+"""Methods of Flyte that this service does not implement: the refusal of each names a substitute."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ _FILES: Final[tuple[tuple[FileDescriptor, str], ...]] = (
 
 
 def refuse_others(methods: Methods) -> None:
-    """Refuse each method of Flyte's services that nothing has added."""
+    """Refuse each method of Flyte's services that no service has added."""
     for file, reason in _FILES:
         for service in file.services_by_name.values():
             for method in service.methods:

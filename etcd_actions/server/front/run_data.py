@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class RunBlobs:
-    """Stores it there; see :class:`~etcd_actions.runs.creation.RunData`."""
+    """Implements :class:`~etcd_actions.runs.creation.RunData` by a blob store."""
 
     def __init__(self, store: BlobStore, deployment: Deployment) -> None:
         self._store = store
@@ -34,7 +34,7 @@ class RunBlobs:
     ) -> OffloadedInputData:
         """Store the inputs in a request; the same inputs again are the same blob."""
         data = inputs.SerializeToString(deterministic=True)
-        # By run and content: a request for a name that exists changes nothing of its run.
+        # The key has the run and the content: a request for an existing name changes no inputs.
         tag = hashlib.sha256(f"{run.run}/".encode() + data).hexdigest()[:32]
         return await self.upload(run.project, run.domain, tag, inputs, spec)
 

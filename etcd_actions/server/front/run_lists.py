@@ -125,7 +125,7 @@ class RunLists:
     def _narrowed(
         self, portions: Iterable[Sequence[RunEntry]], only: str | None, paused: bool
     ) -> Iterable[Sequence[RunEntry]]:
-        """Only the runs of one version of a task, or paused ones, if the request says so."""
+        """Only the runs of one version of a task, or paused ones, if the request selects these."""
         if only is None and not paused and CALLER.get().projects is None:
             return portions
         waiting = self._paused() if paused and self._paused is not None else ()
@@ -168,7 +168,7 @@ def _index_place(query: Query[RunEntry]) -> Place | None:
 
 
 def _is_of(entry: RunEntry, version: str | None) -> bool:
-    # A run may be of a task of another project.
+    # The task of a run may belong to another project.
     return (version is None or entry.task.version == version) and CALLER.get().may_use(
         entry.project
     )

@@ -16,7 +16,7 @@ from etcd_actions.runs.run_entry import RunEntry
 from etcd_actions.server.front.run_views import run_message
 
 MOST_BYTES: Final = 8 * 1024 * 1024
-"""Of cached forms, with the overhead of each."""
+"""The most bytes of cached forms, with the overhead of each."""
 _OF_ONE: Final = 1024
 
 
@@ -45,7 +45,7 @@ class RunMessages:
 
     @property
     def kept_bytes(self) -> int:
-        """Of cached forms, with the overhead of each."""
+        """The bytes of cached forms, with the overhead of each."""
         return self._bytes
 
     def watched(self, entries: Iterable[RunEntry]) -> pb.WatchRunsResponse:

@@ -38,7 +38,7 @@ class Follower:
     """Follows actions and runs for streams.
 
     Args:
-        client: Has the subscriptions; it should watch.
+        client: Has the subscriptions, which share its watch.
         reader: Reads the changed actions.
         streams: The open streams.
         keepalive: Seconds of silence after which the last state is sent once more.
@@ -144,7 +144,7 @@ class Follower:
                     yield tree.messages(changed)
 
     async def _several(self, stream: Stream, updates: Subscription[Item]) -> list[ActionUpdate]:
-        """The updates that are there; none after a silence, and at the end of the stream."""
+        """The available updates; none after a silence, and at the end of the stream."""
         item = await stream.receive(updates, self._keepalive)
         if item is None:
             return []

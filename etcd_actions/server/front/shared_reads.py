@@ -1,6 +1,7 @@
 """Reads that many streams request at once: one of them reads for all that wait.
 
-A read serves the requests that came before it started, so a result is never older than its request.
+A read serves the requests that arrived before its start. So a result is never older than its
+request.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ class SharedReads(Generic[_T]):
     """Shares reads that have the same key.
 
     Attributes:
-        reads: How many reads there were.
+        reads: The number of reads.
     """
 
     def __init__(self) -> None:
@@ -38,11 +39,12 @@ class SharedReads(Generic[_T]):
     async def get(self, key: Hashable, read: Callable[[], Awaitable[_T]]) -> _T:
         """The result of a read that started after this call.
 
-        A cancellation leaves the other requests theirs.
+        A cancellation affects this request only.
 
         Args:
             key: Reads with the same key have the same result.
-            read: Reads. Its error is raised for its own request; the next request reads again.
+            read: Makes the read. Its error is raised for its own request; the next request reads
+                again.
         """
         self._requests += 1
         requested_at = self._requests

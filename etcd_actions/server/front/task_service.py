@@ -34,7 +34,7 @@ _VERSION_FIELDS: Final[dict[str, Field[TaskHead]]] = {
     "deployed_by": Field(lambda task: task.deployed_by),
 }
 VERSION_FIELDS: Final[Fields[TaskHead]] = Fields(_VERSION_FIELDS)
-"""What the versions of a task can be filtered and sorted by."""
+"""The fields by which versions of a task can be filtered and sorted."""
 
 TASK_FIELDS: Final[Fields[TaskHead]] = Fields(
     {
@@ -50,7 +50,7 @@ TASK_FIELDS: Final[Fields[TaskHead]] = Fields(
         "env_description": Field(lambda task: task.environment_description),
     }
 )
-"""What tasks can be filtered and sorted by."""
+"""The fields by which tasks can be filtered and sorted."""
 
 
 class TaskService:

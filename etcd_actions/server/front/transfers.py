@@ -1,7 +1,8 @@
 """Uploads and downloads by plain HTTP, at signed URLs.
 
-The signature of a URL is the proof that its client may use it: no token is needed. An upload goes
-to the store as it arrives. The number of transfers at once is limited; others wait, unread.
+The signature of a URL is the proof that its client may use it: no token is needed. An upload is
+stored as it arrives. The number of transfers at once is limited; the bodies of others are not read
+until they have their turn.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ class _Failed(Exception):
 
 
 class _Interrupted(Exception):
-    """The client sends no more of its body."""
+    """The client stopped sending its body."""
 
 
 class Transfers:
@@ -132,7 +133,7 @@ class Transfers:
         if path.startswith(STORED):
             return self._store.read(path.removeprefix(STORED), start, length)
         if self._local is None or not path.startswith(LOCAL):
-            raise _Failed(HTTPStatus.NOT_FOUND, "there is nothing of that name")
+            raise _Failed(HTTPStatus.NOT_FOUND, "there is no file of that name")
         return self._local.read(path.removeprefix(LOCAL), start, length)
 
     async def _answer(self, scope: Message, receive: Receive, send: Send) -> None:
@@ -198,7 +199,7 @@ class Transfers:
     async def _get(self, grant: Grant, scope: Message, send: Send) -> None:
         async with _turn(self._downloads), self.open(grant.path, 0, 0) as blob:
             if blob is None:
-                raise _Failed(HTTPStatus.NOT_FOUND, "there is no such file, or no more")
+                raise _Failed(HTTPStatus.NOT_FOUND, "there is no such file, or it was deleted")
             size = blob.info.size
         requested = _headers(scope)
         # Files have no validator here, so a condition on one never holds.
@@ -291,7 +292,7 @@ def _md5(text: bytes) -> bytes:
 
 
 def _range(header: bytes | None, size: int) -> tuple[int, int, HTTPStatus]:
-    """The offsets of the first byte and behind the last, and the status.
+    """The offsets of the first byte and after the last, and the status.
 
     Anything but a single range of bytes is ignored, as RFC 9110 allows.
     """
