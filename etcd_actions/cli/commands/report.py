@@ -29,7 +29,9 @@ from etcd_actions.model import Phase
 from etcd_actions.page.report import report_document
 from etcd_actions.page.static_files import static_files
 
-_MOST_DETAILED: Final = 2_000
+MOST_DETAILED: Final = 2_000
+"""Actions whose details a report has."""
+
 _AT_ONCE: Final = 8
 _IN_A_MESSAGE: Final = 200
 
@@ -69,7 +71,7 @@ async def write_report(common: CommonOptions, run: str, file: str | None) -> int
             raise ConfigError("the report is an HTML document: name a file with -o FILE")
     async with open_reader(common) as reader:
         name = await find_run(reader.names, run)
-        snapshot, count = await _read(reader, name)
+        snapshot, count = await read_snapshot(reader, name)
     write = partial(_document, snapshot, f"{name.run} · etcd-actions")
     document = await trio.to_thread.run_sync(write)
     if file is None:
@@ -90,8 +92,10 @@ def _document(snapshot: Snapshot, title: str) -> bytes:
     return report_document(static_files(), msgspec.to_builtins(snapshot), title).encode()
 
 
-async def _read(reader: Reader, run: Name) -> tuple[Snapshot, int]:
-    """The data, and the number of actions."""
+async def read_snapshot(
+    reader: Reader, run: Name, most: int = MOST_DETAILED
+) -> tuple[Snapshot, int]:
+    """The data, with the details of so many actions; and the number of all actions."""
     actions: list[runs_pb.Action] = []
     async for page in reader.actions(run):
         actions += page
@@ -99,7 +103,7 @@ async def _read(reader: Reader, run: Name) -> tuple[Snapshot, int]:
         "WatchActions:": _messages(actions),
         "GetRunDetails:": {"details": MessageToDict(await reader.run(run))},
     }
-    waiting = sorted(actions, key=_interest)[:_MOST_DETAILED]
+    waiting = sorted(actions, key=_interest)[:most]
     waiting.reverse()
 
     async def read_details() -> None:
@@ -118,15 +122,16 @@ async def _read(reader: Reader, run: Name) -> tuple[Snapshot, int]:
     named = action_identifier(run).run
     place = {"project": named.project, "domain": named.domain, "name": named.name}
     detailed = len(responses) - 2
+    responses = dict(sorted(responses.items()))
     return Snapshot(place, round(time.time() * 1000), __version__, detailed, responses), len(
         actions
     )
 
 
-def _interest(action: runs_pb.Action) -> tuple[bool, bool]:
+def _interest(action: runs_pb.Action) -> tuple[bool, bool, bool]:
     """The sort key by which actions are chosen whose details are read."""
     phase = action.status.phase
-    return bool(action.metadata.parent), phase not in _FAILED and phase != Phase.RUNNING
+    return bool(action.metadata.parent), phase not in _FAILED, phase != Phase.RUNNING
 
 
 def _messages(actions: list[runs_pb.Action]) -> list[str]:
