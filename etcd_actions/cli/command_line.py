@@ -25,6 +25,13 @@ _COMMANDS = {
     "get": ("queries", "Show actions in full."),
     "tree": ("queries", "Show the actions of a run as a tree."),
     "report": ("report", "Write the page of a run into an HTML file that opens without a server."),
+    "runs": ("reading", "Show the runs, the newest first."),
+    "describe": (
+        "reading",
+        "Show all that is known of runs or actions: events, attempts, errors, logs.",
+    ),
+    "wait": ("reading", "Wait until a run or an action has a phase."),
+    "attach": ("reading", "Follow a run to its end, as submit does."),
     "doctor": ("queries", "Examine etcd, and show what is wrong and the remedies."),
     "run": ("run", "Watch actions and mark each terminal one, until a signal."),
     "completion": ("completion", "Print the script that completes this command in a shell."),

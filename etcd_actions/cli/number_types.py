@@ -46,3 +46,22 @@ class Rate(click.ParamType[float]):
             problem = "is no number a second: give one above 0, such as 100."
             self.fail(f"{quoted(value)} {problem}", param, ctx)
         return float(value)
+
+
+class Seconds(click.ParamType[float]):
+    """A duration as in the settings, such as 90s, 5m or 1h30m; in seconds."""
+
+    name = "duration"
+
+    def convert(
+        self, value: str | float, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """The number of seconds; see click."""
+        if not isinstance(value, str):
+            return value
+        from etcd_actions.config.values import positive_duration  # noqa: PLC0415 (rarely needed)
+
+        try:
+            return positive_duration(value)
+        except ValueError as error:
+            self.fail(f"{quoted(value)} {error}.", param, ctx)

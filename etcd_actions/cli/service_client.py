@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -194,7 +194,8 @@ class ServiceClient:
         try:
             exchange.send(request.SerializeToString())
             exchange.end()
-            yield _responses(exchange, service, kind)
+            async with aclosing(_responses(exchange, service, kind)) as responses:
+                yield responses
         finally:
             exchange.close()
 
@@ -223,7 +224,7 @@ class ServiceClient:
 
 async def _responses(
     exchange: Exchange, service: str, kind: type[MessageT]
-) -> AsyncIterator[MessageT]:
+) -> AsyncGenerator[MessageT]:
     """The messages of a stream; raises ServiceError if it ends with an error."""
     while True:
         try:
