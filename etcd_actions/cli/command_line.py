@@ -50,6 +50,8 @@ _COMMANDS = {
         "dead_letters",
         "Show the reports that the run service rejected for good, and retry them.",
     ),
+    "delete": ("deletion", "Delete runs: their actions, histories, files and records."),
+    "gc": ("deletion", "Delete what is old: runs, attempts, uploads; by default runs."),
     "config": ("config", "Show the settings."),
     "version": (
         "version",

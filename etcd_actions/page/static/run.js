@@ -160,7 +160,10 @@ export function runView({ main, run, query, replace, status, signal, dialog }) {
     }
   };
   document.addEventListener("keydown", escape);
-  const resized = new ResizeObserver(() => redraw());
+  const resized = new ResizeObserver(([{ contentRect }]) => {
+    timeline.width = contentRect.width;
+    redraw();
+  });
   resized.observe(timeline.axis);
   signal.addEventListener("abort", () => {
     clearInterval(tick);
