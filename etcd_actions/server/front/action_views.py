@@ -198,11 +198,12 @@ def metadata(action: StoredAction, record: RunRecord | None, org: str) -> pb.Act
 
 def status(action: StoredAction) -> pb.ActionStatus:
     """The status of an action."""
+    state = action.state()
     return status_message(
-        action.phase,
+        state.phase,
         time_of(action.metadata.creation_timestamp),
-        time_of(action.end_time),
-        action.attempts,
+        time_of(action.end_time) if state.phase.is_terminal else None,
+        state.attempts,
         action.status.cache_status,
     )
 
