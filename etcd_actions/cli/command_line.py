@@ -24,6 +24,7 @@ _COMMANDS = {
     "list": ("queries", "Show the existing actions."),
     "get": ("queries", "Show actions in full."),
     "tree": ("queries", "Show the actions of a run as a tree."),
+    "report": ("report", "Write the page of a run into an HTML file that opens without a server."),
     "runs": ("reading", "Show the runs, the newest first."),
     "describe": (
         "reading",
