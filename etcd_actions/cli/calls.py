@@ -12,6 +12,8 @@ MessageT = TypeVar("MessageT", bound=Message)
 
 ACTIONS: Final = "flyteidl2.actions.ActionsService"
 RUNS: Final = "flyteidl2.workflow.RunService"
+OPERATIONS: Final = "etcd_actions.operations.Operations"
+"""Our own methods, which Flyte's service does not have."""
 
 
 class Calls(Protocol):

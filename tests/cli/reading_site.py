@@ -41,12 +41,21 @@ class Site:
     etcd: Etcd
     keys: Keyspace
     index: RunIndex
+    directory: Path
     etcd_flags: dict[str, str]
     service_flags: dict[str, str]
 
     def common(self, source: str) -> CommonOptions:
         """The settings of a command in this process."""
         flags = self.etcd_flags if source == "etcd" else self.service_flags
+        values = resolve(BACKEND, [Flags({each.name: flags.get(each.name) for each in BACKEND})])
+        return CommonOptions(Config(values, lambda _: ""))
+
+    def limited(self, project: str) -> CommonOptions:
+        """The settings of a command whose token may use one project."""
+        file = self.directory / f"token-of-{project}"
+        file.write_text(f"{TOKEN}-{project}\n")
+        flags = self.service_flags | {"service_token_file": str(file)}
         values = resolve(BACKEND, [Flags({each.name: flags.get(each.name) for each in BACKEND})])
         return CommonOptions(Config(values, lambda _: ""))
 
@@ -87,7 +96,7 @@ async def open_site(
     """A client that records runs in etcd, and a service on it that needs a token."""
     keys = Keyspace(prefix)
     token = directory / "token"
-    token.write_text(f"{TOKEN}\n")
+    token.write_text(f"{TOKEN}\n{TOKEN}-q name=q projects=q\n")
     token.chmod(0o600)
     settings = ServerSettings(bind=Bind("127.0.0.1", 0), token_file=token)
     async with (
@@ -104,6 +113,7 @@ async def open_site(
             etcd,
             keys,
             index,
+            directory,
             {"endpoints": server.endpoint, "prefix": prefix.decode()},
             {"service": str(served.address), "service_token_file": str(token)},
         )

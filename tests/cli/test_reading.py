@@ -2,22 +2,28 @@
 
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
 
-from etcd_actions import ErrorState, Phase
+from etcd_actions import ActionId, ErrorState, Phase
 from etcd_actions.cli.commands.attach import attach_to_run
 from etcd_actions.cli.commands.describe import describe_actions
+from etcd_actions.cli.commands.get import get_actions
+from etcd_actions.cli.commands.list_actions import Filter, list_actions
 from etcd_actions.cli.commands.runs import RunFilter, show_runs, sort_key
+from etcd_actions.cli.commands.tree import show_tree
 from etcd_actions.cli.commands.wait import phases_of, wait_for_phase
 from etcd_actions.cli.exit_codes import ExitCode
 from etcd_actions.cli.options import CommonOptions
-from etcd_actions.errors import ConfigError, NotFound
+from etcd_actions.cli.printing import FORMATS
+from etcd_actions.errors import ConfigError, NotFound, ServiceRefused
 from etcd_actions.etcd.api import Etcd
 from tests.cli.reading_site import TRACEBACK, Site, open_site
+from tests.support import flyte
 from tests.support.etcd_server import EtcdServer
 
 SOURCES = ("etcd", "service")
@@ -122,6 +128,49 @@ async def test_describe(site: Site, capfd: pytest.CaptureFixture[str]) -> None:
             await describe_actions(site.common(source), ["failed/c3"], None)
         with pytest.raises(NotFound, match=r"did you mean .*failed/c1"):
             await describe_actions(site.common(source), ["p/d/failed/c3"], None)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+async def test_objects(site: Site, capfd: pytest.CaptureFixture[str], form: str) -> None:
+    """``list``, ``tree`` and ``get``: the bytes are those of etcd, also through the service."""
+    for selected in (
+        Filter(),
+        Filter(run="failed"),
+        Filter(phases={"FAILED"}),
+        Filter(project="q"),
+    ):
+        listed = await same(site, capfd, partial(list_actions, selected=selected, output=form))
+        assert listed[0] == ExitCode.OK
+        assert ("p/d/failed/c1" in listed[1]) == (form == "name" and selected.project is None)
+    for name in ("failed", "p/d/failed", "failed/c1", "failed-c1"):
+        code, out, err = await same(site, capfd, partial(show_tree, run=name, output=form))
+        assert (code, "c2" in out, err) == (ExitCode.OK, True, "")
+    code, out, err = await same(
+        site, capfd, lambda common: get_actions(common, ["failed/c1", "long-running"], form)
+    )
+    assert (code, err) == (ExitCode.OK, "")
+    assert "c1" in out
+    code, out, err = await same(
+        site, capfd, lambda common: get_actions(common, ["failed/c9", "failed/c2"], form)
+    )
+    assert (code, "did you mean failed/c2" in err) == (ExitCode.NOT_FOUND, True)
+    assert "c2" in out
+
+
+async def test_a_token_of_one_project_reads_no_other(
+    site: Site, capfd: pytest.CaptureFixture[str]
+) -> None:
+    await site.client.enqueue(flyte.task(ActionId("q", "d", "secret", "a0")))
+    flags = site.limited("q")
+    for selected, expected in (
+        (Filter(), "q/d/secret/a0\n"),
+        (Filter(run="failed"), ""),
+        (Filter(run="secret"), "q/d/secret/a0\n"),
+    ):
+        assert await list_actions(flags, selected, output="name") == ExitCode.OK
+        assert capfd.readouterr() == (expected, "")
+    with pytest.raises(ServiceRefused, match="may not use project 'p'"):
+        await list_actions(flags, Filter(project="p"), output="name")
 
 
 @pytest.mark.parametrize("source", SOURCES)

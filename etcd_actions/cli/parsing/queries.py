@@ -11,8 +11,8 @@ from etcd_actions.cli.flags import command
 from etcd_actions.cli.number_types import Count
 from etcd_actions.cli.options import CommonOptions, with_settings
 from etcd_actions.cli.parsing.run_async import run_async
-from etcd_actions.cli.printing import output_option
-from etcd_actions.config.settings import COMMON
+from etcd_actions.cli.printing import FORMATS, output_option
+from etcd_actions.config.settings import BACKEND, COMMON
 from etcd_actions.model import Phase
 
 
@@ -46,8 +46,8 @@ def watch(common: CommonOptions, *, output: str | None, prev_kv: bool) -> int:
 @click.option("--parent", metavar="ACTION", help="Only children of this action.")
 @click.option("--unrecorded", is_flag=True, help="Only actions that are not recorded.")
 @click.option("--limit", type=Count(), metavar="N", help="The most actions.")
-@output_option("table", "jsonl", "json", elsewhere="jsonl")
-@with_settings(COMMON)
+@output_option(*FORMATS, elsewhere="jsonl")
+@with_settings(BACKEND)
 def list_(
     common: CommonOptions,
     *,
@@ -71,8 +71,8 @@ def list_(
 
 @command()
 @click.argument("actions", metavar="ACTION...", nargs=-1, required=True)
-@output_option("table", "jsonl", "json", elsewhere="json")
-@with_settings(COMMON)
+@output_option(*FORMATS, "details", elsewhere="json")
+@with_settings(BACKEND)
 def get(common: CommonOptions, *, actions: tuple[str, ...], output: str | None) -> int:
     """Show actions in full.
 
@@ -88,8 +88,8 @@ def get(common: CommonOptions, *, actions: tuple[str, ...], output: str | None) 
 
 @command()
 @click.argument("run", metavar="RUN")
-@output_option("table", "jsonl", "json", elsewhere="json")
-@with_settings(COMMON)
+@output_option(*FORMATS, elsewhere="json")
+@with_settings(BACKEND)
 def tree(common: CommonOptions, *, run: str, output: str | None) -> int:
     """Show the actions of a run as a tree.
 
