@@ -160,6 +160,8 @@ def _of_swept(swept: SweepResult) -> Iterator[Metric]:
 def _of_watch(statistics: WatchingStatistics, health: Health) -> Iterator[Metric]:
     reflector = statistics.reflector
     yield _gauge("etcd_actions_ready", "Whether /readyz says so.", health.is_ready)
+    text = "Whether etcd lost its quorum."
+    yield _gauge("etcd_actions_quorum_lost", text, bool(health.quorum_loss()))
     if reflector is None:
         return
     lag = health.lag(reflector.revision)

@@ -6,9 +6,8 @@ import copy
 import inspect
 import pickle
 
-import pytest
-
 from etcd_actions import errors
+from tests.support.table import table
 
 SPECIAL: dict[str, errors.EtcdActionsError] = {
     "DecodeError": errors.DecodeError("no object", key=b"k", revision=7, doubtful=True),
@@ -26,7 +25,7 @@ KINDS = [
 ]
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+@table("kind", KINDS, ids=lambda kind: kind.__name__)
 def test_a_copy_is_equal(kind: type[errors.EtcdActionsError]) -> None:
     error = SPECIAL.get(kind.__name__) or kind("message")
     error.add_note("a note")

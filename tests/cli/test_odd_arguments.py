@@ -40,6 +40,7 @@ from etcd_actions.etcd import ConnectionSettings
 from etcd_actions.etcd.endpoints import parse_endpoints
 from etcd_actions.model import Phase
 from tests.cli.command import finish, running
+from tests.support.table import table
 
 
 @pytest.fixture
@@ -95,8 +96,8 @@ def test_an_argument_that_is_none(
         raise AssertionError(line)
 
 
-@pytest.mark.parametrize("text", ["9" * 100_000, "9" * 100_000 + "x", "1." * 50_000, "1h" * 50_000])
-@pytest.mark.parametrize("parse", [values.duration, values.seconds, values.size, values.rate])
+@table("text", ["9" * 100_000, "9" * 100_000 + "x", "1." * 50_000, "1h" * 50_000])
+@table("parse", [values.duration, values.seconds, values.size, values.rate])
 def test_digits_without_an_end_are_refused_at_once(text: str, parse: object) -> None:
     """The parser of durations took time with the cube of their number."""
     assert callable(parse)
@@ -109,7 +110,7 @@ def test_digits_without_an_end_are_refused_at_once(text: str, parse: object) -> 
     assert len(str(raised.value)) < 300
 
 
-@pytest.mark.parametrize(
+@table(
     "text",
     [
         "a b:1",
@@ -136,7 +137,7 @@ def test_an_endpoint_that_is_none(text: str) -> None:
     assert str(raised.value).isprintable()
 
 
-@pytest.mark.parametrize(
+@table(
     ("setting", "text"),
     [
         (ENDPOINTS, "\udcff:1"),
@@ -163,7 +164,7 @@ def test_each_path_may_hold_no_nul() -> None:
         assert "NUL" in str(error)
 
 
-@pytest.mark.parametrize(
+@table(
     ("text", "field"),
     [
         ("1_000", "string_value"),
@@ -261,7 +262,7 @@ def refused(content: bytes, namespace: str | None = None) -> str:
     return str(raised.value)
 
 
-@pytest.mark.parametrize(
+@table(
     ("content", "told"),
     [
         (b'{"type":"PUT","key":"a/b","x":' + b"[" * 100_000, "file:1: it is nested too deeply"),
@@ -295,7 +296,7 @@ def test_a_line_without_an_end_is_bounded(monkeypatch: pytest.MonkeyPatch) -> No
         list(reader.feed(b" "))
 
 
-@pytest.mark.parametrize(
+@table(
     "bomb",
     [
         b"\xdd" + struct.pack(">I", 60_000_000),
@@ -312,7 +313,7 @@ def test_an_entry_that_declares_more_than_there_is(bomb: bytes) -> None:
     assert refused(b"\x81\xa1a" + bomb).startswith("file: offset 0: ")
 
 
-@pytest.mark.parametrize("version", [2, 99, True, 1.0, "1", None, [], 2**63])
+@table("version", [2, 99, True, 1.0, "1", None, [], 2**63])
 def test_a_record_of_another_version(version: object) -> None:
     header = {"format": "etcd-actions-record", "version": version, "prefix": b"/p/"}
     assert "version" in refused(msgpack.packb(header))

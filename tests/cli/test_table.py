@@ -11,6 +11,7 @@ from etcd_actions.cli.formats.action_tables import ActionTable, ChangeTable, Row
 from etcd_actions.cli.formats.rows import ActionRow, UndecodableRow
 from etcd_actions.cli.formats.table import age
 from etcd_actions.model import ErrorState
+from tests.support.table import table
 
 ROW = ActionRow(
     type="MODIFIED",
@@ -149,7 +150,7 @@ def test_a_list_is_as_plain_as_its_reader(monkeypatch: pytest.MonkeyPatch) -> No
     assert "\x1b" not in ActionTable(Tty(), now).format([row]).decode()
 
 
-@pytest.mark.parametrize(
+@table(
     ("since", "until", "shown"),
     [
         ("", "", ""),
@@ -186,10 +187,10 @@ def test_runs_of_one_name_in_two_projects_can_be_told_apart() -> None:
     """Also where an error has the place of the detail."""
     failed = msgspec.structs.replace(ROW, project="p1", domain="d", error=ErrorState("No", "no"))
     other = msgspec.structs.replace(failed, project="p2")
-    for table in (
+    for each in (
         ChangeTable(io.StringIO(), runs_of_projects=True),
         ActionTable(io.StringIO(), runs_of_projects=True),
     ):
-        _, one, two = table.format([failed, other]).decode().splitlines()
+        _, one, two = each.format([failed, other]).decode().splitlines()
         assert "p1/d/r1" in one
         assert "p2/d/r1" in two
