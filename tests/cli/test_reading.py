@@ -1,6 +1,7 @@
 """The commands that read runs and actions, from etcd and through the service."""
 
 import json
+import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
 from pathlib import Path
@@ -22,6 +23,7 @@ from etcd_actions.cli.options import CommonOptions
 from etcd_actions.cli.printing import FORMATS
 from etcd_actions.errors import ConfigError, NotFound, ServiceRefused
 from etcd_actions.etcd.api import Etcd
+from tests.cli.command import running
 from tests.cli.reading_site import TRACEBACK, Site, open_site
 from tests.support import flyte
 from tests.support.etcd_server import EtcdServer
@@ -171,6 +173,39 @@ async def test_a_token_of_one_project_reads_no_other(
         assert capfd.readouterr() == (expected, "")
     with pytest.raises(ServiceRefused, match="may not use project 'p'"):
         await list_actions(flags, Filter(project="p"), output="name")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("watch",),
+        ("list", "--watch", "--run", "long-running"),
+        ("get", "--watch", "long-running/c1"),
+        ("runs", "--watch", "--no-counts"),
+    ],
+    ids=lambda command: command[0],
+)
+async def test_following(site: Site, tmp_path: Path, command: tuple[str, ...], source: str) -> None:
+    """In a process of its own: the present state, then a change, until a signal."""
+    name = "long-running" if command[0] == "runs" else "c1"
+
+    def seen(phase: str) -> bool:
+        return any(
+            phase == row.get("phase") and name in (row.get("action"), row.get("run"))
+            for row in process.rows()
+        )
+
+    arguments = [*command, "-o", "jsonl", *site.arguments(source)]
+    with running(tmp_path, *arguments) as process:
+        await process.until(lambda: seen("RUNNING" if name == "long-running" else "QUEUED"))
+        await site.status("long-running/c1", Phase.SUCCEEDED)
+        await site.status("long-running/a0", Phase.SUCCEEDED)
+        await process.until(lambda: seen("SUCCEEDED"))
+        process.signal(signal.SIGTERM)
+        assert await process.wait() in (0, 128 + signal.SIGTERM), process.err
+    assert "Traceback" not in process.err
 
 
 @pytest.mark.parametrize("source", SOURCES)

@@ -10,10 +10,10 @@ import msgspec
 
 from etcd_actions.cli.commands.list_actions import formatter
 from etcd_actions.cli.exit_codes import ExitCode, print_message
-from etcd_actions.cli.formats.rows import as_text, stored_row
+from etcd_actions.cli.formats.rows import ActionRow, as_text, stored_row
 from etcd_actions.cli.formats.standard_output import chosen_format, standard_output
 from etcd_actions.cli.formats.yaml import as_yaml
-from etcd_actions.cli.names import find_name, nearest, parse_name
+from etcd_actions.cli.names import Name, find_action, find_name, nearest, parse_name
 from etcd_actions.cli.options import CommonOptions
 from etcd_actions.cli.stored import open_stored
 from etcd_actions.codecs import codec_of
@@ -45,12 +45,20 @@ class StoredObject(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
 
 
 async def get_actions(
-    common: CommonOptions, actions: Sequence[str], output: str | None = None
+    common: CommonOptions,
+    actions: Sequence[str],
+    output: str | None = None,
+    watch: bool = False,
 ) -> int:
-    """Print actions, all at one revision; see :mod:`etcd_actions.cli.names` for their names."""
+    """Print actions, all at one revision; see :mod:`etcd_actions.cli.names` for their names.
+
+    With ``watch`` then each change of them, until a signal.
+    """
     form = chosen_format(output, elsewhere="json")
     for text in actions:
         parse_name(text)
+    if watch:
+        return await _watch(common, actions, "jsonl" if output is None and form == "json" else form)
     found: list[KeyValue] = []
     missing: list[str] = []
     async with open_stored(common) as stored:
@@ -87,6 +95,21 @@ async def get_actions(
     for message in missing:
         print_message(message)
     return ExitCode.NOT_FOUND if missing else ExitCode.OK
+
+
+async def _watch(common: CommonOptions, actions: Sequence[str], form: str) -> int:
+    from etcd_actions.cli.commands.watch import watch_selected  # noqa: PLC0415 (slow to import)
+
+    async with open_stored(common) as stored:
+        names = [await find_action(stored.names, text) for text in actions]
+    paths = {name.path for name in names}
+    runs = {name.of_run() for name in names}
+    return await watch_selected(
+        common,
+        form,
+        lambda row: isinstance(row, ActionRow) and row.path in paths,
+        runs.pop() if len(runs) == 1 else Name(),
+    )
 
 
 def _stored_object(prefix: bytes, kv: KeyValue, revision: int) -> StoredObject:

@@ -54,6 +54,18 @@ class Filter:
             and not (self.unrecorded and action.recorded)
         )
 
+    def selects(self, row: Row) -> bool:
+        """Whether it matches the action of a row; other rows are omitted."""
+        return (
+            isinstance(row, ActionRow)
+            and self.run in (None, row.run)
+            and self.project in (None, row.project)
+            and self.domain in (None, row.domain)
+            and (not self.phases or row.phase in self.phases)
+            and self.parent in (None, row.parent)
+            and not (self.unrecorded and row.recorded)
+        )
+
 
 _ALL = Filter()
 
@@ -164,13 +176,24 @@ async def list_actions(
     *,
     output: str | None = None,
     limit: int | None = None,
+    watch: bool = False,
 ) -> int:
-    """Print the selected actions in the order of their keys, as they are read."""
+    """Print the selected actions in the order of their keys, as they are read.
+
+    With ``watch`` the present ones, then each that changes, until a signal.
+    """
     form = chosen_format(output, elsewhere="jsonl")
     if selected.run is not None and (not selected.run or "/" in selected.run):
         raise ConfigError(
             f"--run {quoted(selected.run)} is no name of a run: give one without a slash"
         )
+    if watch:
+        from etcd_actions.cli.commands.watch import watch_selected  # noqa: PLC0415 (slow to import)
+
+        if limit is not None:
+            raise ConfigError("--limit: with --watch there is no last action: leave one out")
+        run = Name(run=selected.run or "", namespace=common.namespace or "")
+        return await watch_selected(common, form, selected.selects, run)
     document = Document(form) if form in ("json", "yaml") else None
     several = common.config.namespace_template is not None
     lines: Format = document or formatter(form, runs_of_projects=several)
