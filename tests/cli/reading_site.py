@@ -14,6 +14,7 @@ from etcd_actions.config import Config, Flags, resolve
 from etcd_actions.config.settings import BACKEND
 from etcd_actions.etcd.api import Etcd
 from etcd_actions.model import Keyspace
+from etcd_actions.model.names import LABEL_TERMINAL_STATUS_RECORDED
 from etcd_actions.runs.own_run_service import open_own_run_service
 from etcd_actions.runs.run_index import RunIndex, open_run_index
 from etcd_actions.server import ServerSettings, open_actions_server
@@ -21,7 +22,7 @@ from etcd_actions.server.front import FrontDoor
 from etcd_actions.web import Bind
 from tests.support import flyte
 from tests.support.etcd_server import EtcdServer
-from tests.support.waiting import eventually
+from tests.support.waiting import eventually, eventually_holds
 
 TOKEN = "the-token-of-this-test"
 TRACEBACK = "Traceback (most recent call last):\n  File 'x.py', line 1\nValueError: no"
@@ -77,6 +78,18 @@ class Site:
         for each in actions:
             await self.client.enqueue(flyte.task(ActionId("p", "d", run, each), "a0", name=each))
         await self.recorded(run, 0)
+
+    async def marked(self, run: str) -> None:
+        """Wait until all actions of a terminal run have the mark."""
+
+        async def are_marked() -> bool:
+            listing = await self.client.list_run_actions(ActionId("p", "d", run, "a0"))
+            return all(
+                each.metadata.labels.get(LABEL_TERMINAL_STATUS_RECORDED) == "true"
+                for each in listing.actions
+            )
+
+        await eventually_holds(are_marked)
 
     async def recorded(self, run: str, phase: int) -> None:
         """Wait until the record of a run has a phase, or for 0 until it exists."""
