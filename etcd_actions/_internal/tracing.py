@@ -1,9 +1,9 @@
-"""Spans of OpenTelemetry, where a program uses it.
+"""Spans of OpenTelemetry, if the program uses it.
 
-Nothing is imported for them: they are made once other code has imported
-``opentelemetry.trace``, and go to the provider that it has set. An action's object carries the
-context of the span that created it, as W3C's ``traceparent``: what other tasks and processes do
-for the action are spans below that one.
+This module does not import OpenTelemetry. Spans are made after other code has imported
+``opentelemetry.trace``, by the provider that it has set. An action's object carries the
+context of the span that created it, as W3C's ``traceparent``: the spans of other tasks and
+processes about the action are below that one.
 """
 
 from __future__ import annotations
@@ -78,14 +78,14 @@ def _below(parent: str) -> Iterator[None]:
 
 
 class CallSpan:
-    """The span of a call that came from outside, below the caller's own.
+    """The span of a call from outside, below the caller's own span.
 
-    Begin and end are apart: both have to be in the same task.
+    Its creation and :meth:`end` have to be in the same task.
 
     Args:
-        name: What it is called.
-        headers: Of the call; ``traceparent`` and ``tracestate`` count.
-        attributes: What it is about.
+        name: The name of the span.
+        headers: The headers of the call; ``traceparent`` and ``tracestate`` are used.
+        attributes: The attributes of the span.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class CallSpan:
         self._token = context.attach(trace.set_span_in_context(self._span, parent))
 
     def end(self, code: str) -> None:
-        """End it, with a code of Connect's."""
+        """End the span, with a status code of Connect."""
         if self._span is None:
             return
         from opentelemetry.trace import Status, StatusCode  # noqa: PLC0415

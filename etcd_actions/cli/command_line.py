@@ -24,6 +24,7 @@ _COMMANDS = {
     "list": ("queries", "Show the existing actions."),
     "get": ("queries", "Show actions in full."),
     "tree": ("queries", "Show the actions of a run as a tree."),
+    "report": ("report", "Write the page of a run into an HTML file that opens without a server."),
     "runs": ("reading", "Show the runs, the newest first."),
     "describe": (
         "reading",
@@ -49,6 +50,8 @@ _COMMANDS = {
         "dead_letters",
         "Show the reports that the run service rejected for good, and retry them.",
     ),
+    "delete": ("deletion", "Delete runs: their actions, histories, files and records."),
+    "gc": ("deletion", "Delete what is old: runs, attempts, uploads; by default runs."),
     "config": ("config", "Show the settings."),
     "version": (
         "version",

@@ -65,3 +65,25 @@ class Seconds(click.ParamType[float]):
             return positive_duration(value)
         except ValueError as error:
             self.fail(f"{quoted(value)} {error}.", param, ctx)
+
+
+class Age(click.ParamType[float]):
+    """A time before now, such as ``12h``, ``30d`` or ``1d12h``, in seconds; 0 for now."""
+
+    name = "duration"
+
+    def convert(
+        self, value: str | float, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """The seconds; see click."""
+        if not isinstance(value, str):
+            return value
+        from etcd_actions.config.values import duration  # noqa: PLC0415 (slow to import)
+
+        days, rest = 0, value
+        if match := re.match("([0-9]{1,5})d", value):
+            days, rest = int(match[1]), value[match.end() :]
+        try:
+            return days * 86_400 + (duration(rest) if rest or not days else 0.0)
+        except ValueError:
+            self.fail(f"{quoted(value)} is no age: give one such as 12h or 30d.", param, ctx)

@@ -18,7 +18,7 @@ from tests.support.page_site import PageSite
 pytestmark = pytest.mark.slow
 
 # The rows scroll by the keys of their grid, which has the focus.
-_AXE: Final = """(async () => {
+AXE: Final = """(async () => {
     const rules = {'scrollable-region-focusable': {enabled: false}};
     const found = await axe.run(document, {resultTypes: ['violations'], rules});
     return found.violations.map(each => ({
@@ -29,7 +29,7 @@ _AXE: Final = """(async () => {
 
 # All texts that are painted, with the ratio of their colour to what is behind them. Colours are
 # read back from a canvas, which takes all that CSS has.
-_CONTRAST: Final = """(() => {
+CONTRAST: Final = """(() => {
     const context = Object.assign(document.createElement('canvas'), {width: 1, height: 1})
         .getContext('2d', {willReadFrequently: true});
     const rgba = color => {
@@ -137,9 +137,9 @@ async def test_a_view_is_accessible(page: Page, site: PageSite, look: Look, scre
     await page.show_on(SCREENS[screen])
     await look(page, site, found[0])
     await page.value(resources.files("axe_core_python").joinpath("axe.min.js").read_text())
-    contrast = await page.value(_CONTRAST)
+    contrast = await page.value(CONTRAST)
     problems = {
-        "by axe": await page.value(_AXE),
+        "by axe": await page.value(AXE),
         "poor contrast": contrast["poor"],
         "wider than the screen": await page.value(
             "Math.max(0, document.documentElement.scrollWidth - innerWidth)"

@@ -17,6 +17,9 @@ export class Rows {
     this.indexes = new Map();
     this.shown = new Map();
     this.free = [];
+    // As the browser last reported them: to read them after a change would lay the document out at once.
+    this.scrolled = 0;
+    this.height = 0;
     this.current = null;
     this.id = `rows-${(Rows.made += 1)}`;
     this.spacer = h("div", { class: "spacer", role: "presentation" });
@@ -24,6 +27,7 @@ export class Rows {
     this.frame = h("div", { class: "grid", role, "aria-label": label, tabindex: "0" }, head, this.element);
     this.draw = batched(() => this.drawNow());
     this.element.addEventListener("scroll", () => {
+      this.scrolled = this.element.scrollTop;
       this.draw();
       this.onScroll();
     });
@@ -37,15 +41,18 @@ export class Rows {
       this.select(element.dataset.key);
       this.open(this.rows[index]);
     });
-    this.resized = new ResizeObserver(() => this.draw());
+    this.resized = new ResizeObserver(([{ contentRect }]) => {
+      this.height = contentRect.height;
+      this.draw();
+    });
     this.resized.observe(this.element);
   }
 
   /** Show other rows; what is in view keeps its elements and its place. */
   set(rows) {
     const top = this.rows[this.firstInView()];
-    const inside = this.element.scrollTop % this.rowHeight;
-    const isScrolled = this.element.scrollTop > 0;
+    const inside = this.scrolled % this.rowHeight;
+    const isScrolled = this.scrolled > 0;
     this.rows = rows;
     this.indexes = new Map(rows.map((row, index) => [this.key(row), index]));
     setAttribute(this.frame, "aria-rowcount", String(rows.length));
@@ -53,9 +60,15 @@ export class Rows {
     this.spacer.style.height = `${rows.length * this.rowHeight}px`;
     if (isScrolled && top !== undefined) {
       const index = this.indexes.get(this.key(top));
-      if (index !== undefined) this.element.scrollTop = index * this.rowHeight + inside;
+      if (index !== undefined) this.scrollTo(index * this.rowHeight + inside);
     }
     this.draw();
+  }
+
+  scrollTo(top) {
+    if (Math.abs(top - this.scrolled) < 1) return;
+    this.element.scrollTop = top;
+    this.scrolled = this.element.scrollTop;
   }
 
   /** Where the keyboard begins. */
@@ -64,13 +77,12 @@ export class Rows {
   }
 
   firstInView() {
-    return Math.min(Math.max(0, Math.floor(this.element.scrollTop / this.rowHeight)), Math.max(0, this.rows.length - 1));
+    return Math.min(Math.max(0, Math.floor(this.scrolled / this.rowHeight)), Math.max(0, this.rows.length - 1));
   }
 
   drawNow() {
-    const height = this.element.clientHeight;
-    const first = Math.max(0, Math.floor(this.element.scrollTop / this.rowHeight) - SPARE);
-    const last = Math.min(this.rows.length, Math.ceil((this.element.scrollTop + height) / this.rowHeight) + SPARE);
+    const first = Math.max(0, Math.floor(this.scrolled / this.rowHeight) - SPARE);
+    const last = Math.min(this.rows.length, Math.ceil((this.scrolled + this.height) / this.rowHeight) + SPARE);
     const wanted = new Set();
     for (let index = first; index < last; index += 1) wanted.add(this.key(this.rows[index]));
     for (const [key, element] of this.shown) {
@@ -115,10 +127,8 @@ export class Rows {
     if (index !== undefined && scroll) {
       const top = index * this.rowHeight;
       const bottom = top + this.rowHeight;
-      if (top < this.element.scrollTop) this.element.scrollTop = top;
-      else if (bottom > this.element.scrollTop + this.element.clientHeight) {
-        this.element.scrollTop = bottom - this.element.clientHeight;
-      }
+      if (top < this.scrolled) this.scrollTo(top);
+      else if (bottom > this.scrolled + this.height) this.scrollTo(bottom - this.height);
     }
     this.draw();
   }
@@ -127,7 +137,7 @@ export class Rows {
     if (event.ctrlKey || event.metaKey || event.altKey || event.target !== this.frame) return;
     if (this.rows.length === 0) return;
     const index = this.current === null ? -1 : (this.indexes.get(this.current) ?? -1);
-    const page = Math.max(1, Math.floor(this.element.clientHeight / this.rowHeight) - 1);
+    const page = Math.max(1, Math.floor(this.height / this.rowHeight) - 1);
     const moves = { ArrowDown: 1, ArrowUp: -1, PageDown: page, PageUp: -page, Home: -Infinity, End: Infinity };
     if (event.key in moves) {
       const to = Math.min(this.rows.length - 1, Math.max(0, index + moves[event.key]));

@@ -1,5 +1,5 @@
 // All runs: filters, pages, and each change as it comes.
-import { call, CallError, follow, lines } from "./connect.js";
+import { call, CallError, follow, lines, snapshot } from "./connect.js";
 import { announce, batched, fill, h, setAttribute, setText } from "./dom.js";
 import { duration, iso, isTerminal, millis, PHASES, phaseOf, phaseSign, phaseWord, plural, when } from "./format.js";
 import { Rows } from "./rows.js";
@@ -31,6 +31,11 @@ function runOf(message) {
     end: millis(status.endTime),
     labels: message.labels || {},
   };
+}
+
+/** A link to another view; in a report, which has no other, only its text. */
+export function viewLink(href, properties, ...children) {
+  return snapshot === null ? h("a", { href, data: { go: "" }, ...properties }, ...children) : h("span", properties, ...children);
 }
 
 export function runPath({ project, domain, name }) {

@@ -13,6 +13,7 @@ export class Timeline {
     this.onChange = onChange;
     this.span = [0, 1];
     this.view = null;
+    this.width = 300;
     this.axis = h("div", { class: "axis", "aria-hidden": "true" });
     this.tools = h(
       "div",
@@ -78,8 +79,7 @@ export class Timeline {
 
   drawAxis() {
     const [from, to] = this.range;
-    const width = this.axis.clientWidth || 300;
-    const most = Math.max(2, Math.floor(width / 90));
+    const most = Math.max(2, Math.floor(this.width / 90));
     const step = STEPS.find((each) => (to - from) / each <= most) || STEPS[STEPS.length - 1] * Math.ceil((to - from) / STEPS[STEPS.length - 1] / most);
     const origin = this.span[0];
     const ticks = [];
@@ -92,7 +92,5 @@ export class Timeline {
     }
     this.axis.replaceChildren(...ticks);
     setAttribute(this.axis, "data-step", String(step));
-    const scale = 100 / (to - from);
-    this.axis.parentElement?.parentElement?.style.setProperty("--tick", `${step * scale}%`);
   }
 }

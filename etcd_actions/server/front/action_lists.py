@@ -58,18 +58,19 @@ def row_of(action: StoredAction) -> Row:
     """The row of an action."""
     spec, history = action.spec, action.status.phase_history
     created = _microseconds(time_of(action.metadata.creation_timestamp))
-    ended = _microseconds(time_of(action.end_time))
+    state = action.state()
+    ended = _microseconds(time_of(action.end_time)) if state.phase.is_terminal else None
     updated = _microseconds(time_of(history[-1].occurred_at)) if history else None
     return Row(
         key=action.key,
         name=action_id_of(action).name,
         parent=canonical_name(spec.run_name, spec.parent_action_name),
-        phase=(action.phase or Phase.QUEUED).value,
+        phase=(state.phase or Phase.QUEUED).value,
         action_type=_TYPES.get(spec.kind, 0),
         task_type=spec.task_type,
         short_name=spec.short_name,
         group=spec.group,
-        attempts=max(action.attempts, 1),
+        attempts=max(state.attempts, 1),
         created=created,
         updated=updated or ended or created,
         ended=ended,

@@ -80,11 +80,12 @@ class FrontDoor:
 
     def add_to(self, methods: Methods, streams: Streams) -> None:
         """Add the methods of its services, and refuse Flyte's others."""
-        for service in self._services(streams):
+        for service in self.services(streams):
             methods.add(service)
         refuse_others(methods)
 
-    def _services(self, streams: Streams) -> Iterable[Service]:
+    def services(self, streams: Streams) -> Iterable[Service]:
+        """Its services, for the streams of one port or of this process."""
         deployed = None if self.registry is None else DeployedTasks(self.registry)
         data = None if self.blobs is None else RunBlobs(self.blobs, self._deployment)
         yield RunService(
