@@ -178,7 +178,7 @@ def _continue_trace(traceparent: str) -> None:
         context = importlib.import_module("opentelemetry.context")
         propagate = importlib.import_module("opentelemetry.propagate")
         found = propagate.extract({"traceparent": traceparent})
-        runtime = getattr(context, "_RUNTIME_CONTEXT", None)
+        runtime: Any = getattr(context, "_RUNTIME_CONTEXT", None)
         if hasattr(runtime, "_current_context"):
             # The SDK calls in threads of its own, and a new thread has the default.
             runtime._current_context = ContextVar("current_context", default=found)
