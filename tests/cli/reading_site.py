@@ -13,7 +13,7 @@ from etcd_actions.cli.options import CommonOptions
 from etcd_actions.config import Config, Flags, resolve
 from etcd_actions.config.settings import BACKEND
 from etcd_actions.etcd.api import Etcd
-from etcd_actions.model import Keyspace
+from etcd_actions.model import Keyspace, RunId
 from etcd_actions.model.names import LABEL_TERMINAL_STATUS_RECORDED
 from etcd_actions.runs.own_run_service import open_own_run_service
 from etcd_actions.runs.run_index import RunIndex, open_run_index
@@ -83,7 +83,7 @@ class Site:
         """Wait until all actions of a terminal run have the mark."""
 
         async def are_marked() -> bool:
-            listing = await self.client.list_run_actions(ActionId("p", "d", run, "a0"))
+            listing = await self.client.list_run_actions(RunId("p", "d", run))
             return all(
                 each.metadata.labels.get(LABEL_TERMINAL_STATUS_RECORDED) == "true"
                 for each in listing.actions
