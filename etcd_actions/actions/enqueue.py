@@ -232,7 +232,7 @@ class Enqueuer:
         self._parents.clear()
 
     async def _reread(self, key: bytes, lost: OutcomeUnknown) -> KeyValue:
-        """The key after a write without an answer; if there is none, the write's error is raised."""
+        """Read the key after a write without an answer; without a key, raise the error `lost`."""
         try:
             kv = await self._store.get(key)
         except EtcdError:
