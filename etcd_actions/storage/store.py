@@ -9,8 +9,6 @@ from typing import NamedTuple
 from etcd_actions.errors import Compacted, EtcdError, FutureRevision, Unavailable, first_error
 from etcd_actions.etcd.api import (
     Compare,
-    CompareResult,
-    CompareTarget,
     Delete,
     Etcd,
     Get,
@@ -65,7 +63,7 @@ class KeyChange:
         """The compare of a transaction, its puts if that holds, and its read if it does not."""
         self._value = self._change(self.seen)
         revision = 0 if self.seen is None else self.seen.mod_revision
-        unchanged = Compare(self.key, CompareTarget.MOD_REVISION, CompareResult.EQUAL, revision)
+        unchanged = Compare.unchanged(self.key, revision)
         puts = () if self._value is None else (Put(self.key, self._value),)
         return unchanged, puts, Get(KeyRange.of_key(self.key))
 
