@@ -15,6 +15,7 @@ from typing import Final, NamedTuple
 from google.protobuf.message import DecodeError as BadMessage
 from google.protobuf.message import Message
 
+from etcd_actions._internal.tracing import traceparent
 from etcd_actions.actions import validation
 from etcd_actions.actions.stored_action import same_run
 from etcd_actions.codecs import json
@@ -31,6 +32,7 @@ from etcd_actions.model import (
     ANNOTATION_RECOVERS,
     ANNOTATION_RUN_START_TIME,
     ANNOTATION_SUBJECT,
+    ANNOTATION_TRACEPARENT,
     API_VERSION,
     CACHE_SCOPE_GLOBAL,
     FINALIZER_RECORD,
@@ -192,6 +194,7 @@ class Inherited(NamedTuple):
         recovers: Where the run takes over what succeeded in others; empty if it does not.
         run_start_time: When the run began, by the parent; empty if that has none.
         org: The run's organisation, empty if it is not known.
+        traceparent: The span that created the parent; empty if there is none.
     """
 
     owner: OwnerReference
@@ -202,6 +205,7 @@ class Inherited(NamedTuple):
     recovers: str
     run_start_time: str
     org: str
+    traceparent: str
 
     @classmethod
     def of(cls, parent: ActionObject) -> Inherited:
@@ -228,6 +232,7 @@ class Inherited(NamedTuple):
             metadata.annotations.get(ANNOTATION_RECOVERS, ""),
             _run_start_time(parent),
             parent.action_id.org,
+            metadata.annotations.get(ANNOTATION_TRACEPARENT, ""),
         )
 
 
@@ -450,6 +455,8 @@ def _annotate(annotations: dict[str, str], request: Request, parent: Inherited |
     # All of a run is of one organisation.
     if org := request.action_id.org or (parent.org if parent is not None else ""):
         annotations[ANNOTATION_ORG] = org
+    if parent_span := traceparent("" if parent is None else parent.traceparent):
+        annotations[ANNOTATION_TRACEPARENT] = parent_span
     if request.action.subject:
         annotations[ANNOTATION_SUBJECT] = request.action.subject
 
