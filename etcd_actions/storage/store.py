@@ -20,7 +20,7 @@ from etcd_actions.etcd.api import (
     Txn,
     TxnResult,
 )
-from etcd_actions.etcd.paging import open_pages, read_pages
+from etcd_actions.etcd.paging import PAGE_BYTES, open_pages, read_pages
 from etcd_actions.watch import Change
 
 Commit = Callable[[Txn], Awaitable[TxnResult]]
@@ -138,9 +138,13 @@ class Store:
             return found, revision
         raise error
 
+    def pages(self, keys: KeyRange, *, page_bytes: int = PAGE_BYTES) -> AsyncGenerator[RangeResult]:
+        """A range page by page at one revision. A caller that leaves early has to close it."""
+        return read_pages(self._etcd, keys, page_bytes=page_bytes)
+
     async def each(self, keys: KeyRange) -> AsyncGenerator[KeyValue]:
         """All keys of a range at one revision. A caller that leaves early has to close it."""
-        async with aclosing(read_pages(self._etcd, keys)) as pages:
+        async with aclosing(self.pages(keys)) as pages:
             async for page in pages:
                 for kv in page.kvs:
                     yield kv
