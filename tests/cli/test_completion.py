@@ -16,6 +16,7 @@ import trio
 
 from etcd_actions import ActionId, open_actions_client
 from etcd_actions.cli.command_line import invoke
+from etcd_actions.cli.printing import FORMATS
 from etcd_actions.config import SETTINGS
 from etcd_actions.config.settings import RUN
 from etcd_actions.etcd.api import Etcd
@@ -56,7 +57,7 @@ def completed(
         ("etcd-actions list --ph", {"--phase"}),
         ("etcd-actions list --phase rec", {"recovered"}),
         ("etcd-actions list --phase RUNNING --phase QU", {"queued"}),
-        ("etcd-actions list -o ", {"table", "jsonl", "json"}),
+        ("etcd-actions list -o ", set(FORMATS)),
         ("etcd-actions watch --output ", {"table", "jsonl"}),
         ("etcd-actions completion ", {"bash", "zsh", "fish"}),
         ("etcd-actions record --un", {"--until-synced"}),
