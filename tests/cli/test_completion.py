@@ -58,7 +58,7 @@ def completed(
         ("etcd-actions list --phase rec", {"recovered"}),
         ("etcd-actions list --phase RUNNING --phase QU", {"queued"}),
         ("etcd-actions list -o ", set(FORMATS)),
-        ("etcd-actions watch --output ", {"table", "jsonl"}),
+        ("etcd-actions watch --output ", {"table", "wide", "name", "jsonl"}),
         ("etcd-actions completion ", {"bash", "zsh", "fish"}),
         ("etcd-actions record --un", {"--until-synced"}),
     ],
