@@ -101,10 +101,10 @@ class _OfEtcd:
         facts |= await self._leader()
         facts |= await self._actions(found.total)
         facts["Executors"] = await self._executors()
-        letters = await self._etcd.range(
+        rejected = await self._etcd.range(
             KeyRange.of_prefix(self._keys.dead_letters), count_only=True
         )
-        facts["Dead letters"] = str(letters.total)
+        facts["Dead letters"] = str(rejected.total)
         return Cluster(facts, {"changes": found.revision})
 
     async def _leader(self) -> dict[str, str]:
