@@ -18,7 +18,7 @@ from etcd_actions.etcd.connection_settings import ConnectionSettings
 from etcd_actions.etcd.endpoints import parse_endpoints
 from etcd_actions.testing import EtcdBinary, EtcdFactory, EtcdProcess, EtcdServer
 from etcd_actions.testing.etcd_process import packaged_binary
-from tests.cli.command import finish
+from tests.cli.command import finish, running
 from tests.doctor.illness import PREFIX, diagnose, start_cluster
 
 
@@ -103,6 +103,13 @@ async def test_cluster_and_what_is_left_of_it(tmp_path: Path) -> None:
             assert done.code == ExitCode.UNAVAILABLE
             assert done.err.startswith(f"etcd-actions: {words}; ")
             assert done.err.endswith("; start the members that are down: see etcd-actions doctor\n")
+        with running(tmp_path, "watch", "--endpoints", endpoints) as watch:
+            line = await watch.logged("quorum_lost")
+            assert (line["level"], line["reason"]) == ("error", words)
+            for member in members[1:]:
+                member.start(wait=False)
+            await watch.logged("quorum_regained")
+            await watch.row("SYNCED")
     finally:
         for member in members:
             member.close()
