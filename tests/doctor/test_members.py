@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -106,6 +108,7 @@ async def test_cluster_and_what_is_left_of_it(tmp_path: Path) -> None:
         with running(tmp_path, "watch", "--endpoints", endpoints) as watch:
             line = await watch.logged("quorum_lost")
             assert (line["level"], line["reason"]) == ("error", words)
+            await watch.until(lambda: any_begins(watch.logs("watch_lost"), words) or None)
             for member in members[1:]:
                 member.start(wait=False)
             await watch.logged("quorum_regained")
@@ -113,6 +116,11 @@ async def test_cluster_and_what_is_left_of_it(tmp_path: Path) -> None:
     finally:
         for member in members:
             member.close()
+
+
+def any_begins(lines: Sequence[Mapping[str, Any]], words: str) -> bool:
+    """Whether the error of one of the lines begins with the words."""
+    return any(line["error"].startswith(f"{words}; ") for line in lines)
 
 
 def status(version: str, revision: int, *, learner: bool = False) -> Status:
