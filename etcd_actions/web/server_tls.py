@@ -16,7 +16,7 @@ class ServerTls:
     Attributes:
         cert: Its certificate, with the chain up to the authority.
         key: The key of the certificate, without a passphrase.
-        client_ca: The authorities of clients' certificates; None requires no certificate.
+        client_ca: The authorities of clients' certificates; None if clients need none.
     """
 
     cert: Path
@@ -24,7 +24,11 @@ class ServerTls:
     client_ca: Path | None = None
 
     def context(self) -> ssl.SSLContext:
-        """Load the files; raises ConfigError if one is unusable."""
+        """Load the files into a new context.
+
+        Raises:
+            ConfigError: A file is unusable.
+        """
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         context.set_alpn_protocols(["h2", "http/1.1"])
@@ -35,7 +39,7 @@ class ServerTls:
         """Load the files into a context, which uses them for new connections.
 
         Raises:
-            ConfigError: One of them is unusable.
+            ConfigError: A file is unusable.
         """
         try:
             context.load_cert_chain(self.cert, self.key, password=lambda: "")
