@@ -10,6 +10,7 @@ from typing import Literal, overload
 import msgspec
 import trio
 
+from etcd_actions._internal.argument_types import checks_types
 from etcd_actions._internal.containment import Containment
 from etcd_actions.actions.abort import Aborter, AbortResult
 from etcd_actions.actions.enqueue import Enqueued, Enqueuer
@@ -113,6 +114,7 @@ class ActionsClient(DeadLetterRequests):
         Raises:
             InvalidArgument: Its project and domain make none.
         """
+        expect("action_id", action_id, ActionId)
         return self._keys.namespace_of(action_id)
 
     def key_of(self, action_id: ActionId) -> bytes:
@@ -121,6 +123,7 @@ class ActionsClient(DeadLetterRequests):
         Raises:
             InvalidArgument: Its names make none.
         """
+        expect("action_id", action_id, ActionId)
         try:
             return self._keys.task_action(action_id)
         except ValueError as error:
@@ -305,6 +308,8 @@ class ActionsClient(DeadLetterRequests):
             NotFound: There is no object, or it is another action's.
             DecodeError: It cannot be read.
         """
+        expect("action_id", action_id, ActionId)
+        expect("kv", kv, KeyValue, None)
         if kv is None:
             raise NotFound(missing(action_id, self._keys))
         found = StoredAction.of(kv)
@@ -406,6 +411,7 @@ class ActionsClient(DeadLetterRequests):
         self._subscribing.unsubscribe(subscription)
         await trio.lowlevel.checkpoint()
 
+    @checks_types
     @asynccontextmanager
     async def watching(self, *, grace: float | None = None) -> AsyncIterator[None]:
         """Watch for as long as the context lasts; see :meth:`start_watching`.
@@ -463,6 +469,7 @@ class ActionsClient(DeadLetterRequests):
         Args:
             grace: Seconds; by default the settings'.
         """
+        expect("grace", grace, float, int, None)
         await self._processor.stop_watching(grace)
         await trio.lowlevel.checkpoint()
 
@@ -471,6 +478,7 @@ class ActionsClient(DeadLetterRequests):
         """The definitions of images; see :class:`~etcd_actions.images.Images`."""
         return Images(self._etcd, self._keys)
 
+    @checks_types
     def open_claims(self, *, ttl: int = 15) -> AbstractAsyncContextManager[Claims]:
         """Open claims, by which this process claims actions that it runs.
 
@@ -482,6 +490,7 @@ class ActionsClient(DeadLetterRequests):
             self._etcd, self._store, self._keys, ttl=ttl, containment=self.containment
         )
 
+    @checks_types
     def open_catalog(self, keep: float) -> Catalog:
         """Return the cached results; see :class:`~etcd_actions.catalog.Catalog`.
 
