@@ -24,8 +24,9 @@ if TYPE_CHECKING:
         ErrorState,
         Incarnation,
         Phase,
+        RunId,
     )
-    from etcd_actions.pipeline.watching_settings import WatchingSettings, WatchingStatistics
+    from etcd_actions.pipeline.watching_settings import WatchingSettings
     from etcd_actions.run_service import RunService, open_run_service
     from etcd_actions.storage.claims import Claims
 
@@ -49,6 +50,7 @@ __all__ = [
     "Listing",
     "NotFound",
     "Phase",
+    "RunId",
     "RunService",
     "SnapshotEnd",
     "StoredAction",
@@ -56,7 +58,6 @@ __all__ = [
     "Tls",
     "User",
     "WatchingSettings",
-    "WatchingStatistics",
     "__version__",
     "errors",
     "open_actions_client",
@@ -83,6 +84,7 @@ _HOMES = {
     "Listing": "actions.listing",
     "NotFound": "errors",
     "Phase": "model",
+    "RunId": "model",
     "RunService": "run_service",
     "SnapshotEnd": "follow.subscriptions",
     "StoredAction": "actions.stored_action",
@@ -90,7 +92,6 @@ _HOMES = {
     "Tls": "etcd",
     "User": "etcd",
     "WatchingSettings": "pipeline.watching_settings",
-    "WatchingStatistics": "pipeline.watching_settings",
     "open_actions_client": "client",
     "open_etcd": "etcd",
     "open_run_service": "run_service",

@@ -11,7 +11,7 @@ import sys
 import structlog
 import trio
 
-from etcd_actions import ActionId, SnapshotEnd, open_actions_client, open_etcd
+from etcd_actions import RunId, SnapshotEnd, open_actions_client, open_etcd
 
 structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
 
@@ -19,7 +19,7 @@ structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
 async def main(endpoint: str, name: str, prefix: str) -> None:
     """Print a line for each state of each action."""
     project, domain, run = name.split("/")
-    run_id = ActionId(project, domain, run, "")
+    run_id = RunId(project, domain, run)
     async with (
         open_etcd(endpoint) as etcd,
         open_actions_client(etcd, prefix=prefix.encode()) as client,

@@ -1,1 +1,1 @@
-"""Small parts for all packages of etcd_actions, and for no other program."""
+"""Small parts that every package of etcd_actions may use. They are not public."""

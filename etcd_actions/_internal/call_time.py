@@ -1,4 +1,4 @@
-"""How long a call to the world outside may take: until trio's deadline, and while a lease lives.
+"""The time that a call to another server may take: until trio's deadline, and within a lease.
 
 A write to etcd is fenced by its transaction. A call to another server cannot be: a process that
 makes it under a lease has to end it before the lease can expire. :func:`call_until` sets
@@ -34,11 +34,11 @@ def suspended() -> float:
 
 @contextmanager
 def call_until(until: Callable[[], float]) -> Iterator[trio.CancelScope]:
-    """Cancel what is inside at a time, which :func:`time_left` knows, too.
+    """Cancel the body at a time, which also limits :func:`time_left`.
 
     Args:
-        until: Returns the deadline in trio's time. Each :func:`time_left` calls it: after a
-            suspension of the machine the deadline is earlier.
+        until: Returns the deadline on trio's clock. Each :func:`time_left` calls it, because a
+            suspension of the machine moves the deadline to an earlier time.
     """
     token = _until.set(until)
     try:
@@ -49,15 +49,15 @@ def call_until(until: Callable[[], float]) -> Iterator[trio.CancelScope]:
 
 
 def lease_left() -> float:
-    """Seconds until what :func:`call_until` says; infinite without it."""
+    """Seconds until the deadline of :func:`call_until`; infinite without one."""
     until = _until.get()
     return math.inf if until is None else until() - trio.current_time()
 
 
 def time_left() -> float:
-    """Seconds for which a call that is made now may last; none are left at 0 and below.
+    """Seconds for which a call that is made now may last; there is no time left at 0 and below.
 
-    By the deadlines of all cancel scopes around, and by :func:`call_until`. Infinite without
-    any. The answer is good for a send with nothing awaited before it.
+    It is the least of the deadlines of all cancel scopes around, and of :func:`call_until`, and
+    infinite without any. It is correct only for a call that is sent before anything is awaited.
     """
     return min(trio.current_effective_deadline() - trio.current_time(), lease_left())

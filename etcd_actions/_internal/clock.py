@@ -10,23 +10,23 @@ from etcd_actions._internal.call_time import boot_time
 
 
 class Clock:
-    """Wall clock and monotonic clock. Tests have another one.
+    """A wall clock and a monotonic clock. Tests have a subclass.
 
-    The monotonic clock is CLOCK_BOOTTIME where there is one: unlike trio's it continues while the
-    machine is suspended, so long sleeps read it now and then.
+    The monotonic clock is CLOCK_BOOTTIME if the system has it: unlike trio's it continues while the
+    machine is suspended, so a long sleep reads it repeatedly.
 
     Attributes:
-        look_every: After so many seconds a sleeper looks at the clock.
+        look_every: Seconds between two reads of the clock in a sleep.
     """
 
     look_every: float = 60.0
 
     def wall(self) -> float:
-        """Seconds since 1970; it may be set at any time."""
+        """Seconds since 1970; the clock may be set at any time."""
         return time.time()
 
     def monotonic(self) -> float:
-        """Seconds since some time; no process can set this clock."""
+        """Seconds since an unspecified time; no process can set this clock."""
         return boot_time()
 
     async def sleep_until(self, when: float) -> None:

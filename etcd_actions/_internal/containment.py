@@ -1,12 +1,12 @@
 """Boundaries around units of work that come from outside.
 
 A unit is a connection, a request, an action, an attempt, a stored value, a file of a task, a log
-line. Whatever is raised inside its boundary ends, or parks, that unit alone: it is counted, logged
-once with the unit's identity, and, where the unit is parked, listed until it heals, so that
+line. An exception inside the boundary, of any type, ends or parks that unit alone. It is counted,
+and logged once with the unit's identity. A parked unit is listed until it works again, so that
 readiness can report it to an operator.
 
-Two things pass through every boundary: a cancellation, which belongs to the task that
-cancelled, and KeyboardInterrupt, which is the operator's.
+Two exceptions pass through every boundary: a cancellation, which belongs to the task that
+cancelled, and KeyboardInterrupt, which belongs to the operator.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import trio
 from etcd_actions._internal.backoff import Backoff
 from etcd_actions._internal.logger import get_logger
 
-# So many lines of a kind of unit at once, and so many a second after that.
+# Log lines about one kind of unit: at once, and for each second after that.
 _LINES: Final = 20.0
 _LINES_PER_SECOND: Final = 1.0
 _MOST_PARKED: Final = 10_000
@@ -34,14 +34,14 @@ _log = get_logger(__name__)
 
 
 class Parked(NamedTuple):
-    """A unit that failed and has not healed.
+    """A unit that failed and does not work again yet.
 
     Attributes:
-        kind: What kind of unit it is, such as ``action``.
-        identity: Which one.
+        kind: The kind of unit, such as ``action``.
+        identity: The identity of the unit among those of its kind.
         error: The last exception.
-        since: When it failed first, on trio's clock.
-        failures: How often in a row.
+        since: The time of the first failure, on trio's clock.
+        failures: The number of failures in a row.
     """
 
     kind: str
@@ -53,22 +53,22 @@ class Parked(NamedTuple):
 
 @dataclass(slots=True)
 class Unit:
-    """What became of a unit, once its boundary is left.
+    """The result of a unit after its boundary is left.
 
     Attributes:
-        error: The exception inside, if any.
+        error: The exception that was raised inside; None without one.
     """
 
     error: BaseException | None = None
 
     @property
     def failed(self) -> bool:
-        """Whether something was raised inside."""
+        """Whether an exception was raised inside."""
         return self.error is not None
 
 
 class Containment:
-    """The boundaries of one process: what went wrong inside them, and what is parked."""
+    """The boundaries of one process: the failures inside them, and the parked units."""
 
     def __init__(self) -> None:
         self._failures: Counter[str] = Counter()
@@ -77,23 +77,23 @@ class Containment:
 
     @property
     def failures(self) -> dict[str, int]:
-        """How many units failed, by kind."""
+        """The number of failed units, by kind."""
         return dict(self._failures)
 
     @property
     def parked(self) -> tuple[Parked, ...]:
-        """The units that failed and have not healed; an operator may have to act."""
+        """The parked units; an operator may have to act."""
         return tuple(self._parked.values())
 
     @contextmanager
     def unit(self, kind: str, identity: str, *, parks: bool = False) -> Iterator[Unit]:
-        """Contain whatever the body raises.
+        """Contain the exceptions of the body.
 
-        Cancellations and KeyboardInterrupt pass; of a group only these do.
+        Cancellations and KeyboardInterrupt pass; of an exception group only these do.
 
         Args:
-            kind: What kind of unit it is: a metric counts by it, so there are few.
-            identity: Which one; it may come from outside.
+            kind: The kind of unit: a metric counts by it, so there are few kinds.
+            identity: The identity of the unit; it may come from outside.
             parks: Whether a failure is listed in :attr:`parked` until the same unit succeeds
                 or is forgotten.
         """
@@ -123,10 +123,10 @@ class Containment:
     def caught(
         self, kind: str, identity: str, error: BaseException, *, parks: bool = False
     ) -> BaseException:
-        """The same as :meth:`unit` for an exception that was caught: for hot paths.
+        """Contain an exception that was caught, as :meth:`unit` does: for hot paths.
 
-        Call it in the ``except`` clause. What passes is raised again; where that is only a
-        part of a group, the rest is contained first.
+        Call it in the ``except`` clause. An exception that passes is raised again. If only a part
+        of a group passes, the rest is contained first.
 
         Returns:
             The contained exception.
@@ -140,11 +140,11 @@ class Containment:
         return contained
 
     def forget(self, kind: str, identity: str) -> None:
-        """Unpark a unit that has ended, or works again."""
+        """Remove a unit that has ended, or works again, from the parked ones."""
         self._parked.pop((kind, identity[:_LONGEST]), None)
 
     def retain(self, kind: str, identities: Container[str]) -> None:
-        """Forget the parked units of a kind that are not among these: the others are gone."""
+        """Forget the parked units of a kind that are not among these."""
         for unit in self.parked:
             if unit.kind == kind and unit.identity not in identities:
                 self.forget(kind, unit.identity)
@@ -158,10 +158,10 @@ class Containment:
         backoff: Backoff = _BACKOFF,
         heals_after: float = 60.0,
     ) -> None:
-        """Run a function without an end: again, after a delay, whenever it fails.
+        """Run a function that has no end; after a failure run it again, with a delay.
 
-        Returns only when the function does. While it fails it is parked; a run of
-        ``heals_after`` seconds heals it.
+        It returns only if the function does. After a failure the function is parked until it has
+        run for ``heals_after`` seconds.
         """
         failures = 0
         while True:
@@ -179,7 +179,7 @@ class Containment:
             await trio.sleep(backoff.delay(failures))
 
     async def heal_later(self, kind: str, identity: str, seconds: float = 60.0) -> None:
-        """Forget a parked unit after a while, unless cancelled because it failed again."""
+        """Forget a parked unit after some seconds. Cancel this if the unit fails again."""
         await trio.sleep(seconds)
         self.forget(kind, identity)
 
@@ -199,7 +199,7 @@ class Containment:
                 exc_info=error,
             )
         except BaseException as unlogged:
-            # A log that cannot be written must not carry the failure out of the boundary.
+            # A failure of the log stays inside the boundary, too.
             self._failures["log_line"] += 1
             passing, _ = split(unlogged)
             if passing is not None:
@@ -227,7 +227,7 @@ def describe(error: BaseException) -> str:
 
 
 def split(error: BaseException) -> tuple[BaseException | None, BaseException | None]:
-    """What passes through a boundary, and what it contains."""
+    """The parts of an exception that pass through a boundary, and that it contains."""
     passes = (trio.Cancelled, KeyboardInterrupt, GeneratorExit)
     if isinstance(error, BaseExceptionGroup):
         passing, contained = error.split(passes)
@@ -236,7 +236,7 @@ def split(error: BaseException) -> tuple[BaseException | None, BaseException | N
 
 
 class LineLimit:
-    """How many lines may still be logged: a flood is logged once, then now and then."""
+    """Limits the log lines about one kind of unit: 20 at once, then one for each second."""
 
     def __init__(self) -> None:
         self._tokens = _LINES
@@ -244,7 +244,7 @@ class LineLimit:
         self._omitted = 0
 
     def take(self) -> int | None:
-        """How many lines were omitted before this one; None if this one is omitted, too."""
+        """The number of lines that were omitted before this one; None if this one is omitted."""
         now = trio.current_time()
         self._tokens = min(_LINES, self._tokens + (now - self._at) * _LINES_PER_SECOND)
         self._at = now

@@ -1,8 +1,8 @@
-"""A priority queue whose entries are named: each is there once, and can be moved or removed.
+"""A priority queue with keys: each key has one entry, which can be moved or removed.
 
-Everything costs O(log n). An entry that was moved or removed leaves a stale tuple behind, which
-is skipped later; the heap is rebuilt when most of it is stale, so that it never grows beyond a
-multiple of what it holds.
+Each operation takes O(log n). An entry that was moved or removed leaves a stale tuple in the heap,
+which is skipped later. The heap is rebuilt when most of it is stale, so its size is at most a
+multiple of the number of entries.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ K = TypeVar("K", bound=Hashable)
 P = TypeVar("P")
 
 _SLACK = 64
+"""Stale tuples that are accepted also in a small heap."""
 
 
 class KeyedHeap(Generic[K, P]):
-    """Entries of a key and a priority, the smallest priority first; of equal ones the oldest."""
+    """Entries of a key and a priority. The smallest priority is first; of equal ones the oldest."""
 
     def __init__(self) -> None:
         self._heap: list[tuple[Any, int, K]] = []
@@ -45,7 +46,7 @@ class KeyedHeap(Generic[K, P]):
             heapq.heapify(self._heap)
 
     def remove(self, key: K) -> bool:
-        """Take an entry out; whether it was there."""
+        """Remove an entry; returns whether there was one."""
         return self._entries.pop(key, None) is not None
 
     def first(self) -> tuple[K, P] | None:

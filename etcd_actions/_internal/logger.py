@@ -1,7 +1,7 @@
 """Loggers that import structlog when the first line is logged.
 
-structlog is a quarter of what a short command would import, and most of those log nothing. What
-is imported by such commands has its logger from here.
+The import of structlog is a quarter of the start of a short command, and most commands log nothing.
+So the modules that such commands import get their loggers here.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ class _Logger:
     def __getattr__(self, method: str) -> Any:
         import structlog  # noqa: PLC0415
 
-        # Fetched for each line, as structlog's own do: tests and commands change the configuration.
+        # For each line, as structlog does: tests and commands change the configuration.
         return getattr(structlog.get_logger(self._name), method)
 
 
 def get_logger(name: str) -> FilteringBoundLogger:
-    """What ``structlog.get_logger`` gives, in the shape of a logger of a module."""
+    """A logger, as ``structlog.get_logger`` returns it."""
     return cast("FilteringBoundLogger", _Logger(name))

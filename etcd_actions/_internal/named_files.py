@@ -1,8 +1,8 @@
 """Files that the operator names: settings, passwords, tokens, certificates, requests.
 
-Any path may be given, so any kind of file may be there: a directory, a device that never ends,
-a pipe without a writer. They are read to the end, up to a limit, and each wait is bounded. A
-failure is an OSError, whose ``strerror`` is the reason for people.
+A path can name any kind of file: a directory, an endless device, a pipe without a writer. A file is
+read to its end, up to a limit, and each wait is bounded. A failure is an OSError, whose
+``strerror`` is the reason for people.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Final
 _PATIENCE: Final = 30.0
 _CHUNK: Final = 256 * 1024
 
-# UTF-32 goes first: its mark begins with that of UTF-16.
+# UTF-32 is first: its mark begins with that of UTF-16.
 _MARKS: Final = (
     (codecs.BOM_UTF32_LE, "UTF-32"),
     (codecs.BOM_UTF32_BE, "UTF-32"),
@@ -42,14 +42,14 @@ def read_named_file(
     """Read all of a file.
 
     Args:
-        path: Which one; links are followed.
+        path: The file; links are followed.
         most: The most bytes that it may have.
         pipes: Whether it may be a pipe, such as a shell's ``<(command)``, or a terminal.
-        patience: How many seconds a pipe may be silent.
+        patience: The longest silence of a pipe, in seconds.
 
     Raises:
-        OSError: It cannot be read, is of another kind, is too large or silent for too long;
-            ``strerror`` says which, and what to do.
+        OSError: It cannot be read, is of another kind, too large or silent for too long;
+            ``strerror`` has the reason and the remedy.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
@@ -73,7 +73,7 @@ def text_of(data: bytes) -> str:
     """The text of a file in UTF-8, without the mark that some editors put before it.
 
     Raises:
-        ValueError: It is another encoding; the message says what to do.
+        ValueError: It is in another encoding; the message has the remedy.
     """
     for mark, encoding in _MARKS:
         if data.startswith(mark):
@@ -120,7 +120,7 @@ def _read_all(descriptor: int, most: int, patience: float) -> bytes:
                 raise OSError(errno.EFBIG, f"it has more than {size_text(most)}")
             give_up = time.monotonic() + patience
             continue
-        # A pipe that no process has opened for writing yet reads as empty, too.
+        # A read is empty, too, while no process has opened the pipe for writing.
         if piece is not None and (pieces or not is_pipe or _is_hung_up(poll)):
             return b"".join(pieces)
         left = give_up - time.monotonic()

@@ -1,4 +1,4 @@
-"""The nursery of a public context manager: ordinary errors reach ordinary ``except`` clauses."""
+"""The nursery of a public context manager, whose body's errors are not in exception groups."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ _log = get_logger(__name__)
 
 @asynccontextmanager
 async def owned_tasks(owner: str) -> AsyncIterator[trio.Nursery]:
-    """Open a nursery for the tasks of ``owner``, which raises no exception groups of its own.
+    """Open a nursery for the tasks of ``owner``, without exception groups of its own.
 
-    What the body raises comes out as the same object, after the tasks were cancelled and have
-    ended. When the body ends without an error the tasks end by themselves, or the caller cancels
-    the nursery. A failed task cancels the body.
+    An exception of the body is raised as the same object, after the tasks were cancelled and have
+    ended. If the body ends without an exception, the context waits for the tasks; the caller may
+    cancel the nursery. A failed task cancels the body.
 
-    When the body and a task fail, the body's error comes out; the failure of the task is logged,
-    and noted on that error. KeyboardInterrupt and SystemExit of a task pass as they are, before
-    any other error.
+    If both the body and a task fail, the body's exception is raised; the failure of the task is
+    logged, and noted on that exception. KeyboardInterrupt and SystemExit of a task have precedence,
+    and are raised unchanged.
 
     Args:
-        owner: What the tasks belong to, for messages.
+        owner: The owner of the tasks, for messages.
 
     Raises:
         BackgroundFailure: A task failed. Its cause is the error, or a group of several.

@@ -6,11 +6,10 @@ import trio
 
 
 class Parking:
-    """The parking of one task.
+    """The parking of one task; it costs less than a new :class:`trio.Event` for each wait.
 
-    It is cheaper than a new :class:`trio.Event` for each wait. The task
-    checks its condition before it parks and after it was woken: a call of :meth:`wake` is not kept
-    for a task that parks later.
+    The task has to check its condition before it parks and after it was woken: a call of
+    :meth:`wake` has no effect on a task that parks later.
     """
 
     __slots__ = ("_task",)
@@ -19,7 +18,7 @@ class Parking:
         self._task: trio.lowlevel.Task | None = None
 
     async def park(self) -> None:
-        """Wait for the next :meth:`wake`. Cancelled, the place is free again.
+        """Wait for the next :meth:`wake`. After a cancellation another task may park.
 
         Raises:
             trio.BusyResourceError: Another task waits here.
@@ -30,7 +29,7 @@ class Parking:
         await trio.lowlevel.wait_task_rescheduled(self._leave)
 
     def wake(self) -> None:
-        """Wake the task, if one waits. To be called in trio's thread."""
+        """Wake the task, if one waits. Call it only in trio's thread."""
         if self._task is not None:
             task, self._task = self._task, None
             trio.lowlevel.reschedule(task)

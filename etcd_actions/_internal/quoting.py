@@ -1,4 +1,4 @@
-"""What comes from outside, as a part of a message for people."""
+"""Quotes values from outside in messages for people."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ _MOST: Final = 80
 
 
 def quoted(value: object, most: int = _MOST) -> str:
-    """The ``repr`` of a value, cut where it is long: a message names it, it need not hold it."""
+    """The ``repr`` of a value, truncated to about ``most`` characters."""
     if isinstance(value, (str, bytes)) and len(value) > most:
         return f"{value[:most]!r}... ({len(value)} {_UNITS[type(value) is str]})"
     return clipped(_repr(value), most)
@@ -20,9 +20,9 @@ def clipped(text: str, most: int) -> str:
 
 
 def printable(text: str) -> str:
-    """A text without what would move a terminal's cursor, colour it or turn its direction.
+    """A text that is safe for a terminal: all characters that are not printable are escaped.
 
-    Such characters, line breaks among them, are written as escapes.
+    So it has no line breaks, and cannot move the cursor, change colours or the direction of text.
     """
     if text.isprintable():
         return text

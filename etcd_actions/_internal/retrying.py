@@ -1,12 +1,12 @@
-"""Tries something again, with growing delays, until it is done.
+"""Runs a block again after expected errors, with growing delays, until it succeeds.
 
     async for attempt in retrying(backoff, on=EtcdError, report=seldom(_log, "not_saved")):
         with attempt:
             await save()
 
-A body that is left without an error is done, and ends the loop; ``return`` and ``break`` do, too.
-An error that is expected is reported, and the body begins again after a delay. Any other error
-passes through, and so does a cancellation.
+A body that ends without an error ends the loop, and so do ``return`` and ``break``. An expected
+error is reported, and the body runs again after a delay. Any other error, and a cancellation, is
+raised.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ Errors: TypeAlias = type[Exception] | tuple[type[Exception], ...]
 
 
 class Report(Protocol):
-    """Notes a failure: what it is, how many there were in a row, the seconds to the next try."""
+    """Notes a failure: the error, its number in a row, the seconds until the next attempt."""
 
     def __call__(self, error: Exception, failures: int, delay: float, /) -> object:
         """Called before the delay; it does not wait."""
 
 
 def seldom(log: FilteringBoundLogger, event: str, **fields: object) -> Report:
-    """A report that logs the first, the second, the fourth ... failure in a row, as warnings."""
+    """A report that logs the first, second, fourth ... failure in a row, as a warning."""
 
     def report(error: Exception, failures: int, delay: float, /) -> None:
         if failures & (failures - 1) == 0:
@@ -52,21 +52,22 @@ def retrying(
     unless: Errors = (),
     until: float = math.inf,
 ) -> Attempts:
-    """Attempts, one after the other.
+    """The attempts of a loop, one after the other.
 
     Args:
         backoff: The delays.
-        on: Which errors are followed by another attempt. An exception group counts when all that
-            it holds does. What else it holds is raised without these.
-        report: Called for each of them.
-        unless: Which of them pass all the same.
-        until: From when on, in trio's time, an error passes; by default there is no end.
+        on: The expected errors, which are followed by another attempt. An exception group is
+            expected if all its errors are; otherwise the other errors are raised.
+        report: Called for each expected error.
+        unless: Subclasses of ``on`` that are raised nevertheless.
+        until: The time, on trio's clock, from which on each error is raised; by default there is
+            none.
     """
     return Attempts(backoff, on, report, unless, until)
 
 
 class Attempts:
-    """The attempts of one loop, and the context of each; made by :func:`retrying`."""
+    """The attempts of one loop, and the context of each; :func:`retrying` makes it."""
 
     def __init__(
         self, backoff: Backoff, on: Errors, report: Report, unless: Errors, until: float
@@ -84,7 +85,7 @@ class Attempts:
         return self
 
     async def __anext__(self) -> Attempts:
-        """The next attempt, after its delay. A checkpoint only where there is one."""
+        """The next attempt, after its delay. Without a delay it is no cancellation point."""
         if self._done:
             raise StopAsyncIteration
         if self._delay:
@@ -111,14 +112,14 @@ class Attempts:
         return True
 
     def recovered(self) -> None:
-        """Say within an attempt that it goes well: its failure will be the first in a row."""
+        """Note that the present attempt works: its failure counts as the first in a row."""
         self._failures = 0
 
     def _split(self, error: BaseException) -> tuple[Exception | None, BaseException | None]:
-        """What is expected of an error, and the rest."""
+        """The expected part of an error, and the rest."""
         if not isinstance(error, BaseExceptionGroup):
             return (error, None) if self._is_expected(error) else (None, error)
-        # Python 3.11 takes no bound method for a function.
+        # Python 3.11 does not accept a bound method as the condition.
         expected, rest = error.split(lambda each: self._is_expected(each))  # noqa: PLW0108
         return (None if expected is None else first_error(expected)), rest
 

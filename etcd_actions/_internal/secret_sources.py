@@ -1,4 +1,4 @@
-"""Where the secrets of tasks come from: the process's environment, or files; never their values."""
+"""The sources of the secrets of tasks: variables of the process's environment, or files."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from typing import Final, Literal
 from etcd_actions.errors import EtcdActionsError
 
 MOST_BYTES: Final = 64 * 1024
-"""Of one secret: no variable of a process takes much more."""
+"""The most bytes of a secret: a variable of a process cannot be much larger."""
 
 _SOURCE: Final = re.compile(r"([A-Za-z0-9_.\-]+(?:/[A-Za-z0-9_.\-]+)?)=(env|file):(.+)", re.DOTALL)
 _VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 class SecretUnavailable(EtcdActionsError):
-    """A secret cannot be read; the message has its source, and nothing of its value."""
+    """A secret cannot be read; the message has its source, and no part of its value."""
 
 
 @dataclass(frozen=True)
 class SecretSource:
-    """Where one secret is.
+    """The source of one secret.
 
     Attributes:
         name: Its key, or ``group/key``, as tasks request it.
-        kind: Whether it is in a variable or in a file.
+        kind: Whether the source is a variable or a file.
         place: The variable's name, or the file's path.
     """
 
@@ -39,10 +39,10 @@ class SecretSource:
         return f"{self.kind}:{self.place}"
 
     def read(self) -> str:
-        """Its value now; a line's end at the end of a file is not part of it.
+        """Read the present value; a newline at the end of a file is removed.
 
         Raises:
-            SecretUnavailable: There is none, or it cannot be given to a process.
+            SecretUnavailable: There is none, or it cannot be in a variable.
         """
         if self.kind == "env":
             value = os.environ.get(self.place)
@@ -59,10 +59,10 @@ class SecretSource:
 
 
 def parse_secret_sources(text: str) -> tuple[SecretSource, ...]:
-    """Read ``NAME=env:VARIABLE`` and ``NAME=file:PATH``, with commas between them.
+    """Parse ``NAME=env:VARIABLE`` and ``NAME=file:PATH``, separated by commas.
 
     Raises:
-        ValueError: One is neither. The text is not shown: it may be a secret.
+        ValueError: An entry has another form. The message does not quote it: it may be a secret.
     """
     found: dict[str, SecretSource] = {}
     for number, each in enumerate(text.split(","), start=1):
@@ -85,13 +85,13 @@ def parse_secret_sources(text: str) -> tuple[SecretSource, ...]:
 
 def _text_of(path: Path) -> str:
     try:
-        # It may be a link: volumes of secrets have such.
+        # Links are followed: volumes of secrets consist of links.
         with path.open("rb") as file:
             data = file.read(MOST_BYTES + 2)
         text = data.decode()
     except OSError as error:
         raise SecretUnavailable(f"file {path}: {error.strerror}") from None
     except UnicodeDecodeError:
-        # Its text would be part of the error.
+        # Without the cause, which has the text.
         raise SecretUnavailable(f"file {path} is not UTF-8") from None
     return text.removesuffix("\n").removesuffix("\r")

@@ -1,7 +1,7 @@
-"""Spans of OpenTelemetry, where a program uses it.
+"""Spans of OpenTelemetry, if the program uses it.
 
-Nothing is imported for them: they are made once other code has imported
-``opentelemetry.trace``, and go to the provider that it has set.
+This module does not import OpenTelemetry. Spans are made after other code has imported
+``opentelemetry.trace``, by the provider that it has set.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ def is_traced() -> bool:
 
 
 class CallSpan:
-    """The span of a call that came from outside, below the caller's own.
+    """The span of a call from outside, below the caller's own span.
 
-    Begin and end are apart: both have to be in the same task.
+    Its creation and :meth:`end` have to be in the same task.
 
     Args:
-        name: What it is called.
-        headers: Of the call; ``traceparent`` and ``tracestate`` count.
-        attributes: What it is about.
+        name: The name of the span.
+        headers: The headers of the call; ``traceparent`` and ``tracestate`` are used.
+        attributes: The attributes of the span.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class CallSpan:
         self._token = context.attach(trace.set_span_in_context(self._span, parent))
 
     def end(self, code: str) -> None:
-        """End it, with a code of Connect's."""
+        """End the span, with a status code of Connect."""
         if self._span is None:
             return
         from opentelemetry.trace import Status, StatusCode  # noqa: PLC0415

@@ -1,9 +1,9 @@
-"""Files whose paths, or contents, come from a task or over the wire.
+"""Files whose paths, or contents, come from a task or from a client.
 
-Such a path may name anything: a FIFO or a device, whose opening blocks, a link to elsewhere, a
-directory, a file without end. So a file is checked before it is opened, without following a
-link, it is read up to a limit, and what may hang in the file system (a mount that does not
-answer) is done in a thread that can be left.
+Such a path can name a FIFO or a device, whose opening blocks, a link to another directory, a
+directory, an endless file. So a file is checked before it is opened, without following a link, and
+read up to a limit. A call that can hang in the file system (a mount that does not answer) runs in a
+thread that can be abandoned.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ T = TypeVar("T")
 StrPath = str | os.PathLike[str]
 
 _FLAGS: Final = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-# Opens nothing but a name: neither a FIFO's other end nor a device's driver notices.
+# Opens the name only, without effect on the other end of a FIFO or on a device.
 _O_PATH: Final[int] = getattr(os, "O_PATH", 0)
 _KINDS: Final = {
     stat.S_IFDIR: "a directory",
@@ -36,20 +36,20 @@ _KINDS: Final = {
     stat.S_IFCHR: "a character device",
     stat.S_IFBLK: "a block device",
 }
-# Threads that hang in a file system are left, and hold their place here until it answers.
+# A thread that hangs in a file system is abandoned, and counts here until it ends.
 _THREADS: Final = trio.CapacityLimiter(500)
 
 
 class UnusableFile(EtcdActionsError):
-    """A path names something that is not read; the message names both."""
+    """A path names a file of a kind that is not read; the message has both."""
 
 
 class SlowFile(UnusableFile):
-    """Its file system does not answer now; it may later."""
+    """The file system of a path does not answer now."""
 
 
 def open_regular(path: StrPath, flags: int = os.O_RDONLY, *, dir_fd: int | None = None) -> int:
-    """Open a regular file that exists, and nothing else, for reading or writing.
+    """Open an existing regular file for reading or writing.
 
     Args:
         path: The file; its last component may not be a link.
@@ -57,7 +57,7 @@ def open_regular(path: StrPath, flags: int = os.O_RDONLY, *, dir_fd: int | None 
         dir_fd: The directory that ``path`` is relative to.
 
     Returns:
-        A descriptor, which is not inherited; to be closed.
+        A descriptor, which is not inherited; the caller closes it.
 
     Raises:
         UnusableFile: It is not a regular file.
@@ -68,7 +68,7 @@ def open_regular(path: StrPath, flags: int = os.O_RDONLY, *, dir_fd: int | None 
         return _checked(path, os.open(path, flags | _FLAGS, dir_fd=dir_fd))
     name = _checked(path, os.open(path, _O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd))
     try:
-        # The same file, whatever the path names by now.
+        # This opens the checked file, even if the path names another one by now.
         return os.open(f"/proc/self/fd/{name}", flags | _FLAGS & ~os.O_NOFOLLOW)
     except FileNotFoundError:
         # There is no /proc.
@@ -82,7 +82,7 @@ def read_regular(path: StrPath, *, limit: int, dir_fd: int | None = None) -> byt
 
     Args:
         path: The file; its last component may not be a link.
-        limit: How many bytes it may have, at most.
+        limit: The most bytes that it may have.
         dir_fd: The directory that ``path`` is relative to.
 
     Raises:
@@ -103,7 +103,7 @@ def read_regular(path: StrPath, *, limit: int, dir_fd: int | None = None) -> byt
 
 
 def read_end(path: StrPath, most: int, *, dir_fd: int | None = None) -> bytes:
-    """The last bytes of a regular file, ``most`` at most; raises what open_regular does."""
+    """The last bytes of a regular file, at most ``most``; raises as :func:`open_regular`."""
     with os.fdopen(open_regular(path, dir_fd=dir_fd), "rb") as file:
         file.seek(max(0, file.seek(0, os.SEEK_END) - most))
         return file.read(most)
@@ -113,7 +113,7 @@ def is_regular(path: StrPath, *, dir_fd: int | None = None) -> bool:
     """Whether there is a regular file; False if there is no file.
 
     Raises:
-        UnusableFile: There is something else.
+        UnusableFile: There is another kind of file.
         OSError: It cannot be read.
     """
     try:
@@ -125,7 +125,7 @@ def is_regular(path: StrPath, *, dir_fd: int | None = None) -> bool:
 
 
 def clear_away(path: Path) -> None:
-    """See to it that nothing has a path: a directory gets another name, all else is removed."""
+    """Free a path: rename a directory, remove any other file."""
     try:
         path.unlink()
     except FileNotFoundError:
@@ -137,7 +137,7 @@ def clear_away(path: Path) -> None:
 
 
 def replace_file(path: Path, data: bytes) -> None:
-    """Write a file in one step: a reader finds the old contents or the new, complete.
+    """Write a file in one step: a reader gets the old contents or the new ones, complete.
 
     Raises:
         OSError: It cannot be written; the old file stays.
@@ -155,16 +155,16 @@ def replace_file(path: Path, data: bytes) -> None:
 
 
 async def in_thread(within: float, what: StrPath, function: Callable[..., T], *args: object) -> T:
-    """Call a function that may hang in a file system; cancelled, its thread is left alone.
+    """Call a function that may hang in a file system; after a cancellation its thread continues.
 
     Args:
         within: Seconds that it may take.
-        what: What it looks at, for the error.
-        function: It must hold nothing that has to be given back.
+        what: The file or directory, for the error.
+        function: The function. It must not own resources that have to be released.
         args: Its arguments.
 
     Raises:
-        UnusableFile: It took longer.
+        SlowFile: It took longer.
     """
     with trio.move_on_after(within):
         return await trio.to_thread.run_sync(
@@ -174,7 +174,7 @@ async def in_thread(within: float, what: StrPath, function: Callable[..., T], *a
 
 
 def local_path(uri: str) -> Path | None:
-    """The path of a URI on this machine; None if it is elsewhere, or is no URI."""
+    """The path of a URI on this machine; None if it is on another one, or no URI."""
     if uri.startswith("/"):
         return Path(uri)
     try:

@@ -1,7 +1,8 @@
-"""Reads actions: one, those of a run, those below a parent.
+"""Reads actions: one, all of a run, or the children of one.
 
-A run's objects are one range of keys, which holds the objects of runs like ``<run>-x``, too,
-and of runs of the same name in other projects: what is read is filtered by what it says it is.
+The objects of a run are in one range of keys. That range also has the objects of runs whose name
+begins with ``<run>-``, and of runs of the same name in other projects. So the objects are filtered
+by the identity that they contain.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ from etcd_actions.actions.read_cache import ReadCache
 from etcd_actions.actions.stored_action import StoredAction, check_identity, missing, same_run
 from etcd_actions.errors import Compacted, DecodeError, NotFound
 from etcd_actions.etcd.api import KeyRange, KeyValue
-from etcd_actions.model import ActionId, ActionObject, Keyspace, canonical_name
+from etcd_actions.model import ActionId, ActionObject, Keyspace, RunId, canonical_name
 from etcd_actions.storage.store import Store
 
 _TURN: Final = 64
-"""Values that are decoded before others have their turn."""
+"""Values that are decoded before other tasks run."""
 
 _log = structlog.get_logger(__name__)
 
@@ -36,9 +37,9 @@ class Lister:
     """Reads the actions of one keyspace.
 
     Args:
-        store: Where they are.
-        keys: Under which keys.
-        cache: Gets the single objects that are read.
+        store: Reads the keys.
+        keys: The keyspace.
+        cache: Receives the single objects that are read.
     """
 
     def __init__(self, store: Store, keys: Keyspace, cache: ReadCache | None = None) -> None:
@@ -47,12 +48,12 @@ class Lister:
         self._cache = ReadCache() if cache is None else cache
 
     async def get_task_action(self, action_id: ActionId) -> StoredAction:
-        """One action as it is now; a trace is found by its name, too.
+        """One action, or a trace, in its present state.
 
         Raises:
-            NotFound: There is none, or the object of its name is another action's.
-            DecodeError: Its value cannot be read.
-            EtcdError: etcd could not be read.
+            NotFound: There is no such action, or the object of its name is another action's.
+            DecodeError: Its value cannot be decoded.
+            EtcdError: The read failed.
         """
         others = None
         for key in (self._keys.task_action(action_id), self._keys.trace(action_id)):
@@ -63,24 +64,24 @@ class Lister:
             try:
                 check_identity(found, action_id)
             except NotFound as error:
-                # Next to another run's task there may be the requested trace.
+                # The object of that name is of another run; the trace may be the requested one.
                 others = others or error
             else:
                 self._cache.put(kv)
                 return found
         raise others or NotFound(missing(action_id, self._keys))
 
-    async def list_run_actions(self, run: ActionId, *, traces: bool = False) -> Listing:
+    async def list_run_actions(self, run: RunId, *, traces: bool = False) -> Listing:
         """All tasks and conditions of a run, with its traces if requested.
 
-        What cannot be decoded is logged and omitted.
+        A value that cannot be decoded is logged and omitted.
 
         Args:
-            run: Project, domain and run count; an organisation where both sides know it.
+            run: The run. Its organization counts if both sides have one.
             traces: Whether to read the traces, too, at the same revision.
 
         Raises:
-            EtcdError: etcd could not be read.
+            EtcdError: A read failed.
         """
         objects, trace_prefix, _ = self._keys.of(run).run_prefixes(run.run)
         prefixes = (objects, trace_prefix) if traces else (objects,)
@@ -88,19 +89,24 @@ class Lister:
         mine = [action for action in listing.actions if same_run(action.action_id, run)]
         return Listing(mine, listing.revision)
 
-    async def list_child_actions(self, parent: ActionId, *, traces: bool = False) -> Listing:
-        """An action itself and its direct children, as Flyte's service gives them.
+    async def list_child_actions(
+        self, parent: ActionId | RunId, *, traces: bool = False
+    ) -> Listing:
+        """An action itself and its direct children, as Flyte's service returns them.
+
+        The only child of a run is its root.
 
         Raises:
-            EtcdError: etcd could not be read.
+            EtcdError: A read failed.
         """
-        listing = await self.list_run_actions(parent, traces=traces)
+        run = parent if isinstance(parent, RunId) else parent.run_id
+        listing = await self.list_run_actions(run, traces=traces)
         return Listing(
             [each for each in listing.actions if _is_below(each, parent)], listing.revision
         )
 
     async def list_child_traces(self, parent: ActionId) -> list[StoredAction]:
-        """The traces directly below an action, whether or not that is there."""
+        """The traces that are children of an action; the action itself need not exist."""
         _, traces, _ = self._keys.of(parent).run_prefixes(parent.run)
         listing = await self._list((traces,))
         return [
@@ -110,7 +116,7 @@ class Lister:
         ]
 
     async def list_all(self) -> Listing:
-        """All actions of the namespace, or of all there are, with their traces."""
+        """All actions and traces of the namespace, or of all namespaces if there is a template."""
         keys = self._keys
         return await self._list((keys.below(keys.prefix), keys.below(keys.traces)))
 
@@ -119,7 +125,7 @@ class Lister:
         return (await self._store.read(KeyRange.of_key(self._keys.prefix)))[1]
 
     async def _list(self, prefixes: Iterable[bytes]) -> Listing:
-        """All below some prefixes, at one revision."""
+        """The actions of all keys with some prefixes, at one revision."""
         while True:
             revision = 0
             actions: list[StoredAction] = []
@@ -130,13 +136,13 @@ class Lister:
                     )
                     actions += await readable(kvs)
             except Compacted:
-                # A compaction between two pages: the newest state is as good.
+                # A compaction came between two pages: list the newest state.
                 continue
             return Listing(actions, revision)
 
 
 async def readable(kvs: Iterable[KeyValue]) -> list[StoredAction]:
-    """Decode values; what cannot be is logged and omitted. Other tasks run in between."""
+    """Decode values, and log those that cannot be decoded. Other tasks run in between."""
     actions = []
     for number, kv in enumerate(kvs, 1):
         if not number % _TURN:
@@ -154,18 +160,19 @@ async def readable(kvs: Iterable[KeyValue]) -> list[StoredAction]:
 
 
 def below(actions: Iterable[StoredAction], parent: ActionId) -> list[StoredAction]:
-    """An action and its direct children, of those that are given."""
+    """An action and its direct children, if they are among ``actions``."""
     return [
         each for each in actions if same_run(each.action_id, parent) and _is_below(each, parent)
     ]
 
 
-def _is_below(action: ActionObject, parent: ActionId) -> bool:
-    return canonical_name(parent.run, parent.name) in _names(action)
+def _is_below(action: ActionObject, parent: ActionId | RunId) -> bool:
+    name = "" if isinstance(parent, RunId) else canonical_name(parent.run, parent.name)
+    return name in _names(action)
 
 
 def _names(action: ActionObject) -> tuple[str, str]:
-    """Of an action and of its parent, empty for a root."""
+    """The names of an action and of its parent; that of a root's parent is empty."""
     spec = action.spec
     return (
         canonical_name(spec.run_name, spec.action_name),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from etcd_actions.codecs import codec_of
 from etcd_actions.errors import AnotherAction, NotFound
 from etcd_actions.etcd.api import KeyValue
-from etcd_actions.model import ActionId, ActionObject, Incarnation, Keyspace, State
+from etcd_actions.model import ActionId, ActionObject, Incarnation, Keyspace, RunId, State
 
 
 class StoredAction(ActionObject, frozen=True, gc=False, omit_defaults=True, rename="camel"):
@@ -77,8 +77,8 @@ def missing(action_id: ActionId, keys: Keyspace) -> str:
     return f"there is no action {describe(action_id)}{within}"
 
 
-def same_run(one: ActionId, other: ActionId) -> bool:
-    """Whether two actions are of one run; the organisation counts where both know it."""
+def same_run(one: ActionId | RunId, other: ActionId | RunId) -> bool:
+    """Whether two actions are of one run; the organization counts if both have one."""
     if one.org and other.org and one.org != other.org:
         return False
     return (one.project, one.domain, one.run) == (other.project, other.domain, other.run)

@@ -18,6 +18,7 @@ from etcd_actions import __version__
 from etcd_actions._internal.backoff import Backoff
 from etcd_actions._internal.containment import Containment
 from etcd_actions._internal.retrying import retrying, seldom
+from etcd_actions.app.cluster_sources import cluster_sources
 from etcd_actions.app.collectors import collect, run_collector, upload_collector
 from etcd_actions.app.executor import check_executor, open_local_executor
 from etcd_actions.app.front_door import open_front_door
@@ -34,13 +35,14 @@ from etcd_actions.etcd import open_connection
 from etcd_actions.etcd.api import Etcd
 from etcd_actions.etcd.quorum import QuorumMonitor, open_quorum_monitor
 from etcd_actions.model import DEFAULT_NAMESPACE, Keyspace
-from etcd_actions.monitoring import Monitoring, open_monitoring
+from etcd_actions.monitoring import Health, Monitoring, open_monitoring
 from etcd_actions.pipeline.watching_settings import WatchingSettings, WatchingStatistics
 from etcd_actions.record.recorder import MarkResult
 from etcd_actions.server import ActionsServer, ServerSettings, open_actions_server
 from etcd_actions.web import Bind
 
 if TYPE_CHECKING:
+    from etcd_actions.executor import ExecutorStatistics
     from etcd_actions.server.front import FrontDoor
 
 # Without an etcd nothing can be marked: only work that needs none is finished.
@@ -77,6 +79,7 @@ class App:
         self._containment = containment
         self._lines_dropped = lines_dropped
         self._server: ActionsServer | None = None
+        self._executor: Callable[[], ExecutorStatistics] | None = None
         self._counts: dict[str, int] = {}
 
     async def run(self) -> dict[str, int]:
@@ -191,7 +194,11 @@ class App:
                 _log.info("synced", revision=reflector.revision, keys=reflector.keys)
             front: FrontDoor | None = None
             if served is not None:
-                front = await stack.enter_async_context(open_front_door(config, client, etcd))
+                health = self._health(client, etcd, quorum, monitoring)
+                cluster = cluster_sources(etcd, health, lambda: self._executor)
+                front = await stack.enter_async_context(
+                    open_front_door(config, client, etcd, cluster)
+                )
             async with trio.open_nursery() as serving:
                 leaving, left = trio.Event(), trio.Event()
                 if served is not None and front is not None:
@@ -272,6 +279,7 @@ class App:
                         ) as executor:
                             attempt.recovered()
                             self._containment.forget("executor", "local")
+                            self._executor = executor.statistics
                             if monitoring is not None:
                                 monitoring.metrics.executor = executor.statistics
                             await trio.sleep_forever()
@@ -301,6 +309,22 @@ class App:
             monitoring.metrics.lines_dropped = self._lines_dropped
             monitoring.health.quorum_loss = lambda: quorum.loss
             yield monitoring
+
+    def _health(
+        self,
+        client: ActionsClient,
+        etcd: Etcd,
+        quorum: QuorumMonitor,
+        monitoring: Monitoring | None,
+    ) -> Health:
+        """The health of the process, which the page shows also without a monitoring port."""
+        if monitoring is not None:
+            return monitoring.health
+        config = self._config
+        silence_limit = config[settings.READY_WITHIN]
+        health = Health(client, etcd, config[settings.PREFIX], silence_limit=silence_limit)
+        health.quorum_loss = lambda: quorum.loss
+        return health
 
     async def _end_with(self, embedded: EmbeddedEtcd) -> None:
         """Request the end when the embedded etcd has ended."""

@@ -27,15 +27,24 @@ if TYPE_CHECKING:
     from etcd_actions.runs.run_record import ActionHistory
     from etcd_actions.server.front import FrontDoor
     from etcd_actions.server.front.attempt_logs import Logs
+    from etcd_actions.server.front.cluster_state import ClusterSources
+
+_KEEPALIVE = 30.0
 
 _log = structlog.get_logger(__name__)
 
 
 @asynccontextmanager
 async def open_front_door(
-    config: Config, client: ActionsClient, etcd: Etcd
+    config: Config, client: ActionsClient, etcd: Etcd, cluster: ClusterSources | None = None
 ) -> AsyncIterator[FrontDoor]:
     """The front door; one serves all ports of a process.
+
+    Args:
+        config: The settings.
+        client: Changes and reads actions.
+        etcd: Its connection.
+        cluster: The sources of the state of the cluster, for the page.
 
     Raises:
         ConfigError: The configured store of blobs cannot be used.
@@ -64,12 +73,13 @@ async def open_front_door(
             signer=UrlSigner(client.store, keys),
             reads_local_files=config[settings.EXECUTOR] == "local",
             max_upload_bytes=config[settings.MAX_UPLOAD_BYTES],
-            logs=_logs(client, etcd, keys, config),
+            logs=_logs(client, etcd, keys, config, is_here=config[settings.EXECUTOR] != "none"),
             index=index,
             registry=registry,
             paused=paused_runs(client, keys),
             projects=project_settings(config),
             projects_with_runs=index.projects,
+            cluster=cluster,
         )
 
 
@@ -95,7 +105,26 @@ def _expanded(where: Path | str) -> Path | str:
         raise ConfigError(f"{where} cannot be found: {error}: give an absolute path") from None
 
 
-def _logs(client: ActionsClient, etcd: Etcd, keys: Keyspace, config: Config) -> Logs:
+async def local_front_door(config: Config, client: ActionsClient, etcd: Etcd) -> FrontDoor:
+    """The same services for a command, with the files of this machine; it has no lists of runs.
+
+    Raises:
+        ConfigError: The store of blobs that is given cannot be used.
+    """
+    from etcd_actions.server.front import FrontDoor  # noqa: PLC0415
+
+    return FrontDoor(
+        client=client,
+        keepalive=_KEEPALIVE,
+        blobs=await trio.to_thread.run_sync(blob_store, config),
+        reads_local_files=True,
+        logs=_logs(client, etcd, client.keys, config, is_here=True),
+    )
+
+
+def _logs(
+    client: ActionsClient, etcd: Etcd, keys: Keyspace, config: Config, *, is_here: bool
+) -> Logs:
     """The reader of the logs of attempts: those of this machine's executor, if there is one."""
     from etcd_actions.runs.reading import history_of_action  # noqa: PLC0415
     from etcd_actions.server.front.attempt_logs import Logs  # noqa: PLC0415
@@ -103,7 +132,7 @@ def _logs(client: ActionsClient, etcd: Etcd, keys: Keyspace, config: Config) -> 
     async def history(action_id: ActionId) -> ActionHistory | None:
         return await history_of_action(Store(etcd), keys, action_id)
 
-    if config[settings.EXECUTOR] == "none":
+    if not is_here:
         return Logs(client=client, history=history)
     from etcd_actions.executor.attempts.attempt_log import LocalLogs  # noqa: PLC0415
 

@@ -1,4 +1,4 @@
-"""Readers of recorded histories: JSON lines, or a record in msgpack. No I/O."""
+"""Parses recorded histories: lines of JSON, or a record in msgpack. No I/O."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _MOST_LINE_BYTES = 64 * 1024 * 1024
 
 
 class HistoryEvent(msgspec.Struct, frozen=True, gc=False):
-    """One change to write; ``value`` is None for a delete."""
+    """A change to write; ``value`` is None for a delete."""
 
     key: bytes
     value: bytes | None
@@ -33,11 +33,11 @@ class HistoryStep(NamedTuple):
 
 
 class Destination(NamedTuple):
-    """Where the changes are written.
+    """The keys to which the changes are written.
 
     Attributes:
         prefix: The part of keys before ``<namespace>/<name>``.
-        namespace: Replaces the namespace in the key and the object; None leaves it.
+        namespace: Replaces the namespace in the key and the object; None to keep it.
     """
 
     prefix: bytes
@@ -58,14 +58,14 @@ class HistoryReader(Protocol):
 
     @property
     def warning(self) -> str:
-        """After the end: what is missing, empty for nothing."""
+        """After the end of the input: the part that is missing; empty if it is complete."""
 
 
 def reader_of(source: str, beginning: bytes, destination: Destination) -> HistoryReader:
-    """The reader for an input, by its first bytes; errors have ``source`` as its name.
+    """The reader of an input, chosen by its first bytes; ``source`` is its name in errors.
 
     Raises:
-        InputError: It is neither of the two.
+        InputError: It is neither UTF-8 nor a record.
     """
     # A record begins with a map; no text begins with these bytes.
     if beginning.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
@@ -85,7 +85,7 @@ class _Line(msgspec.Struct, frozen=True, gc=False):
 
 
 class LineReader:
-    """Reads a JSON object a line, and moves its key below the destination's prefix."""
+    """Reads one JSON object from each line, and moves its key below the destination's prefix."""
 
     def __init__(self, source: str, destination: Destination) -> None:
         self._source = source
@@ -166,8 +166,8 @@ class LineReader:
 class RecordReader:
     """Reads a record, and moves its keys below the destination's prefix.
 
-    All puts and deletes are changes to write, also listed and concluded ones: they are part of
-    the way from state to state.
+    All puts and deletes are changes to write, also the listed and synthesised ones: without them
+    later states would be wrong.
     """
 
     def __init__(self, source: str, destination: Destination) -> None:
@@ -181,7 +181,7 @@ class RecordReader:
 
     @property
     def warning(self) -> str:
-        """How the record is truncated, empty if it is complete."""
+        """Where the record is truncated; empty if it is complete."""
         if self._left_over:
             return (
                 f"{self._source}: truncated in the entry at offset {self._decoder.offset}, "
@@ -252,7 +252,11 @@ class RecordReader:
 
 
 def _prefix(header: dict[str, Any]) -> bytes:
-    """The prefix of a header; raises DecodeError for a header that cannot be read."""
+    """The prefix in a header.
+
+    Raises:
+        DecodeError: It is not the header of a record that this version can read.
+    """
     if header.get("format") != FORMAT:
         raise DecodeError(
             f"no record: its format is {quoted(header.get('format'))}, not {FORMAT!r}"
@@ -271,7 +275,7 @@ def _prefix(header: dict[str, Any]) -> bytes:
 
 
 def _event(destination: Destination, tail: bytes, value: bytes | None) -> HistoryEvent:
-    """The change of ``<namespace>/<name>`` at its destination."""
+    """The change to ``<namespace>/<name>``, below the destination."""
     namespace, slash, name = tail.partition(b"/")
     new = destination.namespace
     if new is not None and new.encode() != namespace:

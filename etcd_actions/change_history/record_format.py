@@ -20,12 +20,12 @@ from etcd_actions.watch import Change
 FORMAT: Final = "etcd-actions-record"
 VERSION: Final = 1
 
-# No entry is larger: etcd rejects requests above some megabytes.
+# A limit above every entry: etcd rejects requests above some megabytes.
 _MOST_BYTES = 64 * 1024 * 1024
 _MOST_FIELDS = 1024
-# No entry has a list or an extension, whose declared size msgpack would allocate at once.
+# Entries have no list and no extension: msgpack would allocate their declared size at once.
 _MOST_ITEMS = 1024
-# The beginning of every entry, after the number of its fields. It is no UTF-8, so no value in
+# The beginning of every entry, after the number of its fields. It is not UTF-8, so no value in
 # JSON contains it.
 _ENTRY = re.compile(rb"\xa4type(?:\xa3PUT|\xa6DELETE|\xa6SYNCED|\xa3END)")
 
@@ -37,7 +37,7 @@ class Header(NamedTuple):
         prefix: The part of keys before ``<namespace>/<name>``.
         namespace: The only namespace in the record; None for all.
         start_revision: Revision of the store at the start.
-        history: Whether that was the oldest revision that etcd could read, not the newest.
+        history: Whether ``start_revision`` was the oldest readable one, and not the newest.
         cluster_id: The id of the etcd cluster.
         created_at: The time of the start, RFC 3339.
         writer: Name and version of the program.
@@ -99,7 +99,7 @@ class RecordWriter:
         )
 
     def end(self) -> bytes:
-        """The last map, without which a record is truncated."""
+        """The last map; a record without it is truncated."""
         return self._packed({"type": "END", "events": self.puts + self.deletes})
 
     def _packed(self, fields: Mapping[str, object]) -> bytes:

@@ -1,4 +1,4 @@
-"""The boundary in a stream of changes between the first state and later changes."""
+"""The mark between the first list and later changes, in a stream of changes."""
 
 from __future__ import annotations
 
@@ -6,6 +6,6 @@ import msgspec
 
 
 class SyncedRow(msgspec.Struct, frozen=True, gc=False, tag="SYNCED"):
-    """The state at ``revision`` is complete; the following changes are later ones."""
+    """The list at ``revision`` is complete; the following changes are later ones."""
 
     revision: int

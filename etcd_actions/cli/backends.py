@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Protocol
 
 from flyteidl2.actions import actions_service_pb2 as pb
@@ -104,8 +104,14 @@ async def open_backend(common: CommonOptions) -> AsyncIterator[Backend]:
 
 
 @asynccontextmanager
-async def open_reader(common: CommonOptions) -> AsyncIterator[Reader]:
-    """A reader of the service if the settings name one, else of etcd."""
+async def open_reader(common: CommonOptions, *, files: bool = False) -> AsyncIterator[Reader]:
+    """A reader of the service if the settings name one, else of etcd.
+
+    Args:
+        common: The settings.
+        files: Whether the methods for files of runs are called, too: on etcd they use the blob
+            store and the executor's directory of the settings.
+    """
     from etcd_actions.cli.reader import Reader  # noqa: PLC0415 (slow to import)
 
     if common.config[settings.SERVICE] is not None:
@@ -117,8 +123,14 @@ async def open_reader(common: CommonOptions) -> AsyncIterator[Reader]:
     async with (
         common.open_etcd() as etcd,
         _open_client(common, etcd) as client,
-        open_local_calls(etcd, client) as calls,
+        AsyncExitStack() as stack,
     ):
+        front = None
+        if files:
+            from etcd_actions.app.front_door import local_front_door  # noqa: PLC0415
+
+            front = await local_front_door(common.config, client, etcd)
+        calls = await stack.enter_async_context(open_local_calls(etcd, client, front))
         yield Reader(calls, _names(common, etcd))
 
 

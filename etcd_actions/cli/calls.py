@@ -12,6 +12,9 @@ MessageT = TypeVar("MessageT", bound=Message)
 
 ACTIONS: Final = "flyteidl2.actions.ActionsService"
 RUNS: Final = "flyteidl2.workflow.RunService"
+DATA: Final = "flyteidl2.dataproxy.DataProxyService"
+OPERATIONS: Final = "etcd_actions.operations.Operations"
+"""Our own methods, which Flyte's service does not have."""
 
 
 class Calls(Protocol):

@@ -24,6 +24,14 @@ _COMMANDS = {
     "list": ("queries", "Show the existing actions."),
     "get": ("queries", "Show actions in full."),
     "tree": ("queries", "Show the actions of a run as a tree."),
+    "report": ("report", "Write the page of a run into an HTML file that opens without a server."),
+    "runs": ("reading", "Show the runs, the newest first."),
+    "describe": (
+        "reading",
+        "Show all that is known of runs or actions: events, attempts, errors, logs.",
+    ),
+    "wait": ("reading", "Wait until a run or an action has a phase."),
+    "attach": ("reading", "Follow a run to its end, as submit does."),
     "doctor": ("queries", "Examine etcd, and show what is wrong and the remedies."),
     "run": ("run", "Watch actions and mark each terminal one, until a signal."),
     "completion": ("completion", "Print the script that completes this command in a shell."),
@@ -42,6 +50,8 @@ _COMMANDS = {
         "dead_letters",
         "Show the reports that the run service rejected for good, and retry them.",
     ),
+    "delete": ("deletion", "Delete runs: their actions, histories, files and records."),
+    "gc": ("deletion", "Delete what is old: runs, attempts, uploads; by default runs."),
     "config": ("config", "Show the settings."),
     "version": (
         "version",

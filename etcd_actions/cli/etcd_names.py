@@ -161,8 +161,8 @@ class EtcdNames:
         namespace, name = parse_key(prefix, kv.key)
         try:
             action = codec_of(kv.value).summarize(kv.value).action_id
-        except DecodeError:
-            return Name(namespace=namespace, object=name)
+        except DecodeError as error:
+            return Name(namespace=namespace, object=name, reason=error.reason)
         return Name(
             action.project,
             action.domain,

@@ -33,6 +33,7 @@ class ExitCode(enum.IntEnum):
     ERRORS = 9
     ACTION = 10
     RUN_FAILED = 11
+    TIMEOUT = 12
 
 
 MEANINGS: tuple[tuple[str, str], ...] = (
@@ -47,7 +48,8 @@ MEANINGS: tuple[tuple[str, str], ...] = (
     ("8", "doctor found warnings, and nothing worse"),
     ("9", "doctor found errors"),
     ("10", "a change of an action is impossible, or it cannot be decoded; see the message"),
-    ("11", "the run that was submitted did not succeed"),
+    ("11", "the run that was submitted, attached to or waited for did not succeed"),
+    ("12", "wait: the phase was not reached within --timeout"),
     (
         "130, 143",
         "ended at once by a second Ctrl-C or SIGTERM, or a one-shot command by the first",

@@ -125,9 +125,17 @@ def setting_option(setting: Setting[object]) -> Callable[[Callable[..., int]], C
     return click.option(setting.flag, setting.name, cls=SettingOption, setting=setting)
 
 
-def command(name: str | None = None) -> Callable[[Callable[..., Any]], click.Command]:
-    """Make a command of a function, with the name of the function if none is given."""
-    return click.command(name, cls=Command, epilog=EPILOG)
+def command(
+    name: str | None = None, *, example: str = ""
+) -> Callable[[Callable[..., Any]], click.Command]:
+    """Make a command of a function.
+
+    Args:
+        name: Its name; by default that of the function.
+        example: A command line for its help.
+    """
+    shown = f"\b\nExample:\n  {example}\n\n" if example else ""
+    return click.command(name, cls=Command, epilog=shown + EPILOG)
 
 
 def group(name: str | None = None, **rest: Any) -> Callable[[Callable[..., Any]], CommandGroup]:

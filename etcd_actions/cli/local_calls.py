@@ -17,6 +17,7 @@ from etcd_actions.errors import NotServed, ServiceRefused
 from etcd_actions.etcd import Etcd
 from etcd_actions.runs.run_index import RunIndex, open_run_index
 from etcd_actions.server.caller import CALLER, Caller
+from etcd_actions.server.front import FrontDoor
 from etcd_actions.server.front.run_lists import RunLists
 from etcd_actions.server.front.run_methods import RunService
 from etcd_actions.server.methods import Service
@@ -28,29 +29,39 @@ _LISTS: Final = ("ListRuns", "WatchRuns")
 
 
 @asynccontextmanager
-async def open_local_calls(etcd: Etcd, client: ActionsClient) -> AsyncIterator[LocalCalls]:
+async def open_local_calls(
+    etcd: Etcd, client: ActionsClient, front: FrontDoor | None = None
+) -> AsyncIterator[LocalCalls]:
     """Serve the methods until the context is left.
 
     Args:
         etcd: The connection.
         client: A client on it; it need not watch.
+        front: Services in addition to those that read runs and actions.
     """
     async with owned_tasks("the reads") as nursery:
-        yield LocalCalls(etcd, client, nursery)
+        calls = LocalCalls(etcd, client, nursery)
+        for service in () if front is None else front.services(calls.streams):
+            calls.add(service)
+        yield calls
         nursery.cancel_scope.cancel("the reader is closed")
 
 
 class LocalCalls:
-    """Implements :class:`~etcd_actions.cli.calls.Calls`; made by :func:`open_local_calls`."""
+    """Implements :class:`~etcd_actions.cli.calls.Calls`; made by :func:`open_local_calls`.
+
+    Attributes:
+        streams: The open streams.
+    """
 
     def __init__(self, etcd: Etcd, client: ActionsClient, nursery: trio.Nursery) -> None:
         self._etcd = etcd
         self._client = client
         self._nursery = nursery
-        self._streams = Streams(_MOST_STREAMS)
+        self.streams = Streams(_MOST_STREAMS)
         self._functions: dict[tuple[str, str], Callable[[Any], Any]] = {}
         self._opening = trio.Lock()
-        self.add(RunService(client, self._streams, _KEEPALIVE))
+        self.add(RunService(client, self.streams, _KEEPALIVE))
 
     def add(self, service: Service) -> None:
         """Add the methods of a service."""
@@ -85,7 +96,7 @@ class LocalCalls:
         async with self._opening:
             if method in _LISTS and (service, method) not in self._functions:
                 index: RunIndex = await self._nursery.start(self._keep_index)
-                self.add(RunLists(index, self._streams, _KEEPALIVE))
+                self.add(RunLists(index, self.streams, _KEEPALIVE))
         try:
             return self._functions[service, method]
         except KeyError:

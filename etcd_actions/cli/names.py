@@ -34,6 +34,7 @@ class Name(NamedTuple):
         org: The organisation; empty if the text names none.
         namespace: The namespace of its object; empty if that is unknown.
         object: The name of its object; of a value that cannot be decoded the only name.
+        reason: Why its value cannot be decoded.
     """
 
     project: str = ""
@@ -43,6 +44,7 @@ class Name(NamedTuple):
     org: str = ""
     namespace: str = ""
     object: str = ""
+    reason: str = ""
 
     @property
     def path(self) -> str:
@@ -140,7 +142,7 @@ async def find_action(names: Names, text: str) -> Name:
     """
     name = await find_name(names, text)
     if not name.run:
-        raise DecodeError(f"{name.path} cannot be decoded: see etcd-actions get {name.path}")
+        raise DecodeError(f"{name.path}: {name.reason}")
     return name._replace(action=canonical_name(name.run, name.action or ROOT_ACTION))
 
 

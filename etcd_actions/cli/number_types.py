@@ -46,3 +46,44 @@ class Rate(click.ParamType[float]):
             problem = "is no number a second: give one above 0, such as 100."
             self.fail(f"{quoted(value)} {problem}", param, ctx)
         return float(value)
+
+
+class Seconds(click.ParamType[float]):
+    """A duration as in the settings, such as 90s, 5m or 1h30m; in seconds."""
+
+    name = "duration"
+
+    def convert(
+        self, value: str | float, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """The number of seconds; see click."""
+        if not isinstance(value, str):
+            return value
+        from etcd_actions.config.values import positive_duration  # noqa: PLC0415 (rarely needed)
+
+        try:
+            return positive_duration(value)
+        except ValueError as error:
+            self.fail(f"{quoted(value)} {error}.", param, ctx)
+
+
+class Age(click.ParamType[float]):
+    """A time before now, such as ``12h``, ``30d`` or ``1d12h``, in seconds; 0 for now."""
+
+    name = "duration"
+
+    def convert(
+        self, value: str | float, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """The seconds; see click."""
+        if not isinstance(value, str):
+            return value
+        from etcd_actions.config.values import duration  # noqa: PLC0415 (slow to import)
+
+        days, rest = 0, value
+        if match := re.match("([0-9]{1,5})d", value):
+            days, rest = int(match[1]), value[match.end() :]
+        try:
+            return days * 86_400 + (duration(rest) if rest or not days else 0.0)
+        except ValueError:
+            self.fail(f"{quoted(value)} is no age: give one such as 12h or 30d.", param, ctx)

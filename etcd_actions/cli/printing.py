@@ -15,6 +15,9 @@ import click
 
 from etcd_actions.cli.exit_codes import unwritable
 
+FORMATS = ("table", "wide", "name", "yaml", "json", "jsonl")
+"""The formats of the commands that show runs and actions."""
+
 
 def output_option(*formats: str, elsewhere: str) -> Callable[[Callable[..., Any]], Any]:
     """Give a command the flag ``--output``, whose default off a terminal is ``elsewhere``."""

@@ -7,7 +7,7 @@ methods in this process, on etcd. So both have equal results.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from typing import Final
 
 from flyteidl2.common.identifier_pb2 import ActionIdentifier, RunIdentifier
@@ -64,8 +64,11 @@ class Reader:
         """The present state of an action, then each newer one, up to the terminal one."""
         request = pb.WatchActionDetailsRequest(action_id=action_identifier(name))
         kind = pb.WatchActionDetailsResponse
-        async with self.calls.stream(RUNS, "WatchActionDetails", request, kind) as responses:
-            yield (response.details async for response in responses)
+        async with (
+            self.calls.stream(RUNS, "WatchActionDetails", request, kind) as responses,
+            aclosing(response.details async for response in responses) as states,
+        ):
+            yield states
 
     async def actions(
         self, run: Name, request: ListRequest | None = None
@@ -79,14 +82,17 @@ class Reader:
         page = ListRequest(limit=_PAGE)
         if request is not None:
             page.MergeFrom(request)
-        current = pb.ListActionsRequest(run_id=run_identifier(run), request=page)
         while True:
-            kind = pb.ListActionsResponse
-            response = await self.calls.unary(RUNS, "ListActions", current, kind)
+            response = await self.page_of_actions(run, page)
             yield list(response.actions)
             if not response.token:
                 return
-            current.request.token = response.token
+            page.token = response.token
+
+    async def page_of_actions(self, run: Name, page: ListRequest) -> pb.ListActionsResponse:
+        """A page of the actions of a run."""
+        request = pb.ListActionsRequest(run_id=run_identifier(run), request=page)
+        return await self.calls.unary(RUNS, "ListActions", request, pb.ListActionsResponse)
 
     @asynccontextmanager
     async def watch_actions(
@@ -100,7 +106,9 @@ class Reader:
         async with self.calls.stream(
             RUNS, "WatchActions", request, pb.WatchActionsResponse
         ) as responses:
-            yield (list(response.enriched_actions) async for response in responses)
+            changes = (list(response.enriched_actions) async for response in responses)
+            async with aclosing(changes):
+                yield changes
 
     async def data_uris(self, name: Name) -> pb.GetActionDataURIsResponse:
         """The URIs of an action's inputs and outputs; empty for none."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -17,7 +17,7 @@ from google.protobuf.message import Message
 from etcd_actions import errors
 from etcd_actions._internal.named_files import read_named_file, text_of
 from etcd_actions.actions.abort import AbortResult
-from etcd_actions.cli.calls import ACTIONS, MessageT
+from etcd_actions.cli.calls import ACTIONS, OPERATIONS, MessageT
 from etcd_actions.cli.names import Names
 from etcd_actions.cli.service_names import ServiceNames
 from etcd_actions.config.settings import SERVICE_CACERT, SERVICE_TOKEN_FILE
@@ -37,7 +37,6 @@ from etcd_actions.http2 import (
 from etcd_actions.model import ErrorState, Phase
 from etcd_actions.server._pb import etcd_actions_operations_pb2 as operations
 
-_OPERATIONS: Final = "etcd_actions.operations.Operations"
 _NO_ERRORS: Final = (
     "--error-code, --error-message and --message: Flyte's own method has no field for them, and "
     "the service has no other"
@@ -154,7 +153,7 @@ class ServiceClient:
             EtcdActionsError: It failed.
         """
         try:
-            return await self.unary(_OPERATIONS, method, request, kind)
+            return await self.unary(OPERATIONS, method, request, kind)
         except Unimplemented:
             raise errors.ConfigError(
                 f"{without}: this service is Flyte's, or an earlier version of etcd-actions: "
@@ -194,7 +193,8 @@ class ServiceClient:
         try:
             exchange.send(request.SerializeToString())
             exchange.end()
-            yield _responses(exchange, service, kind)
+            async with aclosing(_responses(exchange, service, kind)) as responses:
+                yield responses
         finally:
             exchange.close()
 
@@ -223,7 +223,7 @@ class ServiceClient:
 
 async def _responses(
     exchange: Exchange, service: str, kind: type[MessageT]
-) -> AsyncIterator[MessageT]:
+) -> AsyncGenerator[MessageT]:
     """The messages of a stream; raises ServiceError if it ends with an error."""
     while True:
         try:

@@ -1,4 +1,4 @@
-"""The public ActionsClient: every method of Flyte's, on bare etcd."""
+"""The public ActionsClient, with the methods of Flyte's class of that name."""
 
 from etcd_actions.client.client import ActionsClient
 from etcd_actions.client.opening import open_actions_client

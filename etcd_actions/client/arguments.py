@@ -1,4 +1,4 @@
-"""Arguments of the public methods: wrong types are named, Flyte's identifiers are accepted."""
+"""Checks the arguments of the public methods, and accepts Flyte's identifiers for ours."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ from typing import Any, Final
 
 from etcd_actions._internal.quoting import quoted
 from etcd_actions.errors import InvalidArgument, WrongType
-from etcd_actions.model import ActionId
+from etcd_actions.model import ActionId, RunId
 from etcd_actions.model.flyte_types import ActionIdentifier, RunIdentifier
 
 _FIELDS: Final = {
-    "project": "action_id.run.project",
-    "domain": "action_id.run.domain",
-    "run": "action_id.run.name",
-    "name": "action_id.name",
+    "project": "run.project",
+    "domain": "run.domain",
+    "run": "run.name",
+    "name": "name",
 }
+"""The fields of Flyte's ActionIdentifier; those of RunIdentifier are below ``run``."""
 
 
 def expect(field: str, value: object, *kinds: type | str | None) -> None:
@@ -23,10 +24,10 @@ def expect(field: str, value: object, *kinds: type | str | None) -> None:
     Args:
         field: The argument, for the message.
         value: Its value.
-        kinds: Classes, names of Flyte's messages, or None. A ``bool`` is no ``int``.
+        kinds: Classes, names of Flyte's messages, or None. A ``bool`` is not an ``int``.
 
     Raises:
-        WrongType: It is nothing of these.
+        WrongType: The value is of none of these types.
     """
     for kind in kinds:
         if kind is None:
@@ -52,41 +53,61 @@ def _message_name(value: object) -> object:
 
 
 def action_id_of(identifier: ActionId | ActionIdentifier) -> ActionId:
-    """Return the identity of an action, of which ``org`` may be empty.
+    """Return the identity of an action. Its ``org`` may be empty.
 
     Raises:
+        WrongType: It is of another type.
         InvalidArgument: A part of it is empty, or has a slash.
     """
-    identifier = parent_id_of(identifier)
-    _check(identifier, "name")
-    return identifier
-
-
-def parent_id_of(identifier: ActionId | ActionIdentifier) -> ActionId:
-    """Return the same of an action whose name may be empty, as the parent of a root."""
     if not isinstance(identifier, ActionId):
         expect("action_id", identifier, ActionId, "ActionIdentifier")
-        identifier = _identity(identifier.run, identifier.name)
-    _check(identifier)
+        run = identifier.run
+        identifier = ActionId(run.project, run.domain, run.name, identifier.name, run.org)
+    _check("action_id.", identifier, "name")
     return identifier
 
 
-def run_id_of(run: ActionId | RunIdentifier) -> ActionId:
-    """Return the identity of a run: that of an action without its name."""
-    if not isinstance(run, ActionId):
-        expect("run", run, ActionId, "RunIdentifier")
-        run = _identity(run, "")
-    _check(run)
-    return run
+def parent_id_of(identifier: ActionId | RunId | ActionIdentifier) -> ActionId | RunId:
+    """Return the identity of a parent: of an action, or of a run as the parent of its root.
+
+    In Flyte's message an empty name stands for the run.
+
+    Raises:
+        WrongType: It is of another type.
+        InvalidArgument: A part of it is empty, or has a slash.
+    """
+    if isinstance(identifier, RunId):
+        return run_id_of(identifier)
+    if not isinstance(identifier, ActionId):
+        expect("action_id", identifier, ActionId, RunId, "ActionIdentifier")
+        if not identifier.name:
+            return _run_id("action_id.", identifier.run)
+    return action_id_of(identifier)
 
 
-def _identity(run: Any, name: str) -> ActionId:
-    return ActionId(run.project, run.domain, run.name, name, run.org)
+def run_id_of(run: RunId | RunIdentifier) -> RunId:
+    """Return the identity of a run. Its ``org`` may be empty.
+
+    Raises:
+        WrongType: It is of another type.
+        InvalidArgument: A part of it is empty, or has a slash.
+    """
+    if not isinstance(run, RunId):
+        expect("run", run, RunId, "RunIdentifier")
+    return _run_id("", run)
 
 
-def _check(action_id: ActionId, *more: str) -> None:
+def _run_id(path: str, run: Any) -> RunId:
+    found = run
+    if not isinstance(found, RunId):
+        found = RunId(run.project, run.domain, run.name, run.org)
+    _check(path, found)
+    return found
+
+
+def _check(path: str, identity: ActionId | RunId, *more: str) -> None:
     for part in ("project", "domain", "run", *more):
-        text = getattr(action_id, part)
-        expect(_FIELDS[part], text, str)
+        text, field = getattr(identity, part), path + _FIELDS[part]
+        expect(field, text, str)
         if not text or "/" in text:
-            raise InvalidArgument(_FIELDS[part], f"{text!r} is no name: give one, without a slash")
+            raise InvalidArgument(field, f"{text!r} is no name: give one, without a slash")

@@ -1,4 +1,4 @@
-"""The methods of the client, those for dead letters aside."""
+"""The methods of the client; ``dead_letters.py`` has those for dead letters."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppres
 from datetime import datetime
 from typing import Literal, overload
 
-import msgspec
 import trio
 
 from etcd_actions._internal.argument_types import checks_types
@@ -28,7 +27,13 @@ from etcd_actions.dead_letters import DeadLetterOperations
 from etcd_actions.errors import InvalidArgument, NotFound
 from etcd_actions.etcd.api import Etcd, KeyValue, Put
 from etcd_actions.etcd.group_commit import GroupCommit, GroupCommitStatistics
-from etcd_actions.follow.subscriptions import ALL_OF_RUN, AnySubscription, SnapshotEnd, Subscription
+from etcd_actions.follow.subscriptions import (
+    AnySubscription,
+    RunActions,
+    SnapshotEnd,
+    Subject,
+    Subscription,
+)
 from etcd_actions.images import Images
 from etcd_actions.model import (
     ActionId,
@@ -36,6 +41,7 @@ from etcd_actions.model import (
     ErrorState,
     Incarnation,
     Keyspace,
+    RunId,
 )
 from etcd_actions.model.flyte_types import (
     Action,
@@ -52,19 +58,25 @@ from etcd_actions.storage.store import Store
 
 
 class ActionsClient(DeadLetterRequests):
-    """Enqueues, aborts and reads actions, delivers their updates, and records their ends.
+    """Enqueues, aborts and reads actions, delivers their updates, and records terminal states.
 
     Each method works by itself; :meth:`watching` makes this process one of those that record
     and mark. Actions are named by an :class:`~etcd_actions.model.ActionId` or by Flyte's
-    ``ActionIdentifier``, and a run by Flyte's ``RunIdentifier`` or any of its actions.
+    ``ActionIdentifier``, runs by a :class:`~etcd_actions.model.RunId` or Flyte's
+    ``RunIdentifier``.
 
-    A request raises :class:`~etcd_actions.errors.ActionError` for its arguments or the state of
-    the action, of these :class:`~etcd_actions.errors.WrongType`, a TypeError, for an argument of
-    another type and :class:`~etcd_actions.errors.UnexpectedFailure` for what is not foreseen, and
-    :class:`~etcd_actions.errors.EtcdError` when etcd refuses it or cannot be reached. A cancelled
-    write may have been applied; the same request again is safe.
+    A request raises:
 
-    Made by :func:`open_actions_client`.
+    - :class:`~etcd_actions.errors.ActionError` for its arguments or the state of the action;
+    - of these, :class:`~etcd_actions.errors.WrongType`, a TypeError, for an argument of another
+      type, and :class:`~etcd_actions.errors.UnexpectedFailure` for any other exception, which is
+      logged;
+    - :class:`~etcd_actions.errors.EtcdError` if etcd refuses it or cannot be reached;
+    - :class:`trio.ClosedResourceError` after the client is closed.
+
+    A cancelled write may have been applied; the same request again is safe.
+
+    :func:`open_actions_client` makes it.
     """
 
     def __init__(
@@ -112,7 +124,7 @@ class ActionsClient(DeadLetterRequests):
         """Return the namespace of an action.
 
         Raises:
-            InvalidArgument: Its project and domain make none.
+            InvalidArgument: The template makes no valid namespace of its project and domain.
         """
         expect("action_id", action_id, ActionId)
         return self._keys.namespace_of(action_id)
@@ -121,7 +133,7 @@ class ActionsClient(DeadLetterRequests):
         """Return the etcd key of the object of a task or a condition.
 
         Raises:
-            InvalidArgument: Its names make none.
+            InvalidArgument: A part of its identity is empty, or has a slash.
         """
         expect("action_id", action_id, ActionId)
         try:
@@ -130,15 +142,15 @@ class ActionsClient(DeadLetterRequests):
             raise InvalidArgument("action_id", str(error)) from None
 
     def statistics(self) -> WatchingStatistics:
-        """Return what the watch has and has done."""
+        """Return the present counts of the watch; see :class:`WatchingStatistics`."""
         return self._processor.statistics()
 
     def group_commit_statistics(self) -> GroupCommitStatistics:
-        """Return how its writes went to etcd."""
+        """Return the counts of its group commit; see :class:`GroupCommitStatistics`."""
         return self._commit.statistics()
 
     def waiting_conditions(self) -> list[ActionId]:
-        """Return the conditions that wait for a signal, of those that the watch has received."""
+        """Return the conditions that wait for a signal, as far as the watch has received them."""
         return self._processor.waiting_conditions()
 
     @request
@@ -186,10 +198,16 @@ class ActionsClient(DeadLetterRequests):
         *,
         incarnation: Incarnation | None = None,
     ) -> AbortResult:
-        """End an action and all below it as ABORTED; afterwards nothing can be enqueued there.
+        """End an action and all actions below it as ABORTED.
 
-        An action that has ended keeps its phase. The same request again is safe, also after a
-        cancellation. With an ``incarnation`` only that object is ended.
+        Afterwards no action can be enqueued below it. A terminal action keeps its phase. The same
+        request again is safe, also after a cancellation.
+
+        Args:
+            action_id: The action.
+            reason: The reason, for people.
+            aborted_by: The subject, or Flyte's message with it.
+            incarnation: Abort only this object; by default the one that is stored.
 
         Raises:
             NotFound: There is no such action, or it is another incarnation.
@@ -217,9 +235,9 @@ class ActionsClient(DeadLetterRequests):
     ) -> StoredAction:
         """Report how far an action is: phase, attempts, cache status, and why it failed.
 
-        docs/status.md says what is stored, in the form of Flyte's executor, and which phases may
-        follow which. The same report again writes nothing. Reads that start afterwards see the
-        report. Cancelled, it was done completely or not at all.
+        docs/status.md has the stored fields, in the form of Flyte's executor, and the allowed
+        orders of phases. The same report again writes nothing. Reads that start afterwards return
+        the report. After a cancellation it was applied completely or not at all.
 
         Args:
             action_id: The action.
@@ -228,16 +246,16 @@ class ActionsClient(DeadLetterRequests):
             error: Why the action failed, with FAILED, TIMED_OUT and ABORTED.
             error_before: Why the attempt before failed, with a report that starts another one.
             message: One line for people.
-            claim: The report counts only while this claim holds.
-            incarnation: The report counts only for this object; by default for that of ``seen``,
-                else for the one that is stored.
-            seen: The caller's last state of the action. The report is written on it, and the
-                action is read only after a conflict; without it, it may be read first.
+            claim: Write the report only while this claim exists.
+            incarnation: Write the report only to this object; by default to the one of ``seen``,
+                or else to the one that is stored.
+            seen: The caller's last state of the action. The report is added to that state, and the
+                action is read only after a conflict. Without it, the action may be read first.
 
         Raises:
             NotFound: There is no such action, or it is another incarnation.
             ClaimLost: The claim does not hold any more.
-            FailedPrecondition: The attempt is an older one, or the action has ended.
+            FailedPrecondition: The attempt is an older one, or the action is terminal.
             InvalidArgument: The status cannot be stored, or ``seen`` is another action.
         """
         expect("attempt", attempt, int)
@@ -274,7 +292,7 @@ class ActionsClient(DeadLetterRequests):
         value: bool | float | str | LiteralValue,
         signalled_by: str | EnrichedIdentity = "",
     ) -> StoredAction:
-        """Give a condition the value that it waits for, which ends it. The same again is safe.
+        """Deliver the value that a condition waits for, which ends it. The same again is safe.
 
         Args:
             action_id: The condition.
@@ -284,7 +302,7 @@ class ActionsClient(DeadLetterRequests):
         Raises:
             InvalidArgument: The value has another type than the condition declares.
             NotFound: There is no such action.
-            FailedPrecondition: It is no condition, has another value, or has ended.
+            FailedPrecondition: It is no condition, has another value, or is terminal.
         """
         expect("value", value, bool, int, float, str, "Literal")
         expect("signalled_by", signalled_by, str, "EnrichedIdentity")
@@ -298,15 +316,15 @@ class ActionsClient(DeadLetterRequests):
         )
 
     def note_read(self, action_id: ActionId, kv: KeyValue | None) -> StoredAction:
-        """Decode an object that another transaction read; a report on it needs no read.
+        """Decode an object that the caller read in a transaction, and put it into the read cache.
 
         Args:
-            action_id: The action that it has to be.
-            kv: The value of its key; None for none.
+            action_id: The action to which the object has to belong.
+            kv: The key and its value; None if the key does not exist.
 
         Raises:
             NotFound: There is no object, or it is another action's.
-            DecodeError: It cannot be read.
+            DecodeError: The object cannot be decoded.
         """
         expect("action_id", action_id, ActionId)
         expect("kv", kv, KeyValue, None)
@@ -319,9 +337,12 @@ class ActionsClient(DeadLetterRequests):
 
     @request
     async def list_run_actions(
-        self, run: ActionId | RunIdentifier, *, traces: bool = False
+        self, run: RunId | RunIdentifier, *, traces: bool = False
     ) -> Listing:
-        """Return the tasks and conditions of a run, at one revision, and its traces on request."""
+        """Return the tasks and conditions of a run, at one revision, and its traces on request.
+
+        A value that cannot be decoded is logged and omitted.
+        """
         return await self._lister.list_run_actions(run_id_of(run), traces=traces)
 
     @request
@@ -338,11 +359,11 @@ class ActionsClient(DeadLetterRequests):
 
     @request
     async def get_task_action(self, action_id: ActionId | ActionIdentifier) -> StoredAction:
-        """Return one action as it is now.
+        """Return the present state of one action.
 
         Raises:
             NotFound: There is no such action.
-            DecodeError: What is stored cannot be read.
+            DecodeError: The stored value cannot be decoded.
         """
         return await self._lister.get_task_action(action_id_of(action_id))
 
@@ -353,24 +374,25 @@ class ActionsClient(DeadLetterRequests):
 
     @overload
     def subscribe(
-        self, parent: ActionId | ActionIdentifier, *, snapshot: Literal[False] = False
+        self, parent: ActionId | RunId | ActionIdentifier, *, snapshot: Literal[False] = False
     ) -> AbstractAsyncContextManager[Subscription[ActionUpdate]]: ...
     @overload
     def subscribe(
-        self, parent: ActionId | ActionIdentifier, *, snapshot: bool
+        self, parent: ActionId | RunId | ActionIdentifier, *, snapshot: bool
     ) -> AbstractAsyncContextManager[Subscription[ActionUpdate | SnapshotEnd]]: ...
     def subscribe(
-        self, parent: ActionId | ActionIdentifier, *, snapshot: bool = False
+        self, parent: ActionId | RunId | ActionIdentifier, *, snapshot: bool = False
     ) -> AbstractAsyncContextManager[AnySubscription]:
-        """Get the updates of an action and of its children, traces among them.
+        """Receive the updates of an action and of its children, traces among them.
 
         The updates of each action come in order. A reader that lags misses older updates of an
         action, never the last one; ``statistics()`` of the subscription counts them. A client
-        that does not watch opens one watch of the run for all its subscriptions.
+        that does not watch opens one watch of the run for all its subscriptions to that run.
 
         Args:
-            parent: The action. Its organization counts if both sides have one. An empty name
-                stands for the parent of the root, as in Flyte's interface.
+            parent: The action. Its organization counts if both sides have one. A run stands for
+                the parent of its root, as an empty name does in Flyte's message: the subscription
+                receives the updates of the root alone.
             snapshot: Start with the states at one revision, and a
                 :class:`~etcd_actions.follow.subscriptions.SnapshotEnd`. Nothing older follows, and
                 nothing newer is missing. In a run that recovers another one the traces of the
@@ -384,7 +406,7 @@ class ActionsClient(DeadLetterRequests):
     def subscribe_all(
         self,
     ) -> AbstractAsyncContextManager[Subscription[ActionUpdate | SnapshotEnd]]:
-        """Get the updates of all actions, after a snapshot; see :meth:`subscribe`.
+        """Receive the updates of all actions, after a snapshot; see :meth:`subscribe`.
 
         Raises:
             EtcdError: On entering, when etcd cannot be read.
@@ -392,20 +414,20 @@ class ActionsClient(DeadLetterRequests):
         return self._subscribe(None, True)
 
     def subscribe_run(
-        self, run: ActionId | RunIdentifier, *, snapshot: bool = True
+        self, run: RunId | RunIdentifier, *, snapshot: bool = True
     ) -> AbstractAsyncContextManager[Subscription[ActionUpdate | SnapshotEnd]]:
-        """Get the updates of all actions of a run, by default after a snapshot.
+        """Receive the updates of all actions of a run, by default after a snapshot.
 
         Raises:
             EtcdError: On entering, when etcd cannot be read.
         """
-        return self._subscribe(msgspec.structs.replace(run_id_of(run), name=ALL_OF_RUN), snapshot)
+        return self._subscribe(RunActions(run_id_of(run)), snapshot)
 
     async def unsubscribe(self, subscription: AnySubscription) -> None:
         """End a subscription: its reader gets the pending updates, then the end.
 
         Raises:
-            InvalidArgument: It is another client's.
+            InvalidArgument: Another client opened it.
         """
         expect("subscription", subscription, Subscription)
         self._subscribing.unsubscribe(subscription)
@@ -423,13 +445,13 @@ class ActionsClient(DeadLetterRequests):
             grace: Seconds that the queued work may take; by default the settings'.
 
         Raises:
-            EtcdError: On entering, when etcd refuses the list. While etcd is away it waits.
+            EtcdError: On entering, if etcd refuses the list. While etcd is unavailable it waits.
         """
         await self.start_watching()
         try:
             yield
         except BaseException:
-            # Cancelled, it continues in the background; the body's error must not be lost.
+            # After a cancellation the stop continues in the background. Raise the body's error.
             with suppress(trio.Cancelled):
                 await self.stop_watching(0)
             raise
@@ -451,11 +473,11 @@ class ActionsClient(DeadLetterRequests):
         With ``WatchingSettings(record=False)`` it only serves subscriptions, and writes nothing.
         To enqueue, report, list and subscribe a client need not watch.
 
-        While etcd is away it waits, until it is stopped. While the client watches it does
-        nothing. Cancelled, nothing is left running.
+        While etcd is unavailable it waits, until it is stopped. If the client watches already, it
+        does nothing. After a cancellation no task is left running.
 
         Raises:
-            EtcdError: etcd refused the list, for a lack of permission for instance.
+            EtcdError: etcd refused the list, for example for a lack of permission.
         """
         self._check_open()
         await self._processor.start_watching()
@@ -463,8 +485,8 @@ class ActionsClient(DeadLetterRequests):
     async def stop_watching(self, grace: float | None = None) -> None:
         """Stop the watch, finish the queued work within ``grace`` seconds, resign as the leader.
 
-        Work that is not finished is logged, and found unmarked at the next start. Subscriptions
-        stay open. Cancelled, it continues in the background. Without a watch it does nothing.
+        Unfinished work is logged, and found unmarked at the next start. Subscriptions stay open.
+        After a cancellation the stop continues in the background. Without a watch it does nothing.
 
         Args:
             grace: Seconds; by default the settings'.
@@ -484,6 +506,9 @@ class ActionsClient(DeadLetterRequests):
 
         Args:
             ttl: Seconds after which the claims of a process that stopped responding expire.
+
+        Raises:
+            EtcdError: On entering, if etcd grants no lease.
         """
         self._check_open()
         return open_claims(
@@ -500,10 +525,10 @@ class ActionsClient(DeadLetterRequests):
         return Catalog(self._etcd, self._store, keep)
 
     def _subscribe(
-        self, parent: ActionId | None, snapshot: bool
+        self, subject: Subject, snapshot: bool
     ) -> AbstractAsyncContextManager[AnySubscription]:
         self._check_open()
-        return self._subscribing.subscribe(parent, snapshot=snapshot)
+        return self._subscribing.subscribe(subject, snapshot=snapshot)
 
     def _close(self) -> None:
         self._closed = True

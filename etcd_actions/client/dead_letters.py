@@ -23,7 +23,7 @@ class DeadLetterRequests(Requests):
     async def dead_letters(self) -> list[DeadLetter]:
         """Return the dead letters of all namespaces at one revision, the oldest first.
 
-        A value in their place that cannot be read is among them, with the reason.
+        A value of such a key that cannot be decoded is among them, with the reason.
         """
         return await self._dead_letters.list_dead_letters()
 
@@ -33,12 +33,12 @@ class DeadLetterRequests(Requests):
     ) -> DeadLetter | None:
         """Have the leader report an action again: its record, then its status.
 
-        The request is written to the dead letter, and stays one request however often it is
-        made. Cancelled, it may have been made.
+        The request is written to the dead letter. The same request again changes nothing. After a
+        cancellation it may have been written.
 
         Args:
-            dead_letter: Which one; any revision of it.
-            wait: Return when the request is answered, however long that takes.
+            dead_letter: The dead letter, in any of its revisions.
+            wait: Whether to wait, without limit, until the request is answered.
 
         Returns:
             None if there is no such dead letter any more: the report was accepted, or another
@@ -46,7 +46,7 @@ class DeadLetterRequests(Requests):
             or in ``note`` why nothing could be reported.
 
         Raises:
-            FailedPrecondition: It cannot be read.
+            FailedPrecondition: The dead letter cannot be decoded.
         """
         expect("dead_letter", dead_letter, DeadLetter)
         pending = await self._dead_letters.retry(dead_letter)
@@ -56,7 +56,7 @@ class DeadLetterRequests(Requests):
 
     @request
     async def wait_dead_letter(self, pending: DeadLetter) -> DeadLetter | None:
-        """Return once a request for another report is answered, however long that takes.
+        """Wait, without limit, until a request for another report is answered.
 
         Args:
             pending: What :meth:`retry_dead_letter` returned.
@@ -69,23 +69,26 @@ class DeadLetterRequests(Requests):
 
     @request
     async def delete_dead_letter(self, dead_letter: DeadLetter) -> bool:
-        """Delete a dead letter, and return whether it was deleted: one that changed stays.
+        """Delete a dead letter; the run service does not receive its report.
 
-        The run service is not sent the report. A terminal state that is not marked is reported
-        again by the next leader, and may be rejected again.
+        The next leader reports a terminal state again that is not marked. The run service may
+        reject it again.
+
+        Returns:
+            Whether it was deleted. A dead letter that changed since it was read is not.
         """
         expect("dead_letter", dead_letter, DeadLetter)
         return await self._dead_letters.delete(dead_letter)
 
     @request
     async def dead_letter_objects(self, dead_letters: Collection[DeadLetter]) -> dict[bytes, int]:
-        """Return which objects of dead letters exist, with the ``create_revision`` of each."""
+        """Return the keys of dead letters' objects that exist, with their ``create_revision``."""
         await trio.lowlevel.checkpoint()
         return await self._dead_letters.objects(dead_letters)
 
     @request
     async def has_leader(self) -> bool:
-        """Return whether a leader is elected below the prefix, which retries dead letters.
+        """Return whether there is an elected leader, which retries dead letters.
 
         A process that works without an election is not counted.
         """

@@ -1,4 +1,4 @@
-"""Opens a client: puts its parts together."""
+"""Opens a client: makes and connects its parts."""
 
 from __future__ import annotations
 
@@ -49,18 +49,18 @@ async def open_actions_client(
 
     Args:
         etcd: The connection; it must live longer.
-        prefix: What comes before ``<namespace>/<name>`` in the keys.
+        prefix: The part of the keys before ``<namespace>/<name>``.
         namespace: The Kubernetes namespace of all actions.
         namespace_template: Names the namespace of each action by its project and domain
             instead, such as ``{project}-{domain}``; then all namespaces are watched, recorded
             and marked. See :class:`~etcd_actions.model.NamespaceTemplate`.
         all_namespaces: Watch, record and mark in all other namespaces, too.
-        run_service: Gets a report of each change, and accepts a terminal state before it is
-            marked; by default terminal states are marked at once.
-        codec: The stored form of new objects: ``json``, which a Kubernetes API server reads,
-            too, ``protobuf`` or ``msgpack``.
+        run_service: Receives a report of each change, and has to accept a terminal state before it
+            is marked; by default terminal states are marked at once.
+        codec: The stored form of new objects: ``json``, ``protobuf`` or ``msgpack``. A Kubernetes
+            API server can read only ``json``.
         settings: How the client watches, and whether new objects get its finalizer.
-        containment: The boundaries of the process; by default the client has its own.
+        containment: Counts unexpected failures; by default one of its own.
 
     Raises:
         ConfigError: There is no such codec, or the template makes no namespaces.

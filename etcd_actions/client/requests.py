@@ -15,10 +15,10 @@ _Method = TypeVar("_Method", bound=Callable[..., Awaitable[object]])
 
 
 class Requests:
-    """Has methods that are requests.
+    """The base of a class whose methods are requests.
 
     Attributes:
-        containment: The boundaries of what it does, and of what is built on it.
+        containment: Counts the unexpected failures of the requests.
     """
 
     def __init__(self, containment: Containment) -> None:
@@ -31,7 +31,11 @@ class Requests:
 
 
 def request(method: _Method) -> _Method:
-    """Make a method the boundary of a request: what it raises is an error of this package."""
+    """Make a method the boundary of a request.
+
+    The method raises only errors of this package, trio.ClosedResourceError and cancellations. Any
+    other exception is counted and logged, and raised as UnexpectedFailure.
+    """
 
     @wraps(method)
     async def contained(client: Requests, *args: object, **kwargs: object) -> object:

@@ -12,7 +12,7 @@ import trio
 from etcd_actions.actions.listing import Lister, Listing
 from etcd_actions.actions.recovery import Recovery
 from etcd_actions.errors import InvalidArgument
-from etcd_actions.follow.subscriptions import ALL_OF_RUN, AnySubscription
+from etcd_actions.follow.subscriptions import AnySubscription, RunActions, Subject
 from etcd_actions.model import ActionId, ActionUpdate, Keyspace, build_action_update
 from etcd_actions.pipeline.processor import Processor
 from etcd_actions.pipeline.shared_watches import Scope, SharedWatches
@@ -25,15 +25,15 @@ class Subscribing:
     """Opens subscriptions of one client.
 
     Args:
-        keys: Where its actions are.
-        processor: Its own, which serves all subscriptions while it watches.
+        keys: The keyspace of the actions.
+        processor: The client's own processor. It serves all subscriptions while it watches.
         watcher: Makes a processor that only serves subscriptions.
         lister: Reads the snapshots.
         recovery: Reads the traces of a run that another one recovers.
 
     Attributes:
         watches: The watches that serve subscriptions while the client does not watch.
-        processors: By open subscription, what serves it.
+        processors: The processor that serves each open subscription.
     """
 
     def __init__(
@@ -53,14 +53,22 @@ class Subscribing:
 
     @asynccontextmanager
     async def subscribe(
-        self, parent: ActionId | None, *, snapshot: bool
+        self, subject: Subject, *, snapshot: bool
     ) -> AsyncIterator[AnySubscription]:
-        """Open one, of an action, of a run, or of all; see :meth:`Subscriptions.subscribe`."""
+        """Open a subscription, until the context is left.
+
+        Args:
+            subject: See :data:`~etcd_actions.follow.subscriptions.Subject`.
+            snapshot: Whether it begins with a snapshot.
+
+        Raises:
+            EtcdError: A read failed, or etcd refused the watch.
+        """
         async with AsyncExitStack() as stack:
             processor = self._processor
             if shared := not processor.watching:
-                processor = await stack.enter_async_context(self.watches.of(self._scope(parent)))
-            subscription = processor.subscribe(parent, snapshot=snapshot)
+                processor = await stack.enter_async_context(self.watches.of(self._scope(subject)))
+            subscription = processor.subscribe(subject, snapshot=snapshot)
             self.processors[subscription] = processor
             await stack.enter_async_context(subscription)
             if shared:
@@ -68,49 +76,50 @@ class Subscribing:
                     subscription.skip_to(await self._lister.revision())
                 await processor.start_watching()
             if snapshot:
-                listing = await self._states_of(parent, processor, subscription)
+                listing = await self._states_of(subject, processor, subscription)
                 states = await _updates(listing)
                 traces: list[ActionUpdate] = []
-                if parent is not None and parent.name not in ("", ALL_OF_RUN):
-                    traces = await self._recovery.traces(parent, listing)
+                if isinstance(subject, ActionId):
+                    traces = await self._recovery.traces(subject, listing)
                 processor.start_with(subscription, states, listing.revision, others=traces)
             yield subscription
 
     def unsubscribe(self, subscription: AnySubscription) -> None:
-        """End one; its reader gets the pending updates first.
+        """End a subscription behind its pending updates.
 
         Raises:
-            InvalidArgument: It is another client's.
+            InvalidArgument: Another client opened it.
         """
         processor = self.processors.get(subscription)
         if processor is None:
             raise InvalidArgument("subscription", "it was opened by another client")
         processor.unsubscribe(subscription)
 
-    def _scope(self, parent: ActionId | None) -> Scope:
-        """What has to be watched."""
-        if parent is None:
+    def _scope(self, subject: Subject) -> Scope:
+        """The scope of the watch that a subscription needs."""
+        if subject is None:
             return Scope(self._keys.namespace, None)
-        return Scope(self._keys.namespace_of(parent), parent.run)
+        run = subject.run if isinstance(subject, RunActions) else subject
+        return Scope(self._keys.namespace_of(run), run.run)
 
     async def _states_of(
-        self, parent: ActionId | None, processor: Processor, subscription: AnySubscription
+        self, subject: Subject, processor: Processor, subscription: AnySubscription
     ) -> Listing:
-        if parent is None:
+        if subject is None:
             return await self._lister.list_all()
-        if parent.name == ALL_OF_RUN:
-            return await self._lister.list_run_actions(parent, traces=True)
-        if parent.name:
+        if isinstance(subject, RunActions):
+            return await self._lister.list_run_actions(subject.run, traces=True)
+        if isinstance(subject, ActionId):
             known = await processor.families.read(
-                parent, self._keys, traces=True, since=subscription.awaited
+                subject, self._keys, traces=True, since=subscription.awaited
             )
             if known is not None:
                 return known
-        return await self._lister.list_child_actions(parent, traces=True)
+        return await self._lister.list_child_actions(subject, traces=True)
 
 
 async def _updates(listing: Listing) -> list[ActionUpdate]:
-    """The states that were read, as updates; other tasks run in between."""
+    """The states of a listing, as updates; other tasks run in between."""
     updates = []
     for number, action in enumerate(listing.actions, 1):
         if not number % _BATCH:

@@ -12,8 +12,8 @@ from google.protobuf.unknown_fields import UnknownFieldSet
 from etcd_actions.codecs._pb import etcd_actions_taskaction_pb2 as pb
 from etcd_actions.codecs.message_forms import Elsewhere, Form, read_tree, read_view, write_tree
 from etcd_actions.codecs.object_tree import base64_text
-from etcd_actions.model import names
-from etcd_actions.model.mark import details_digest, read_state, subject_digest
+from etcd_actions.model import names, summary
+from etcd_actions.model.mark import State, details_digest, read_state, subject_digest
 from etcd_actions.model.phase import phase_of
 from etcd_actions.model.summary import Summary
 from etcd_actions.model.taskaction import ActionObject
@@ -79,18 +79,15 @@ def summary_of(message: pb.TaskAction, revision: int, create_revision: int) -> S
     for condition in conditions:
         if condition.other_fields or not condition.type or not condition.status:
             return None
-    finalizers = metadata.finalizers
-    held = names.FINALIZER_RECORD in finalizers
-    phase, attempts = phase_of(conditions), status.attempts
-    recorded, stray, mark = False, False, 0
+    state = State(phase_of(conditions), status.attempts, False)
     if metadata.labels.get(names.LABEL_TERMINAL_STATUS_RECORDED) == "true":
         error = status.error_state if status.HasField("error_state") else None
         if error is not None and error.other_fields:
             return None
-        phase, attempts, recorded, _, stray, mark = read_state(
+        state = read_state(
             metadata.annotations.get(names.ANNOTATION_RECORDED),
-            phase,
-            attempts,
+            state.phase,
+            state.attempts,
             create_revision,
             subject_digest(project, domain, run, name, metadata.uid),
             details_digest(
@@ -99,29 +96,7 @@ def summary_of(message: pb.TaskAction, revision: int, create_revision: int) -> S
                 status.output_uri if spec.action_type == names.ACTION_TYPE_TRACE else "",
             ),
         )
-    return Summary(
-        project,
-        domain,
-        run,
-        name,
-        metadata.annotations.get(names.ANNOTATION_ORG, ""),
-        spec.parent_action_name,
-        metadata.uid,
-        phase,
-        attempts,
-        status.cache_status,
-        recorded,
-        spec.run_output_base,
-        create_revision,
-        revision,
-        bool(metadata.deletion_timestamp),
-        held,
-        len(finalizers) > held,
-        stray,
-        mark,
-        spec.action_type == names.ACTION_TYPE_CONDITION,
-        names.other_version(message.api_version),
-    )
+    return summary.summary_of(message, state, revision, create_revision)
 
 
 def _is_task_action(message: pb.TaskAction) -> bool:

@@ -516,5 +516,8 @@ RUN: tuple[Setting[object], ...] = tuple(each for each in SETTINGS if each.scope
 SUBMIT: tuple[Setting[object], ...] = (*BACKEND, BLOB_DIR, PYTHON)
 """The settings of ``submit``, which needs Flyte's SDK and a store for the files of runs."""
 
+FILES: tuple[Setting[object], ...] = (*BACKEND, BLOB_DIR, EXECUTOR_STATE_DIR)
+"""Those of commands that read or delete files of runs."""
+
 SECRET: tuple[Setting[object], ...] = (USER, PASSWORD)
 """The settings whose text can have a password."""

@@ -38,7 +38,7 @@ _DURATION = re.compile(rf"(?:{_PART}){{1,16}}")
 # Go's durations are nanoseconds in 63 bits.
 _LONGEST = 2**63 / 1e9
 
-_LEAST_FOR_UPLOADS = 48 * 3600
+LEAST_FOR_UPLOADS = 48 * 3600
 _SIZES = {"": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 
 _BOOLS = dict.fromkeys(("1", "t", "T", "TRUE", "true", "True"), True) | dict.fromkeys(
@@ -79,7 +79,7 @@ def positive_duration(text: str) -> float:
 def time_of_uploads(text: str) -> float:
     """A Go duration of 48 hours or more, in seconds: the SDK reuses an upload for a day."""
     seconds = duration(text)
-    if seconds < _LEAST_FOR_UPLOADS:
+    if seconds < LEAST_FOR_UPLOADS:
         raise ValueError(
             f"{quoted(text)} is too short: the SDK reuses an upload for a day; give 48h or more"
         )

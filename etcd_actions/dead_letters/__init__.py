@@ -1,8 +1,8 @@
 """Dead letters: calls that the run service rejected for good, kept in etcd until it accepts them.
 
-Each action and call has a key of its own. The leader writes it before it marks, so a marked action
+Each action and call has a key of its own. The leader writes it before the mark, so a marked action
 has a record in the run service or a dead letter. An operator lists dead letters, requests another
-try, or deletes one, from any process; the leader watches these keys and repeats the calls.
+report, or deletes one, from any process. The leader watches these keys and repeats the calls.
 """
 
 from etcd_actions.dead_letters.dead_letter import DeadLetter, read_dead_letters

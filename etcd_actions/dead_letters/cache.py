@@ -1,4 +1,4 @@
-"""What the leader knows of the dead letters: as its watch delivered them, and as it wrote them."""
+"""The leader's cache of dead letters: as its watch delivered them, or as it wrote them."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ class DeadLetterCache:
 
     Args:
         keys: The keys of dead letters.
-        owns: Whether an object is among those that this process works on; the dead letters of
-            others are another leader's.
+        owns: Returns whether this process watches an object; other dead letters are ignored,
+            because another leader handles them.
 
     Attributes:
         entries: The dead letters by their keys.
         size: Bytes of their keys and values.
-        on_request: Called with the key of an object when another try is requested for it.
+        on_request: Called with the key of an object when another report of it is requested.
     """
 
     def __init__(self, keys: DeadLetterKeys, owns: Callable[[bytes], bool]) -> None:
@@ -38,13 +38,13 @@ class DeadLetterCache:
         self._requested: dict[bytes, set[bytes]] = {}
 
     def requested(self, key: bytes) -> list[DeadLetter]:
-        """The dead letters about an object for which another try is requested."""
+        """The dead letters about an object for which another report is requested."""
         if not (keys := self._requested.get(key)):
             return []
         return [self.entries[each] for each in keys]
 
     def put(self, kv: KeyValue) -> None:
-        """A dead letter was read or written."""
+        """Note a dead letter that was read or written."""
         dead_letter = form.read(self._keys, kv)
         if dead_letter.key and not self._owns(dead_letter.key):
             return
@@ -56,7 +56,7 @@ class DeadLetterCache:
             self.on_request(dead_letter.key)
 
     def remove(self, key: bytes, revision: int = 0) -> None:
-        """A dead letter does not exist; ``revision`` is that of its deletion by this process."""
+        """Remove a dead letter; with ``revision`` this process deleted it, at that revision."""
         if revision:
             self._deleted[key] = revision
         dead_letter = self.entries.pop(key, None)
@@ -69,14 +69,14 @@ class DeadLetterCache:
                 del self._requested[dead_letter.key]
 
     def clear(self) -> None:
-        """Forget everything: another process may lead, or the store is another one."""
+        """Forget all: another process may be the leader, or the store was replaced."""
         self.entries.clear()
         self._requested.clear()
         self._deleted.clear()
         self.size = 0
 
     def dispatch(self, changes: Sequence[Change], /) -> None:
-        """Accept changes of the watch; later writes are newer."""
+        """Accept changes of the watch, except those that are older than this process's writes."""
         for change in changes:
             kv = change.kv
             if kv.mod_revision <= self._deleted.get(kv.key, 0):

@@ -1,10 +1,10 @@
-"""What a dead letter has, and how it is stored. No I/O.
+"""The fields of a dead letter, and its stored form. No I/O.
 
-A key is ``<side>dead-dead_letters/actions/<namespace>/<name>/<what>/<digest>`` for a task's or
-condition's object, and has ``traces`` for ``actions`` for a trace's. The digest is of the
-action's identity: two actions whose objects share a key, one after the other, have a dead letter
-each. The value is JSON, which etcd's own tools show; only what is needed to report the state again,
-where the object is deleted by then, is compressed.
+A key is ``<side>dead-letters/actions/<namespace>/<name>/<what>/<digest>`` for the object of a task
+or a condition; for that of a trace ``actions`` is replaced by ``traces``. The digest is of the
+action's identity: two actions whose objects have the same key, one after the other, have a
+dead letter each. The value is JSON, so that people can read it with etcdctl. Only the state, for a
+repeated report after the object is deleted, is compressed.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ CALLS: Final = (RECORD, STATUS)
 
 _LONGEST_ERROR: Final = 2_000
 _LONGEST_NAME: Final = 500
-"""Characters; no name of Kubernetes' is longer."""
+"""Characters; no name in Kubernetes is longer."""
 _LARGEST_STATE: Final = 24 * 1024
-"""Bytes of a kept state, compressed: a dead letter with it is smaller than 48 KiB."""
+"""The most bytes of a compressed state: a dead letter with it is smaller than 48 KiB."""
 _LARGEST_UNPACKED: Final = 16 * 1024 * 1024
 
 _Revision = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
@@ -38,7 +38,7 @@ _Number = Annotated[int, msgspec.Meta(ge=-(2**31), le=2**31 - 1)]
 
 
 class Request(msgspec.Struct, rename="camel", frozen=True):
-    """A request for another try."""
+    """A request for another report."""
 
     id: str
     at: str
@@ -48,32 +48,32 @@ class Request(msgspec.Struct, rename="camel", frozen=True):
 class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
     """A call that the run service rejected for good.
 
-    A field with a default is not known of a dead letter that cannot be read.
+    If the value cannot be decoded, the fields with a default have that.
 
     Attributes:
-        dead_letter_key: Its own key in etcd.
+        dead_letter_key: The key of the dead letter itself.
         dead_letter_revision: ``mod_revision`` of that key.
         dead_letter_created: ``create_revision`` of that key: the lowest is the oldest one.
         size: Bytes of key and value.
         key: The key of the action's object.
         what: ``record`` or ``status``.
-        unreadable: Why this is no dead letter; empty for one that can be read.
-        action_id: The action.
-        uid: Of the object.
-        create_revision: Of the object; with ``uid`` it distinguishes a re-created object.
+        unreadable: Why the value cannot be decoded; empty if it can.
+        action_id: The action; all parts are empty if it is not known.
+        uid: The uid of the object.
+        create_revision: The object's ``create_revision``; another one is a re-created object.
         revision: ``mod_revision`` of the state that is reported again if the object is deleted.
-        phase: Of that state.
-        attempts: Of that state.
+        phase: The phase of that state.
+        attempts: The attempts of that state.
         is_deleted: Whether the object was deleted.
         code: A number of ``google.rpc.Code``.
         error: The run service's message, at most 2,000 characters.
         first: When the call was rejected first, RFC 3339 in UTC, by the writer's clock.
         last: When it was rejected last.
         times: How often it was rejected.
-        request: The request for another try that is not answered yet.
+        request: The request for another report that is not answered yet; None without one.
         answered: The id of the last request that was answered.
-        note: Why a requested try could not be made.
-        keeps: What is kept for a deleted object: ``state``, ``object`` for both, or nothing.
+        note: Why a requested report could not be made.
+        keeps: ``state`` if it has the state, ``object`` if it has the object, too; else empty.
     """
 
     dead_letter_key: bytes
@@ -107,7 +107,7 @@ class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LastReport(NamedTuple):
-    """What is reported again of a deleted object; ``value`` is None if it was too large."""
+    """The report to repeat for a deleted object; ``value`` is None if it was too large."""
 
     update: ActionUpdate
     value: bytes | None
@@ -119,7 +119,7 @@ class StoredDeadLetter(
     """The value of a dead letter's key."""
 
     object_key: str
-    """For people: the exact one is in the dead letter's key."""
+    """The object's key for people; the exact one is in the dead letter's key."""
     project: str
     domain: str
     run: str
@@ -144,10 +144,10 @@ class StoredDeadLetter(
 
 
 class DeadLetterKeys:
-    """The keys of the dead letters about one prefix.
+    """The keys of the dead letters about the objects of one keyspace.
 
     Args:
-        keys: Where the objects are.
+        keys: The keyspace.
     """
 
     def __init__(self, keys: Keyspace) -> None:
@@ -163,7 +163,7 @@ class DeadLetterKeys:
         return self.of_object(object_key) + f"{what}/{_digest(action_id)}".encode()
 
     def of_object(self, object_key: bytes) -> bytes:
-        """What the keys of all dead letters about an object begin with.
+        """The prefix of the keys of all dead letters about an object.
 
         Raises:
             ValueError: The object is not below the prefix.
@@ -174,10 +174,10 @@ class DeadLetterKeys:
         raise ValueError(f"{object_key!r} is not below the prefix")
 
     def parse(self, dead_letter_key: bytes) -> tuple[bytes, str]:
-        """The object's key, and which call a dead letter is about.
+        """The object's key, and the call, in the key of a dead letter.
 
         Raises:
-            DecodeError: It is no dead letter's key.
+            DecodeError: It is not the key of a dead letter.
         """
         place, *end = dead_letter_key.removeprefix(self.prefix).rsplit(b"/", 2)
         for name, root in self._roots:
@@ -187,7 +187,7 @@ class DeadLetterKeys:
 
 
 def read(keys: DeadLetterKeys, kv: KeyValue) -> DeadLetter:
-    """Decode a key. Never fails: what cannot be read has `unreadable` set."""
+    """Decode a dead letter. It never fails: ``unreadable`` is set if the value is unusable."""
     dead_letter = DeadLetter(
         dead_letter_key=kv.key,
         dead_letter_revision=kv.mod_revision,
@@ -225,7 +225,7 @@ def read(keys: DeadLetterKeys, kv: KeyValue) -> DeadLetter:
 
 
 def read_dead_letters(keys: Keyspace, kvs: Iterable[KeyValue]) -> list[DeadLetter]:
-    """Decode keys of dead letters, also those that cannot be read."""
+    """Decode dead letters, also unusable ones."""
     dead_letters = DeadLetterKeys(keys)
     return [read(dead_letters, kv) for kv in kvs]
 
@@ -242,10 +242,10 @@ def rejection(
 
     Args:
         update: The state that was rejected.
-        last: What to keep; None for nothing.
+        last: The report to keep; None for none.
         code: A number of ``google.rpc.Code``.
         error: The run service's message.
-        before: The dead letter about the same call of the same incarnation, where there is one.
+        before: The dead letter about the same call of the same incarnation; None without one.
     """
     now = timestamp()
     named = update.action_id
@@ -269,7 +269,7 @@ def rejection(
         first=now if before is None else before.first,
         last=now,
         times=1 if before is None else before.times + 1,
-        # The rejection is the answer.
+        # The rejection is the answer to the request.
         answered=request.id if request is not None else before.answered if before else "",
         state=state,
         keeps=keeps,
@@ -293,12 +293,12 @@ def with_state(
 
 
 def with_request(stored: StoredDeadLetter, request: Request) -> StoredDeadLetter:
-    """The dead letter with a request for another try."""
+    """The dead letter with a request for another report."""
     return msgspec.structs.replace(stored, request=request, note="")
 
 
 def without_request(stored: StoredDeadLetter, note: str) -> StoredDeadLetter:
-    """The dead letter with its request answered: the try could not be made."""
+    """The dead letter with its request answered: the report could not be made."""
     answered = stored.request.id if stored.request is not None else stored.answered
     note = _clipped(note, _LONGEST_ERROR)
     return msgspec.structs.replace(stored, request=None, answered=answered, note=note)
@@ -318,21 +318,21 @@ def decode(kv: KeyValue) -> StoredDeadLetter:
     try:
         return msgspec.json.decode(kv.value, type=StoredDeadLetter)
     except Exception as error:
-        # The key may hold anything: a value nested too deeply, say.
+        # Any client may have written the key: a value nested too deeply, for example.
         raise DecodeError(describe(error), key=kv.key, revision=kv.mod_revision) from error
 
 
 def is_about(dead_letter: DeadLetter, update: ActionUpdate) -> bool:
-    """Whether a dead letter is about this incarnation of an action, and can be read."""
+    """Whether a dead letter is about this incarnation of an action, and is usable."""
     named = (_clipped(update.uid), update.create_revision)
     return not dead_letter.unreadable and (dead_letter.uid, dead_letter.create_revision) == named
 
 
 def last_report_of(stored: StoredDeadLetter) -> LastReport | None:
-    """What a dead letter keeps, None for nothing.
+    """The report that a dead letter keeps; None for none.
 
     Raises:
-        DecodeError: It cannot be read.
+        DecodeError: It cannot be decoded.
     """
     if not stored.state:
         return None
@@ -345,16 +345,16 @@ def last_report_of(stored: StoredDeadLetter) -> LastReport | None:
         raise DecodeError(
             f"the state that a dead letter keeps cannot be read: {describe(error)}"
         ) from error
-    raise DecodeError("the state that a dead letter keeps is cut, or too large")
+    raise DecodeError("the state that a dead letter keeps is truncated, or too large")
 
 
 def timestamp() -> str:
-    """Now, RFC 3339 in UTC, to the millisecond."""
+    """The present time, RFC 3339 in UTC, to the millisecond."""
     return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def _packed(last: LastReport | None) -> tuple[bytes, str]:
-    """A state, compressed, with the object where both are small enough, and which it is."""
+    """The compressed state, with the object if both are small enough; and the field ``keeps``."""
     if last is None:
         return b"", ""
     # The error is not reported, and may be long.
@@ -365,7 +365,7 @@ def _packed(last: LastReport | None) -> tuple[bytes, str]:
         try:
             packed = zlib.compress(msgspec.msgpack.encode(LastReport(update, value)))
         except (OverflowError, ValueError):
-            # A number or a text that no message of Flyte's can have either.
+            # It has a number or a text that a message of Flyte cannot have either.
             break
         if len(packed) <= _LARGEST_STATE:
             return packed, keeps
@@ -383,6 +383,6 @@ def _bounded(number: int) -> int:
 
 
 def _clipped(text: str, longest: int = _LONGEST_NAME) -> str:
-    """A text from outside that can be stored."""
+    """A text from outside, truncated, and without characters that cannot be stored."""
     text = text.encode(errors="backslashreplace").decode()
     return text if len(text) <= longest else text[:longest] + " ..."

@@ -1,11 +1,10 @@
-"""The dead letters as the leader writes them.
+"""The leader's side of dead letters: it writes them, and receives the requests of operators.
 
-It watches their keys while it leads, so it knows which calls have a dead letter, and what an
-operator requests. Each write compares that this process still leads, and that the dead letter is as
-it is known, so that no change of another process is overwritten. A write that etcd does not do
-raises: the turn of that one action is repeated, with a back-off, and until then nothing is marked.
-The same holds for a rejected call while etcd refuses to list the dead letters; what is accepted is
-marked: a process that may not read dead letters cannot have written one.
+It watches their keys while this process leads. Each write compares the leader's key, and the last
+known revision of the dead letter, so no change of another process is overwritten. A write that etcd
+refuses raises: the turn of that action is repeated with a back-off, and until then nothing is
+marked. The same holds for a rejected call while etcd refuses to list the dead letters. An accepted
+terminal state is marked nevertheless: a user who may not read dead letters has not written one.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ from etcd_actions.watch import Reflector, ReflectorSettings
 
 MOST_DEAD_LETTERS = 10_000
 MOST_BYTES = 64 * 1024 * 1024
-"""Of keys and values of all dead letters of one leader; etcd's quota is 2 GiB by default."""
+"""The most bytes of all dead letters of one leader; etcd's quota is 2 GiB by default."""
 
 _BACKOFF = Backoff(initial=0.1, cap=10.0)
 
@@ -52,11 +51,11 @@ _log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class DeadLetterStatistics:
-    """What a store has and has done.
+    """The contents and the counts of a store.
 
     Attributes:
-        dead_letters: The open dead letters, unreadable ones too; empty while another process leads.
-        dropped: How many were deleted for newer ones.
+        dead_letters: The dead letters, also unusable ones; empty while another process leads.
+        dropped: Number of dead letters that were deleted for newer ones.
     """
 
     dead_letters: tuple[DeadLetter, ...]
@@ -64,20 +63,20 @@ class DeadLetterStatistics:
 
 
 class DeadLetterStore:
-    """See the module's text. Its methods may be called from several tasks, one task an action.
+    """See the module's text. Several tasks may call its methods, each for another action.
 
-    Each that reads or writes raises :class:`~etcd_actions.errors.EtcdError` when etcd did not do
-    it, or maybe did: then it is to be called again.
+    A method that reads or writes raises :class:`~etcd_actions.errors.EtcdError` if a request
+    failed, which may have been applied: the caller has to repeat the call.
 
     Args:
         etcd: The connection.
         store: Writes to etcd.
-        keys: Where objects and dead letters are.
+        keys: The keyspace of objects and dead letters.
         owns: See :class:`DeadLetterCache`.
         settings: How the dead letters are watched.
         containment: Counts unexpected failures.
-        most: How many dead letters there may be; the oldest are deleted.
-        most_bytes: How many bytes they may have.
+        most: The most dead letters; the oldest are deleted.
+        most_bytes: The most bytes of all of them.
     """
 
     def __init__(
@@ -101,13 +100,13 @@ class DeadLetterStore:
         self._most = most
         self._most_bytes = most_bytes
         self._fence: Compare | None = None
-        # Set once the dead letters are listed, or etcd has refused that: then it says why.
+        # Set once the dead letters are listed, or once etcd refused that; then the refusal is set.
         self._loaded = trio.Event()
         self._refusal: EtcdError | None = None
         self._dropped = 0
 
     def statistics(self) -> DeadLetterStatistics:
-        """See :class:`DeadLetterStatistics`."""
+        """The present contents and counts; see :class:`DeadLetterStatistics`."""
         dead_letters = tuple(self._cache.entries.values())
         return DeadLetterStatistics(dead_letters=dead_letters, dropped=self._dropped)
 
@@ -115,11 +114,11 @@ class DeadLetterStore:
     async def at_work(
         self, fence: Compare | None, on_request: Callable[[bytes], None]
     ) -> AsyncIterator[None]:
-        """Watch the dead letters; on leaving they are forgotten, and stay in etcd.
+        """Watch the dead letters until the context is left; then the cache is cleared.
 
         Args:
-            fence: Holds while this process leads; None without an election.
-            on_request: Called with the key of an object when another try is requested for it.
+            fence: The compare of the leader's key; None without an election.
+            on_request: Called with the key of an object when another report of it is requested.
         """
         self._cache.clear()
         self._fence, self._cache.on_request = fence, on_request
@@ -136,7 +135,7 @@ class DeadLetterStore:
             self._loaded, self._refusal = trio.Event(), None
 
     def requests(self, key: bytes) -> frozenset[str]:
-        """The ids of the requests for another try of calls about an object."""
+        """The ids of the requests for another report of an object."""
         requests = (each.request for each in self._cache.requested(key))
         return frozenset(request.id for request in requests if request is not None)
 
@@ -149,18 +148,18 @@ class DeadLetterStore:
     async def reject(
         self, what: str, update: ActionUpdate, value: bytes | None, *, code: int, error: str
     ) -> None:
-        """Write that a call was rejected for good; that answers a request for another try.
+        """Write the dead letter of a rejected call; it answers a request for another report.
 
         Args:
             what: ``record`` or ``status``.
             update: The state that was rejected.
-            value: The stored object, None if it is not known.
+            value: The stored object; None if it is not known.
             code: A number of ``google.rpc.Code``.
             error: The run service's message.
         """
         await self._loaded.wait()
         if self._refusal is not None:
-            # No other action's worker waits for this.
+            # Raise at once: a wait would occupy a worker of the outbox.
             raise self._refusal
         key = self._key(update, what)
         while True:
@@ -176,10 +175,11 @@ class DeadLetterStore:
         await self._evict_oldest()
 
     async def accept(self, what: str, update: ActionUpdate) -> None:
-        """A call was accepted: the dead letter about it is deleted.
+        """Delete the dead letter about a call that was accepted.
 
-        One with a request stays until all is reported, see :meth:`settle`: of an action that is
-        marked or deleted nothing else would report the status after the record.
+        A dead letter with a request stays until the action is reported completely, see
+        :meth:`settle`: the request is the only reason to report the status of a marked or deleted
+        action after its record.
         """
         if not await self._any():
             return
@@ -188,10 +188,10 @@ class DeadLetterStore:
             await self._write(key, before, None)
 
     async def carry(self, update: ActionUpdate, value: bytes | None) -> None:
-        """Store in a dead letter about a record which state the run service accepted since.
+        """Store the state that the run service accepted in the dead letter about its record.
 
-        Before a terminal state is marked, and after a deletion was reported: the dead letter
-        outlives the object, and has all that the run service lacks.
+        It is called before a terminal state is marked, and after a deletion was reported: the
+        dead letter outlives the object, and keeps the data that the run service lacks.
         """
         if not await self._any():
             return
@@ -208,9 +208,10 @@ class DeadLetterStore:
             await self._write(key, before, form.encode(stored))
 
     async def settle(self, update: ActionUpdate, requests: frozenset[str]) -> None:
-        """All of an action was reported again: delete the dead letters that had these requests.
+        """Delete the dead letters with these requests: the action was reported again.
 
-        Those that remain are about calls that were accepted, or that the present state needs not.
+        Those that are left then are about calls that were accepted, or that the present state does
+        not need.
         """
         for what in form.CALLS:
             key = self._key(update, what)
@@ -218,18 +219,19 @@ class DeadLetterStore:
                 await self._write(key, before, None)
 
     async def refuse_requests(self, key: bytes, reason: str) -> None:
-        """Nothing can be reported of an object: answer the requests with the reason."""
+        """Answer the requests about an object with the reason why it cannot be reported."""
         while requested := self._cache.requested(key):
             await self._answer(requested[0], reason)
 
     async def exists(self, key: bytes) -> bool:
-        """Whether an object is in etcd: then its state, which the watch delivers, is reported."""
+        """Whether an object is in etcd: then the watch delivers its state, which is reported."""
         return await self._store.get(key) is not None
 
     async def last_reports(self, key: bytes, requests: frozenset[str]) -> Sequence[LastReport]:
-        """What the dead letters about an object keep that have these requests still.
+        """The reports that the dead letters about an object keep, of those with these requests.
 
-        One report for each action, with its latest state. A request that cannot be met is answered.
+        There is one for each action, with its latest state. A request that cannot be fulfilled is
+        answered.
         """
         found: dict[bytes, LastReport] = {}
         for dead_letter in self._cache.requested(key):
@@ -256,7 +258,7 @@ class DeadLetterStore:
         return self._keys.key(update.key, update.action_id, what)
 
     async def _any(self) -> bool:
-        """Whether there are dead letters, once that is known."""
+        """Wait until the dead letters are listed; returns whether there are any."""
         if not self._loaded.is_set():
             await self._loaded.wait()
         return bool(self._cache.entries)
@@ -281,16 +283,19 @@ class DeadLetterStore:
 
     def _report_unreadable(self, error: Exception, failures: int, delay: float) -> None:
         if isinstance(error, EtcdError) and not isinstance(error, Unavailable):
-            # A role may lack the permission for long: what is accepted is marked all the same.
+            # A role may lack the permission for long: accepted states are marked nevertheless.
             self._refusal = error
             self._loaded.set()
         seldom(_log, "dead_letters_unreadable")(error, failures, delay)
 
     async def _write(self, key: bytes, before: DeadLetter | None, value: bytes | None) -> bool:
-        """Write or delete a dead letter that is as it is known; else the cache learns what it is.
+        """Write or delete a dead letter if it is unchanged; otherwise update the cache.
+
+        Returns:
+            Whether it was unchanged.
 
         Raises:
-            Unavailable: This process does not lead any more, among other causes.
+            Unavailable: This process is not the leader any more, or etcd was not reached.
         """
         expected = 0 if before is None else before.dead_letter_revision
         compare = [Compare(key, CompareTarget.MOD_REVISION, CompareResult.EQUAL, expected)]
@@ -317,7 +322,7 @@ class DeadLetterStore:
         return False
 
     async def _read(self, dead_letter: DeadLetter) -> KeyValue | None:
-        """The key of a dead letter that is as it is known; else the cache learns what it is."""
+        """Read a dead letter; if it has changed, update the cache and return None."""
         kv = await self._store.get(dead_letter.dead_letter_key)
         if kv is None:
             self._cache.remove(dead_letter.dead_letter_key)
@@ -328,7 +333,7 @@ class DeadLetterStore:
         return None
 
     async def _answer(self, dead_letter: DeadLetter, note: str) -> None:
-        """Write into a dead letter why the requested try cannot be made."""
+        """Write into a dead letter why the requested report cannot be made."""
         if (kv := await self._read(dead_letter)) is None:
             return
         stored = form.without_request(form.decode(kv), note)
@@ -350,7 +355,7 @@ def _has_request(dead_letter: DeadLetter | None, requests: frozenset[str]) -> bo
 
 
 def _value_of(kv: KeyValue) -> bytes | None:
-    """The object that a dead letter keeps, None if it keeps none that can be read."""
+    """The object that a dead letter keeps; None if it keeps none, or it cannot be decoded."""
     try:
         last = form.last_report_of(form.decode(kv))
     except DecodeError as error:
@@ -361,7 +366,7 @@ def _value_of(kv: KeyValue) -> bytes | None:
 
 
 def _newer(one: LastReport, other: LastReport) -> LastReport:
-    """The later state, with the object of either."""
+    """The later state, with its object or that of the earlier one."""
     later, earlier = (one, other) if one.update.revision >= other.update.revision else (other, one)
     return LastReport(later.update, later.value if later.value is not None else earlier.value)
 

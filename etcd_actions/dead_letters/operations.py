@@ -1,4 +1,4 @@
-"""The dead letters as an operator handles them, from any process."""
+"""The operator's side of dead letters, in any process."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _CHECK_EVERY = 0.2
 
 
 class DeadLetterOperations:
-    """Reads dead letters, and requests another try from the leader.
+    """Reads dead letters, and requests other reports from the leader.
 
-    Every method raises :class:`~etcd_actions.errors.EtcdError` when etcd does not do it.
+    Every method raises :class:`~etcd_actions.errors.EtcdError` if etcd refuses or is not reached.
 
     Args:
         etcd: The connection.
         store: Reads and writes keys.
-        keys: Where objects and dead letters are.
+        keys: The keyspace of objects and dead letters.
     """
 
     def __init__(self, etcd: Etcd, store: Store, keys: Keyspace) -> None:
@@ -45,7 +45,7 @@ class DeadLetterOperations:
         return sorted(found, key=lambda each: each.dead_letter_created)
 
     async def objects(self, dead_letters: Collection[DeadLetter]) -> dict[bytes, int]:
-        """Which of the dead letters' objects exist, with the ``create_revision`` of each."""
+        """The keys of the dead letters' objects that exist, with their ``create_revision``."""
         keys = iter(sorted({each.key for each in dead_letters if each.key}))
         found: dict[bytes, int] = {}
         while batch := list(islice(keys, _AT_ONCE)):
@@ -57,14 +57,14 @@ class DeadLetterOperations:
         return found
 
     async def retry(self, dead_letter: DeadLetter) -> DeadLetter | None:
-        """Request another try of the call; repeated, it stays one request.
+        """Request another report. The same request again changes nothing.
 
         Returns:
-            The dead letter with its request, as it is now; None if it does not exist: the call
-            was accepted, or an operator deleted it.
+            The present dead letter with its request; None if it does not exist: the call was
+            accepted, or an operator deleted it.
 
         Raises:
-            FailedPrecondition: It cannot be read: there is nothing to try.
+            FailedPrecondition: It cannot be decoded.
         """
         while (kv := await self._store.get(dead_letter.dead_letter_key)) is not None:
             now = form.read(self._keys, kv)
@@ -82,11 +82,11 @@ class DeadLetterOperations:
         """Return once a request is answered; the caller limits the time.
 
         Args:
-            requested: What :meth:`retry` returned.
+            requested: The result of :meth:`retry`.
 
         Returns:
-            None if the dead letter does not exist any more: the call was accepted. Else the dead
-            letter, with the new rejection, or a note why nothing could be reported.
+            None if the dead letter does not exist any more: the call was accepted. Otherwise the
+            dead letter, with the new rejection or a note why nothing could be reported.
         """
         request = requested.request
         while (kv := await self._store.get(requested.dead_letter_key)) is not None:
@@ -97,13 +97,13 @@ class DeadLetterOperations:
         return None
 
     async def delete(self, dead_letter: DeadLetter) -> bool:
-        """Delete a dead letter, if it still is as it was read; returns whether it was deleted."""
+        """Delete a dead letter, unless it changed since it was read; whether it was deleted."""
         kv = await self._store.get(dead_letter.dead_letter_key)
         if kv is None or kv.mod_revision != dead_letter.dead_letter_revision:
             return False
         return (await self._store.compare_and_delete(kv)).applied
 
     async def is_served(self) -> bool:
-        """Whether there is a leader, which repeats calls; one without an election is not seen."""
+        """Whether there is an elected leader, which repeats calls."""
         found = await self._etcd.range(self._elections, limit=1, keys_only=True)
         return bool(found.kvs)

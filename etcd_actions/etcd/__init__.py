@@ -1,6 +1,6 @@
-"""etcd as this package needs it: keys, values and revisions; nothing of TaskActions.
+"""The client of etcd: keys, values and revisions, whatever the values mean.
 
-:mod:`~etcd_actions.etcd.api` is the face that the other packages see.
+Other packages use the values and protocols of :mod:`~etcd_actions.etcd.api`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ __all__ = [
     "open_etcd",
 ]
 
-# Imported on first use, as they import trio: settings are read without it.
+# Imported on first use, because they import trio: the command line reads settings before that.
 _HOMES = {
     "Etcd": "api",
     "EtcdClient": "client",

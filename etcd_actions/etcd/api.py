@@ -1,8 +1,8 @@
-"""What the rest of the package sees of etcd: a handful of values and two protocols.
+"""The interface of etcd for the other packages: a few values and two protocols.
 
-Keys and values are bytes here, and revisions are plain integers. A transport
-(:mod:`etcd_actions.etcd.grpc.transport`) implements :class:`Etcd` and :class:`WatchStream`; all
-transports behave alike, and raise the errors of :mod:`etcd_actions.errors` only.
+Keys and values are bytes, and revisions are integers. :class:`~etcd_actions.etcd.client.EtcdClient`
+implements :class:`Etcd` over each transport. All transports behave alike, and raise only the errors
+of :mod:`etcd_actions.errors`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class KeyRange(NamedTuple):
 
     @classmethod
     def of_key(cls, key: bytes) -> KeyRange:
-        """The range that holds just ``key``."""
+        """The range of the one key ``key``."""
         return cls(key, key + b"\0")
 
     @classmethod
@@ -41,8 +41,13 @@ class KeyRange(NamedTuple):
 class KeyValue(msgspec.Struct, frozen=True, gc=False):
     """One key as etcd stores it.
 
-    ``create_revision`` is the revision of the incarnation's first put, ``mod_revision`` of
-    its last, ``version`` counts its puts from 1. ``lease`` is 0 without one.
+    Attributes:
+        key: The key.
+        value: The value.
+        create_revision: The revision of the incarnation's first put.
+        mod_revision: The revision of its last put.
+        version: The number of its puts.
+        lease: The id of its lease; 0 without one.
     """
 
     key: bytes
@@ -53,7 +58,7 @@ class KeyValue(msgspec.Struct, frozen=True, gc=False):
     lease: int = 0
 
     def plain(self) -> KeyValue:
-        """The same key, without what a subclass adds."""
+        """The same key, without the fields of a subclass."""
         if type(self) is KeyValue:
             return self
         return KeyValue(
@@ -81,9 +86,14 @@ class Event(KeyValue, frozen=True, gc=False):
 
 
 class RangeResult(NamedTuple):
-    """The answer to a range read, and the store's revision when it was made.
+    """The answer to a read of a range.
 
-    ``more`` says that ``limit`` cut it; ``total`` is the number of all keys in the range.
+    Attributes:
+        kvs: The keys, in byte order.
+        more: Whether the range has more keys than ``limit``.
+        total: The number of all keys in the range.
+        revision: The store's newest revision when it answered, also for a read at an older one.
+        cluster_id: The id of the cluster.
     """
 
     kvs: list[KeyValue]
@@ -94,7 +104,7 @@ class RangeResult(NamedTuple):
 
 
 class CompareTarget(enum.IntEnum):
-    """What a :class:`Compare` looks at; the numbers are etcd's."""
+    """The field of a key that a :class:`Compare` compares; the numbers are etcd's."""
 
     VERSION = 0
     CREATE_REVISION = 1
@@ -113,9 +123,10 @@ class CompareResult(enum.IntEnum):
 
 
 class Compare(NamedTuple):
-    """One guard of a transaction; over a range it must hold for every key that exists.
+    """One condition of a transaction.
 
-    A key that does not exist has version and revisions 0.
+    With ``range_end`` it has to hold for every existing key of the range. A key that does not exist
+    has the version and the revisions 0.
     """
 
     key: bytes
@@ -131,7 +142,7 @@ class Compare(NamedTuple):
 
 
 class Get(NamedTuple):
-    """A read inside a transaction; sees the writes before it."""
+    """A read inside a transaction; it returns the writes before it, too."""
 
     keys: KeyRange
     limit: int = 0
@@ -153,9 +164,9 @@ class Delete(NamedTuple):
 
 
 class Txn(NamedTuple):
-    """If all of ``compare`` hold do ``success``, else ``failure``: atomically, at one revision.
+    """If each of ``compare`` holds, do ``success``, else ``failure``: atomically, at one revision.
 
-    A transaction may nest others. All compares, nested ones too, see the state before the
+    A transaction may nest others. All compares, nested ones too, use the state before the
     outermost transaction.
     """
 
@@ -181,7 +192,7 @@ class DeleteResult(NamedTuple):
 
 
 class TxnResult(NamedTuple):
-    """Which branch was taken, what its operations answered, and the revision after it."""
+    """The branch that was taken, the answers of its operations, and the revision after it."""
 
     succeeded: bool
     responses: list[OperationResult]
@@ -199,11 +210,11 @@ class Lease(NamedTuple):
 
 
 class Status(NamedTuple):
-    """One member's view of itself and its cluster.
+    """The state of one member and its cluster, as the member reports it.
 
-    Sizes are in bytes: ``db_size`` is the file's, ``db_size_in_use`` what a defragmentation
-    would leave of it. ``db_size_quota`` is 0 before etcd 3.6, which reports it first.
-    ``errors`` has its alarms and the lack of a leader, in words.
+    Sizes are in bytes: ``db_size`` is the file's, ``db_size_in_use`` the size after a
+    defragmentation. ``db_size_quota`` is 0 before etcd 3.6. ``errors`` has its alarms and the lack
+    of a leader, in words.
     """
 
     version: str
@@ -219,7 +230,7 @@ class Status(NamedTuple):
 
 
 class AlarmType(enum.IntEnum):
-    """Why etcd refuses to work; the numbers are etcd's."""
+    """The reason of an alarm; the numbers are etcd's."""
 
     NONE = 0
     NOSPACE = 1
@@ -234,7 +245,7 @@ class Alarm(NamedTuple):
 
 
 class Member(NamedTuple):
-    """A member of the cluster, and where it says that clients reach it."""
+    """A member of the cluster, and its addresses for clients."""
 
     id: int
     name: str
@@ -243,7 +254,7 @@ class Member(NamedTuple):
 
 
 class PermissionType(enum.IntEnum):
-    """What a permission allows; the numbers are etcd's."""
+    """The operations that a permission allows; the numbers are etcd's."""
 
     READ = 0
     WRITE = 1
@@ -251,7 +262,7 @@ class PermissionType(enum.IntEnum):
 
 
 class Permission(NamedTuple):
-    """What a role may do on the keys from ``start`` to ``end``, as etcd stores it.
+    """A permission of a role on the keys from ``start`` to ``end``, as etcd stores it.
 
     An empty ``end`` means the one key ``start``; an ``end`` of one zero byte all keys from
     ``start`` on.
@@ -265,8 +276,8 @@ class Permission(NamedTuple):
 class WatchCreate(NamedTuple):
     """One watcher of a stream.
 
-    ``watch_id`` is chosen by the caller and must be new on its stream: after a
-    cancellation etcd still refuses the same one.
+    The caller chooses ``watch_id``. It has to be new on its stream: etcd refuses the id of a
+    cancelled watcher, too.
     """
 
     watch_id: int
@@ -279,10 +290,10 @@ class WatchCreate(NamedTuple):
 class WatchResponse(msgspec.Struct, frozen=True, gc=False):
     """One message of a watch stream.
 
-    ``revision`` is the store's, and no resume point when there are events. It is 0 on the
-    answer that cancels for compaction, which has ``compact_revision`` instead. With
-    ``fragment`` the last revision among the events may continue in the next message.
-    ``watch_id`` -1 with ``canceled`` refuses a request: see ``cancel_reason``.
+    ``revision`` is the store's. It is not a resume point if there are events. It is 0 in the
+    message that cancels for a compaction, which has ``compact_revision``. With ``fragment`` the
+    next message may have more events of the last revision. ``watch_id`` -1 with ``canceled``
+    refuses a request: see ``cancel_reason``.
     """
 
     watch_id: int
@@ -299,9 +310,8 @@ class WatchResponse(msgspec.Struct, frozen=True, gc=False):
 class WatchStream(Protocol):
     """Many watchers over one stream; entered and left by :meth:`Etcd.watch`.
 
-    Requests are queued and never wait. Answers to one watcher arrive in the order in which
-    etcd sent them; those to different ones too where the transport has one connection for
-    all of them.
+    Requests are queued and never wait. The messages of one watcher arrive in the order in which
+    etcd sent them. Over ``grpc`` those of all watchers of a stream do.
     """
 
     def create(self, request: WatchCreate, /) -> None:
@@ -317,24 +327,27 @@ class WatchStream(Protocol):
         """
 
     async def receive(self) -> Sequence[WatchResponse]:
-        """All messages that have arrived, at least one.
+        """Return all messages that have arrived, at least one. A cancellation loses none.
 
-        Raises ``trio.EndOfChannel`` when the stream has been silent for as long as its
-        transport can trust it: nothing is wrong, but another one must be opened.
-        Raises :class:`~etcd_actions.errors.Unavailable` or another
-        :class:`~etcd_actions.errors.EtcdError` once the stream has failed and all messages
-        before the failure were delivered. Cancellation loses nothing.
+        Raises:
+            trio.EndOfChannel: The stream was silent for longer than its transport can detect a
+                broken connection: open another one.
+            EtcdError: The stream failed; all messages before the failure were returned.
         """
         ...
 
 
 class Etcd(Protocol):
-    """A connection to an etcd cluster. Safe to use from any number of tasks.
+    """A connection to an etcd cluster. Any number of tasks may use it at a time.
 
-    Each call is bounded by the transport's request timeout, raises
-    :class:`~etcd_actions.errors.Unavailable` when etcd was not reached and, for a write
-    whose answer was lost, :class:`~etcd_actions.errors.OutcomeUnknown`. A write that is
-    cancelled may have been applied.
+    Each call ends within the request timeout of the settings. It raises:
+
+    - :class:`~etcd_actions.errors.Unavailable` if etcd was not reached;
+    - :class:`~etcd_actions.errors.OutcomeUnknown` for a write whose answer was lost;
+    - another :class:`~etcd_actions.errors.EtcdError` if etcd refused it;
+    - :class:`trio.ClosedResourceError` after the connection is closed.
+
+    A cancelled write may have been applied.
     """
 
     async def range(
@@ -350,7 +363,7 @@ class Etcd(Protocol):
         ...
 
     async def put(self, key: bytes, value: bytes, *, lease: int = 0) -> PutResult:
-        """Write one key, whatever it holds."""
+        """Write one key, whatever its present value."""
         ...
 
     async def delete(self, keys: KeyRange) -> DeleteResult:
@@ -362,10 +375,10 @@ class Etcd(Protocol):
         ...
 
     async def compact(self, revision: int, *, physical: bool = False) -> None:
-        """Drop history below ``revision``, which itself stays readable."""
+        """Remove the history below ``revision``, which itself stays readable."""
 
     async def lease_grant(self, ttl: int) -> Lease:
-        """Make a lease of ``ttl`` seconds."""
+        """Grant a lease of ``ttl`` seconds."""
         ...
 
     async def lease_keep_alive(self, lease_id: int) -> Lease:
@@ -376,7 +389,7 @@ class Etcd(Protocol):
         """End a lease and delete its keys."""
 
     async def status(self) -> Status:
-        """Read the state of one member. A least-privilege user may not, on newer etcd."""
+        """Read the state of one member. Newer versions of etcd allow that to the role root only."""
         ...
 
     def watch(self) -> AbstractAsyncContextManager[WatchStream]:

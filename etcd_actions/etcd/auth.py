@@ -1,10 +1,10 @@
-"""The user's token: requested once, by one task for all, and again when etcd refuses it.
+"""The user's token: one task requests it for all, and again after etcd refused it.
 
-etcd's tokens end by themselves (five minutes unused), with the member that gave them, and,
-where they are signed, whenever the permissions of any user change. So none is renewed by the
-clock; one that etcd refuses is dropped, and the next call requests another. A refused
-password is not offered again before a delay that grows: each check is made costly on
-purpose, and would keep etcd busy. Another password is offered at once.
+A token expires after five minutes without use, at the end of the member that issued it, and, if it
+is signed, whenever the permissions of any user change. So no token is renewed by time. A token that
+etcd refuses is dropped, and the next call requests another one. A refused password is sent again
+after a delay that grows, because each check costs etcd much CPU time. Another password is sent at
+once.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _BACKOFF = Backoff(initial=1.0, cap=60.0)
 _NOT_ENABLED = "authentication is not enabled"
 
 Authenticate: TypeAlias = Callable[[AuthenticateRequest, float], Awaitable[str]]
-"""Requests a token from etcd, in at most so many seconds."""
+"""Requests a token from etcd; the number is the limit in seconds."""
 
 
 class Authenticator:
@@ -41,22 +41,22 @@ class Authenticator:
         self._not_before = 0.0
 
     async def token(self, authenticate: Authenticate, within: float) -> str:
-        """The token to use; empty if etcd's authentication is off.
+        """Return the token; empty if etcd's authentication is off.
 
         Args:
-            authenticate: Requests one from etcd.
-            within: Seconds, for the request of another task and for its own.
+            authenticate: Requests a token from etcd.
+            within: Seconds that this may take, also while another task requests the token.
 
         Raises:
-            Unauthenticated: etcd refuses the user or the password, or has refused it a
-                short while ago.
+            Unauthenticated: etcd refuses the user or the password; the refusal may be some seconds
+                old.
             Unavailable: etcd did not answer, or the file with the password cannot be read.
         """
         if self._token is not None:
             return self._token
         give_up = trio.current_time() + within
-        # The wait for others only: a call of one's own that is cancelled finds no broken
-        # connection, one that times out does.
+        # This limits the wait for other tasks only. A request that times out by itself detects a
+        # broken connection; a cancelled one does not.
         with trio.move_on_after(within) as waiting:
             await self._requesting.acquire()
         if waiting.cancelled_caught:
@@ -70,7 +70,7 @@ class Authenticator:
             self._requesting.release()
 
     def reject(self, token: str) -> None:
-        """Drop a token that etcd refuses, unless there is a newer one already."""
+        """Drop a token that etcd refused, unless there is a newer one."""
         if self._token == token:
             self._token = None
 
@@ -78,7 +78,7 @@ class Authenticator:
         try:
             request = AuthenticateRequest(self._user.name, read_password(self._user))
         except ConfigError as error:
-            # It was good at the start; it is being replaced, perhaps.
+            # The file was good at the start: perhaps it is being replaced.
             raise Unavailable(str(error)) from None
         if request != self._refused:
             self._refusals = 0
@@ -101,7 +101,7 @@ class Authenticator:
 
 
 def read_password(user: User) -> str:
-    """The password, from its file where there is one.
+    """The password, or the content of its file.
 
     Raises:
         ConfigError: The file cannot be read; the message names it.

@@ -1,10 +1,9 @@
 """One client of a cluster, over any transport: failover, authentication, timeouts.
 
-It uses one member at a time. A connection that is found broken is *retired*: its streams
-fail, the next call goes to the next member, and the last call on the old one closes it.
-Within one call each member is tried at most once, and only while it is certain that nothing
-was written; how long to wait before the next round is its caller's business, who has a
-back-off of its own.
+It uses one member at a time. A broken connection is *retired*: its streams fail, the next call goes
+to the next member, and the last call on the old connection closes it. One call tries each member at
+most once, and only while it is certain that nothing was written. The caller waits before it calls
+again, by a back-off of its own.
 """
 
 from __future__ import annotations
@@ -73,7 +72,7 @@ class _InUse:
         self._close_if_unused()
 
     def retire(self) -> None:
-        """Fail its streams, and close it after its last use."""
+        """Fail the streams, and close the connection after its last use."""
         self.retired = True
         for stream in self.streams:
             stream.fail(
@@ -86,14 +85,15 @@ class _InUse:
             try:
                 self.connection.close()
             except Exception as error:
-                # It is not used any more; the call that was its last one has its answer.
+                # The last call has its answer: the failure concerns no caller.
                 _log.warning("connection_not_closed", exc_info=error)
 
 
 class EtcdClient:
     """Implements :class:`~etcd_actions.etcd.api.Etcd`, and the calls that operators need.
 
-    Made by :func:`~etcd_actions.etcd.open_connection`.
+    :func:`~etcd_actions.etcd.open_connection` makes it. After :meth:`close` each method raises
+    :class:`trio.ClosedResourceError`.
     """
 
     def __init__(
@@ -109,7 +109,7 @@ class EtcdClient:
 
     @property
     def settings(self) -> ConnectionSettings:
-        """How it connects."""
+        """The settings of its connections."""
         return self._settings
 
     async def wait_failure(self) -> None:
@@ -147,7 +147,7 @@ class EtcdClient:
         await self._call(rpc.COMPACT, rpc.CompactRequest(revision, physical))
 
     async def lease_grant(self, ttl: int) -> Lease:
-        """Make a lease."""
+        """Grant a lease."""
         return await self._call(rpc.LEASE_GRANT, ttl)
 
     async def lease_keep_alive(self, lease_id: int) -> Lease:
@@ -163,7 +163,7 @@ class EtcdClient:
         await self._call(rpc.LEASE_REVOKE, lease_id)
 
     async def status(self) -> Status:
-        """The state of the member in use."""
+        """Read the state of the member in use."""
         return await self._call(rpc.STATUS, None)
 
     async def alarms(self) -> tuple[Alarm, ...]:
@@ -175,26 +175,26 @@ class EtcdClient:
         return await self._call(rpc.MEMBERS, None)
 
     async def auth_enabled(self) -> bool:
-        """Whether etcd wants users.
+        """Whether etcd requires a user.
 
         Raises:
-            InvalidRequest: It is older than 3.5 and does not report it.
+            InvalidRequest: etcd is older than 3.5 and does not report it.
         """
         return await self._call(rpc.AUTH_STATUS, None)
 
     async def user_roles(self, name: str) -> tuple[str, ...]:
-        """The roles of a user; any user may read their own."""
+        """The roles of a user. Each user may read its own."""
         return await self._call(rpc.USER_ROLES, name)
 
     async def role_permissions(self, role: str) -> tuple[Permission, ...]:
-        """What a role may do; any user may read their own roles."""
+        """The permissions of a role. Each user may read those of its own roles."""
         return await self._call(rpc.ROLE_PERMISSIONS, role)
 
     @asynccontextmanager
     async def watch(self) -> AsyncIterator[_Watch]:
         """Open a watch stream on the connection that the other calls use.
 
-        When one of those is not answered in time the stream fails too.
+        If one of these calls finds the connection broken, the stream fails, too.
         """
         in_use = self._in_use()
         with in_use as connection:
@@ -237,7 +237,7 @@ class EtcdClient:
                         self._reject(token)
                         if renewed or self._authenticator is None:
                             raise
-                        # Once a failure: refused before it was done, so it may be sent again.
+                        # etcd refused it before it was done, so it is sent again, once.
                         renewed = True
                         tried -= 1
                 except PermissionDenied as error:
@@ -248,13 +248,13 @@ class EtcdClient:
                         raise
                     self._failed.set()
                     self._retire_if_broken(in_use)
-                    # A member that stays in use would only get the same request again at once.
+                    # A member that stays in use would get the same request again.
                     if isinstance(error, OutcomeUnknown) or not in_use.retired:
                         raise
                     if tried >= len(self._settings.endpoints) or trio.current_time() >= give_up:
                         raise
                 except Exception as error:
-                    # No exception of a library leaves this package.
+                    # An exception of a library does not leave this package.
                     _log.error("etcd_call_failed", method=method.name, exc_info=error)
                     kind = OutcomeUnknown if method.writes else Unavailable
                     text = f"{method.name} at {connection.endpoint}: {describe(error)}"
@@ -271,7 +271,7 @@ class EtcdClient:
 
     @property
     def _who(self) -> str:
-        """The name that etcd has for this client."""
+        """The user that etcd checks for this client, in words."""
         if self._settings.user is None:
             return "the user of the client's certificate"
         return f"user {self._settings.user.name!r}"
@@ -282,20 +282,20 @@ class EtcdClient:
 
     def _in_use(self) -> _InUse:
         if self._closed:
-            raise Unavailable("the connection to etcd is closed")
+            raise trio.ClosedResourceError("the connection to etcd is closed")
         if self._current is None:
             endpoints = self._settings.endpoints
             endpoint = endpoints[self._next % len(endpoints)]
             try:
                 self._current = _InUse(self._connect(endpoint))
             except (ConfigError, OSError) as error:
-                # The files were good at the start; they are being replaced, perhaps, or
-                # this process may open no more.
+                # The files were good at the start: perhaps they are being replaced. Or the process
+                # has no more descriptors.
                 raise Unavailable(f"connecting to {endpoint}: {error}") from None
         return self._current
 
     def _retire_if_broken(self, in_use: _InUse) -> None:
-        """Use the next member from the next call on."""
+        """Use the next member from the next call on, if the connection is broken."""
         if in_use.connection.broken:
             self._retire(in_use)
 
@@ -308,14 +308,14 @@ class EtcdClient:
             self._next += 1
 
     def close(self) -> None:
-        """Free the connection after its last use; there will be no other."""
+        """Close the connection after its last use; calls that start afterwards raise."""
         self._closed = True
         if self._current is not None:
             self._retire(self._current)
 
 
 class _Watch:
-    """A stream that reports a broken connection and a bad token to the client."""
+    """A watch stream that reports a broken connection and a refused token to the client."""
 
     def __init__(
         self,
@@ -353,17 +353,17 @@ class _Watch:
         except Unavailable:
             self._on_failure()
             raise
-        # etcd answers a bad token with `created` and `canceled` on a healthy stream.
+        # etcd answers a refused token with `created` and `canceled` on a healthy stream.
         return [self._refused(each) if each.canceled else each for each in responses]
 
     def _refused(self, response: WatchResponse) -> WatchResponse:
-        """Learn from a cancellation, and say more of it than etcd does."""
+        """Drop a refused token; add the missing permission to the reason of a cancellation."""
         kind = error_kind(response.cancel_reason)
         if kind is Unauthenticated:
             self._on_bad_token()
         if kind is not PermissionDenied:
             return response
-        # Most versions refuse without the id.
+        # Most versions of etcd refuse without the watcher's id.
         refused = self._ranges.get(response.watch_id)
         ranges = self._ranges.values() if refused is None else [refused]
         needs = permissions.needed_to_watch(ranges)

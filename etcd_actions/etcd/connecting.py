@@ -42,22 +42,24 @@ def open_etcd(
 ) -> AbstractAsyncContextManager[Etcd]:
     """Connect to etcd, for ``async with``.
 
-    Nothing is sent before the first call, so an etcd that is away is no error here.
+    Nothing is sent before the first call, so an etcd that cannot be reached is no error here.
+    Leaving the context closes the connection: each method then raises
+    :class:`trio.ClosedResourceError`.
 
     Args:
-        endpoints: ``host:port``, ``http://host:port`` or ``https://host:port``, several as a
+        endpoints: ``host:port``, ``http://host:port`` or ``https://host:port``; several as a
             list or separated by commas. One is used at a time, and the next one after a
             failure.
         transport: ``grpc``, or ``gateway`` for networks that only HTTP/1.1 passes; that needs
             the extra ``gateway``.
-        tls: How to encrypt; None for plain connections, but to ``https://`` endpoints.
+        tls: How to encrypt; None encrypts only connections to ``https://`` endpoints.
         user: The user; None for no authentication.
         dial_timeout: Seconds that connecting may take.
         request_timeout: Seconds after which a call raises
-            :class:`~etcd_actions.errors.Unavailable`.
-        keepalive_time: Seconds of silence after which the connection is probed; less
-            than 10 is raised to 10.
-        keepalive_timeout: Seconds that the answer to that may take.
+            :class:`~etcd_actions.errors.Unavailable`, or for a write
+            :class:`~etcd_actions.errors.OutcomeUnknown`.
+        keepalive_time: Seconds of silence after which the connection is probed, at least 10.
+        keepalive_timeout: Seconds that the answer to the probe may take.
 
     Raises:
         ConfigError: A setting cannot be used; the message names it.
@@ -79,10 +81,10 @@ def open_etcd(
 
 @asynccontextmanager
 async def open_connection(settings: ConnectionSettings) -> AsyncIterator[EtcdClient]:
-    """Connect to etcd as ``settings`` say; see :func:`open_etcd`.
+    """Connect to etcd by these settings; see :func:`open_etcd`.
 
     Raises:
-        ConfigError: A file that they name cannot be used.
+        ConfigError: A file of the settings cannot be used; the message names it.
     """
     for tls in {settings.tls_for(endpoint) for endpoint in settings.endpoints}:
         if tls is not None:
@@ -100,7 +102,7 @@ async def open_connection(settings: ConnectionSettings) -> AsyncIterator[EtcdCli
 def _transport(
     settings: ConnectionSettings, nursery: trio.Nursery
 ) -> Callable[[Endpoint], Connection]:
-    """What makes connections. Each transport is imported by those who use it."""
+    """The function that makes connections. A transport is imported only if it is used."""
     match settings.transport:
         case "grpc":
             from etcd_actions.etcd.grpc.transport import grpc_connections  # noqa: PLC0415

@@ -1,4 +1,4 @@
-"""How to reach an etcd: endpoints, encryption, user, timeouts."""
+"""The settings of a connection to etcd: endpoints, encryption, user, timeouts."""
 
 from __future__ import annotations
 
@@ -26,15 +26,14 @@ class Tls:
     """How connections are encrypted. The files, in PEM, are read at each new connection.
 
     Attributes:
-        ca: Who may vouch for etcd's certificate; the system's authorities when None.
+        ca: The authorities that may sign etcd's certificate; None for those of the system.
         cert: The client's own certificate, for an etcd that requires one.
         key: The key of ``cert``.
-        server_name: The name that etcd's certificate must hold, where it is not the
-            endpoint's host.
-        skip_verify: Encrypt, but believe any certificate. For trying out only.
+        server_name: The name that etcd's certificate must have, if it is not the endpoint's host.
+        skip_verify: Whether to encrypt without a check of the certificate. For trials only.
 
     Raises:
-        ConfigError: Of ``cert`` and ``key`` one is missing.
+        ConfigError: One of ``cert`` and ``key`` is given without the other.
     """
 
     ca: Path | None = None
@@ -52,17 +51,17 @@ class Tls:
 
 @dataclass(frozen=True, kw_only=True)
 class User:
-    """Who to be for an etcd with authentication.
+    """The user of an etcd with authentication.
 
     Attributes:
         name: The user's name.
-        password: The password; never shown.
-        password_file: Where the password is, instead; read for each request of a token,
-            so a password can be changed while the process runs. One newline at the end is
-            left off.
+        password: The password; it is never in a message.
+        password_file: The file with the password, instead. It is read for each request of a token,
+            so the password can be changed while the process runs. One newline at its end is
+            removed.
 
     Raises:
-        ConfigError: There is no name, or not exactly one of the two.
+        ConfigError: There is no name, or not exactly one of password and file.
     """
 
     name: str
@@ -79,18 +78,17 @@ class User:
 
 @dataclass(frozen=True, kw_only=True)
 class ConnectionSettings:
-    """All that a connection needs to know. Times are in seconds.
+    """The settings of a connection. Times are in seconds.
 
     Attributes:
         endpoints: The members; one is used at a time, and the next one after a failure.
         transport: ``grpc``, or ``gateway`` for networks that only HTTP/1.1 passes.
-        tls: How to encrypt; None for plain connections, but to ``https://`` endpoints.
+        tls: How to encrypt; None encrypts only connections to ``https://`` endpoints.
         user: The user; None for no authentication.
         dial_timeout: How long connecting may take.
-        request_timeout: How long a call may take, tries at other endpoints included.
-        keepalive_time: After this silence the connection is probed; less than
-            10 s is raised to 10 s.
-        keepalive_timeout: How long the answer to that may take.
+        request_timeout: How long a call may take, with the attempts at other endpoints.
+        keepalive_time: The silence after which the connection is probed; at least 10.
+        keepalive_timeout: How long the answer to the probe may take.
     """
 
     endpoints: tuple[Endpoint, ...]
@@ -115,11 +113,11 @@ class ConnectionSettings:
                 if endpoint.encrypted is False:
                     raise ConfigError(
                         f"endpoint http://{endpoint} is not encrypted, but TLS is set: "
-                        "write https:// or leave the scheme out"
+                        "write https:// or omit the scheme"
                     )
 
     def tls_for(self, endpoint: Endpoint) -> Tls | None:
-        """How to encrypt the connection to ``endpoint``, None for not."""
+        """How to encrypt the connection to ``endpoint``; None for no encryption."""
         if self.tls is None and endpoint.encrypted:
             return Tls()
         return self.tls

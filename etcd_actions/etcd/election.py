@@ -1,24 +1,24 @@
-"""Elects one of several processes, by a key that hangs on a lease.
+"""Elects one of several processes as the leader, by a key attached to a lease.
 
-A process that finds the key absent creates it, under its own lease, and renews that. The key
-goes when its process resigns, or with the lease of one that fell silent; the others have a
-watch on it, and no lease.
+A process that finds no key creates it, attached to a lease of its own, and renews that lease. The
+key is deleted when its process resigns, or when the lease of a silent process expires. The other
+processes watch the key, and have no lease.
 
-Two never lead at once: a leader that could not renew its lease gives up before etcd can let
-it expire. It goes by its own clock, suspensions of the machine included, and counts from the
-request, so it knows even when the process itself was stopped: :attr:`Election.is_leader` is false
-from the first look on. A request that was sent before may still arrive after the next election.
-Writes that must not happen then carry :attr:`Leadership.fence`; calls to other servers, which
-nothing fences, are made within :meth:`Term.sure_until`.
+Two processes never lead at the same time: a leader that could not renew its lease gives up before
+the lease can expire. It counts on its own monotonic clock from the time at which the last renewal
+was sent, with the time for which the machine was suspended. So :attr:`Election.is_leader` is false
+at the first read after a stop of the process. A request that was sent before may still arrive after
+the next election. A write that must not be applied then has the compare :attr:`Leadership.fence`.
+A call to another server, which nothing fences, is made within :meth:`Term.sure_until`.
 
-The key is defended against other writers: a leader that finds its key changed, and so
-perhaps detached from the lease, writes it again. A key without a lease, which would never go,
-is deleted by a candidate that has seen it unchanged for longer than the lease would last. An
-unexpected failure ends a term, and then the process stands again; it never ends the election.
+Other clients may write the key. A leader that finds its key changed, and so perhaps detached from
+the lease, writes it again. A key without a lease would stay; a candidate deletes it after it was
+unchanged for the time to live of a lease. An unexpected failure ends the term, and the process
+stands for election again; it never ends the election.
 
-Only a client that deletes the key, or revokes the lease, of a working leader can make two
-processes lead, until the watch of the first one delivers that, which takes milliseconds. The
-fence holds in that case, too.
+Only if a client deletes the key, or revokes the lease, of a working leader can two processes lead,
+until the watch of the first one delivers that, some milliseconds later. The fence holds in that
+case, too.
 """
 
 from __future__ import annotations
@@ -58,26 +58,27 @@ from etcd_actions.etcd.term import Leadership, Term
 __all__ = ["Election", "ElectionStatistics", "Leadership", "Term", "open_election"]
 
 LEAST_TTL = 2
-"""Seconds; etcd with its usual timing grants no less."""
+"""Seconds; the least time to live that etcd grants by default."""
 
 _BACKOFF = Backoff(initial=0.05, cap=2.0)
 _AFTER_GIVING_UP = 1.0
-"""Seconds that others have for themselves to be elected."""
+"""Seconds in which only other processes stand for election, after this one gave up."""
 _LONGEST_NAME = 200
+"""Bytes of a leader's name that are reported."""
 
 _log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ElectionStatistics:
-    """How an election stands, and went so far.
+    """The state of an election, and its counts.
 
     Attributes:
-        is_leader: Whether this process leads.
-        leader: The name of the leader, as far as it is known; empty without one.
+        is_leader: Whether this process is the leader.
+        leader: The last known name of the leader; empty if there is none.
         terms: How often this process was elected.
-        losses: How often it was deposed, by reason: ``not_renewed`` in time,
-            ``lease_expired``, the key was ``deleted``, or the work ``failed`` and was given up.
+        losses: How often it lost the leadership, by reason: ``not_renewed`` in time,
+            ``lease_expired``, the key was ``deleted``, or the work ``failed``.
         failures: Number of requests that etcd did not answer, or refused.
     """
 
@@ -97,17 +98,17 @@ async def open_election(
     ttl: int = 10,
     containment: Containment | None = None,
 ) -> AsyncIterator[Election]:
-    """Stand for election for as long as the context lasts; leaving it resigns.
+    """Stand for election until the context is left; leaving it resigns.
 
-    While etcd is away, or refuses, it tries again, without limit. Resigning takes a bounded time,
-    also when the context is cancelled; if etcd does not answer by then the lease expires.
+    While etcd is unavailable, or refuses, it retries without limit. Resigning takes at most two
+    seconds, also after a cancellation. If etcd does not answer by then, the lease expires.
 
     Args:
         etcd: The connection; its request timeout should be at most half of ``ttl``.
-        key: What candidates compete for: the process that creates it leads.
-        name: What the key's value says; by default host and process.
-        ttl: Seconds after which a leader that fell silent is replaced; at least 2.
-        containment: Where unexpected failures are counted; by default one of its own.
+        key: The key of the election: the process that creates it is the leader.
+        name: The value of the key, for people; by default host and process.
+        ttl: Seconds after which a silent leader is replaced; at least 2.
+        containment: Counts unexpected failures; by default one of its own.
 
     Raises:
         ConfigError: ``ttl`` is too short.
@@ -121,7 +122,7 @@ async def open_election(
         ttl=ttl,
         containment=containment or Containment(),
     )
-    # It leads for as long as the body takes to end, also when that is cancelled.
+    # This process leads until the body has ended, also while that is cancelled.
     scope = trio.CancelScope(shield=True)
 
     async def run() -> None:
@@ -137,20 +138,20 @@ async def open_election(
 
 
 class Election:
-    """Whether this process leads; made by :func:`open_election`."""
+    """The state of an election; :func:`open_election` makes it."""
 
     def __init__(
         self, etcd: Etcd, key: bytes, *, name: str, ttl: int, containment: Containment
     ) -> None:
         self._containment = containment
         self._identity = key.decode(errors="backslashreplace")
-        # The key as it was when it was first seen without a lease, and when that was.
+        # The key, when it was first read without a lease, and the time of that read.
         self._orphan: tuple[KeyValue, float] | None = None
         self._etcd = etcd
         self._key = key
         self._name = name
         self._ttl = ttl
-        # The lease of an earlier try that could not be revoked.
+        # The lease of an earlier attempt that could not be revoked.
         self._unrevoked = 0
         self._term: Term | None = None
         self._elected = trio.Event()
@@ -161,28 +162,28 @@ class Election:
 
     @property
     def is_leader(self) -> bool:
-        """Whether this process leads, by its clock of this very moment."""
+        """Whether this process is the leader at this moment, by its clock."""
         return self.term is not None
 
     @property
     def term(self) -> Term | None:
-        """The present term; None while another process leads, or none."""
+        """The present term; None while this process does not lead."""
         return self._term if self._term is not None and self._term.lasts else None
 
     @property
     def leadership(self) -> Leadership | None:
-        """That of the present term; None while another process leads, or none."""
+        """The leadership of the present term; None while this process does not lead."""
         term = self.term
         return None if term is None else term.leadership
 
     @property
     def fence(self) -> Compare:
-        """That of the present or the last term; before the first one it never holds."""
+        """The fence of the present or last term; before the first one it never holds."""
         term = self._term
         return (term.leadership if term is not None else Leadership(self._key, -1)).fence
 
     def statistics(self) -> ElectionStatistics:
-        """See :class:`ElectionStatistics`."""
+        """The present state and counts; see :class:`ElectionStatistics`."""
         return ElectionStatistics(
             is_leader=self.is_leader,
             leader=self._leader,
@@ -192,12 +193,12 @@ class Election:
         )
 
     async def wait_leader(self) -> Leadership:
-        """Return once this process leads, with its term."""
+        """Return once this process leads."""
         while True:
             await self._elected.wait()
             if (leadership := self.leadership) is not None:
                 return leadership
-            # The deadline has passed; the task that follows it has yet to run.
+            # The lease's time has passed, and the task that ends the term has not run yet.
             await self.wait_lost()
 
     async def wait_lost(self) -> None:
@@ -208,13 +209,13 @@ class Election:
             await self._term.over.wait()
 
     def give_up(self) -> None:
-        """End the term that lasts, if one does; stand again when others had the time to."""
+        """End the present term, if there is one; stand again after other processes could."""
         if self._term is not None and not self._term.over.is_set():
             self._term.given_up = True
             self._end_term()
 
     async def _run(self) -> None:
-        """Stand again and again."""
+        """Stand for election, again after each term and each failure."""
         failures = 0
         while True:
             failure: EtcdError | None = None
@@ -245,7 +246,7 @@ class Election:
         return failure
 
     async def _stand(self) -> None:
-        """Wait until no process leads, then try to, and lead while that lasts."""
+        """Wait until there is no leader; then create the key, and lead until the term ends."""
         await self._revoke()
         if self._term is not None and self._term.given_up:
             self._term = None
@@ -269,7 +270,7 @@ class Election:
         _log.warning("not_resigned", error=reason)
 
     async def _create(self, session: Session) -> None:
-        """Create the key, and lead where that was done."""
+        """Create the key; if that succeeded, lead until the term ends."""
         absent = Compare(self._key, CompareTarget.CREATE_REVISION, CompareResult.EQUAL, 0)
         create = Put(self._key, self._name.encode(), session.lease.id)
         created = await self._etcd.txn(Txn([absent], [create]))
@@ -277,10 +278,13 @@ class Election:
             await self._lead(Leadership(self._key, created.revision), session)
 
     async def _delete_orphan(self, found: KeyValue) -> bool:
-        """Delete a key that hangs on no lease, when it has been like that for long enough.
+        """Delete a key without a lease after it was unchanged for the time to live of a lease.
 
-        A leader that lives writes its key again within moments; one without a connection has
-        stopped to lead by then.
+        A working leader writes its key again within that time; a leader without a connection has
+        stopped leading by then.
+
+        Returns:
+            Whether this process has tried to delete it.
         """
         if found.lease:
             self._orphan = None
@@ -301,7 +305,7 @@ class Election:
         return True
 
     async def _wait_deleted(self, revision: int, *, or_put: bool = False) -> None:
-        """Return once the key was deleted after ``revision``, or some time has passed.
+        """Return once the key was deleted after ``revision``, or ``ttl`` seconds have passed.
 
         With ``or_put`` it returns after a put, too.
         """
@@ -323,7 +327,7 @@ class Election:
                             return
 
     async def _lead(self, leadership: Leadership, session: Session) -> None:
-        """Lead until the term ends, for whatever reason."""
+        """Lead until the term ends; count the reason."""
         key, revision, ttl = self._identity, leadership.create_revision, session.lease.ttl
         reason = "not_renewed"
         term = self._term = Term(leadership, session)
@@ -339,7 +343,7 @@ class Election:
                 reason = await self._wait_ended(leadership, session.lease.id)
                 nursery.cancel_scope.cancel(reason)
         finally:
-            # For a cancelled one it is no loss.
+            # A cancellation resigns, which is not counted as a loss.
             self._end_term()
         if term.given_up:
             reason = "failed"
@@ -353,7 +357,7 @@ class Election:
         scope.cancel("the term has ended")
 
     async def _wait_ended(self, leadership: Leadership, lease_id: int) -> str:
-        """Return once another client has deleted the key."""
+        """Return once another client has deleted the key; returns the reason."""
         report = partial(self._log_failure, "election_not_watched")
         while True:
             async for attempt in retrying(_BACKOFF, on=EtcdError, report=report):
@@ -368,7 +372,7 @@ class Election:
                         await self._wait_deleted(found.revision, or_put=True)
 
     async def _write_again(self, found: KeyValue, lease_id: int) -> None:
-        """Undo another client's write to the key of this term; the term continues."""
+        """Write the key of this term again after another client wrote it."""
         unchanged = Compare(
             self._key, CompareTarget.MOD_REVISION, CompareResult.EQUAL, found.mod_revision
         )
@@ -377,7 +381,7 @@ class Election:
         _log.warning("election_key_overwritten", key=self._identity, written_again=result.succeeded)
 
     async def _revoke(self) -> None:
-        """Revoke the lease of an earlier try, so that no process waits for it to expire."""
+        """Revoke the lease of an earlier attempt, so that no process waits until it expires."""
         if self._unrevoked:
             with suppress(LeaseNotFound):
                 await self._etcd.lease_revoke(self._unrevoked)
@@ -390,7 +394,7 @@ class Election:
             self._term.over.set()
 
     def _log_failure(self, event: str, failure: EtcdError, failures: int, delay: float) -> None:
-        """Count it, and log the first, the second, the fourth ... in a row."""
+        """Count a failure, and log the first, second, fourth ... in a row."""
         self._failures += 1
         if failures & (failures - 1) == 0:
             retry_in = round(delay, 3)

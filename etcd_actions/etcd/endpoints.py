@@ -1,4 +1,4 @@
-"""Where etcd listens: the endpoints as etcdctl users write them."""
+"""The addresses of etcd's members, in the form of etcdctl."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ _ENCRYPTED = {"": None, "http": False, "https": True}
 
 
 class Endpoint(NamedTuple):
-    """One member's client address.
+    """The address of a member for clients.
 
-    ``encrypted`` is what its scheme says; None, without a scheme, leaves it to the settings.
+    ``encrypted`` is True for https and False for http; without a scheme it is None, and the
+    settings decide.
     """
 
     host: str
@@ -32,9 +33,10 @@ class Endpoint(NamedTuple):
 
 
 def parse_endpoints(texts: str | Iterable[str]) -> tuple[Endpoint, ...]:
-    """Read ``host:port``, ``http://host:port`` or ``https://host:port``, several by commas.
+    """Parse ``host:port``, ``http://host:port`` or ``https://host:port``; several by commas.
 
-    Raises :class:`~etcd_actions.errors.ConfigError` that names the endpoint at fault.
+    Raises:
+        ConfigError: There is no endpoint, or one is unusable; the message names it.
     """
     given = [texts] if isinstance(texts, str) else texts
     parts = [part.strip() for text in given for part in text.split(",")]
@@ -45,10 +47,10 @@ def parse_endpoints(texts: str | Iterable[str]) -> tuple[Endpoint, ...]:
 
 
 def check_host(host: str) -> None:
-    """See that a text can be a host's name or address at all; no name is resolved.
+    """Check that a text can be a host's name or address. No name is resolved.
 
     Raises:
-        ValueError: It cannot; the message is the end of a sentence.
+        ValueError: It cannot; the message completes a sentence.
     """
     if ":" in host:
         address, _, zone = host.partition("%")
@@ -68,7 +70,7 @@ def check_host(host: str) -> None:
 
 
 def _parse_endpoint(text: str) -> Endpoint:
-    # What urlsplit leaves out without a word is no part of an endpoint.
+    # urlsplit drops these characters silently.
     if any(char <= " " or char == "\x7f" for char in text):
         raise ConfigError(f"endpoint {quoted(text)}: there is a space or a control character in it")
     if text.startswith("unix:"):

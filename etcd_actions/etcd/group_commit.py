@@ -4,26 +4,24 @@ etcd spends most of a small transaction on its log. Transactions that wait while
 being written go together, nested in an outer one without a guard: one entry of the log, one
 sync of the disk. A group is formed when another may be in flight; there is no timer.
 
-- **Members do not meet.** All compares of a group, nested ones too, see the state before it,
-  and etcd refuses a group that puts one key twice. So what one member writes, no other of its
-  group writes, compares or reads; a member that meets another waits for the next group.
-  Groups in flight side by side need no such care: each is a transaction of etcd, one is done
-  after the other, whichever comes first, as if their members had been sent on their own.
-  A task that waits for an answer before it sends the next transaction gets them in that order.
+- **Members do not overlap.** All compares of a group, nested ones too, use the state before the
+  group, and etcd refuses a group that puts one key twice. So no member of a group writes, compares
+  or reads a key that another member writes; a member that overlaps one waits for the next group.
+  Groups in flight at the same time may overlap: etcd does one transaction after the other. A task
+  that waits for an answer before it sends the next transaction gets the answers in that order.
 - **Reads are no proposals.** etcd writes each transaction that nests others to its log, also one
-  that only reads. So what only reads, and compares nothing, goes in groups of its own: all reads
-  of a group side by side in one transaction, equal ones once, which etcd answers without its log.
-  What compares and reads is sent alone for the same reason.
-- **One error, one member.** An error of all (etcd is away, or full) is raised for all. Any
-  other error may be one member's doing (a lease that is gone, a forbidden key): nothing was
-  written, so the group is halved until the culprit is alone.
-- **A failure stays inside.** What is raised unexpectedly while a group is formed, sent or
-  answered fails the members of that group, as of unknown outcome where it may have been sent,
-  and nothing else. One of them may be the cause, and it is not known which: each is sent alone
-  when it is retried, so it fails alone from then on.
-- **The quota counts.** etcd does not count what nested transactions put, and would write
-  beyond its quota. So a group that puts has a put in the branch that is never taken, which is
-  counted. When there is no space those that only delete are sent without the others.
+  that only reads. So transactions that only read, without a compare, have groups of their own: one
+  transaction with all reads side by side, equal ones once, which etcd answers without its log. A
+  transaction that compares and only reads is sent alone for the same reason.
+- **One error, one member.** An error of the store (etcd is unavailable, or full) is raised for all
+  members. Any other error may be caused by one member (an expired lease, a forbidden key). Nothing
+  was written then, so the group is halved until that member is alone.
+- **A failure stays inside.** An unexpected exception while a group is formed, sent or answered
+  fails the members of that group, as of unknown outcome if it may have been sent, and nothing else.
+  Any member may be the cause, so each is sent alone when it is retried.
+- **The quota counts.** etcd does not count the puts of nested transactions, and would write beyond
+  its quota. So a group with puts also has a put in the branch that is never taken, which etcd
+  counts. If there is no space, the members that only delete are sent without the others.
 """
 
 from __future__ import annotations
@@ -55,31 +53,34 @@ from etcd_actions.etcd.group_members import (
 
 _MOST_MEMBERS: Final = 100
 _MOST_OPERATIONS: Final = 128 - _MOST_MEMBERS
-"""Of a member: etcd's --max-txn-ops counts the group's own and its largest member's together."""
+"""The most operations of a member: etcd's --max-txn-ops is 128, for the operations of the group and
+of its largest member together."""
 _MOST_BYTES: Final = 1024 * 1024
-"""Of a group: etcd's --max-request-bytes is 1.5 MiB."""
+"""The most bytes of a group: etcd's --max-request-bytes is 1.5 MiB."""
 _MOST_ANSWERED: Final = 4 * 1024 * 1024
-"""Bytes of values that reads of a group are to have, going by those before."""
+"""The most bytes of values in the answer to a group of reads, estimated by the last answer."""
 _MOST_SET_ASIDE: Final = 100
-"""How many that meet others are passed over in search of more for a group."""
+"""The most overlapping members that are left for the next group while a group is filled."""
 _IN_FLIGHT: Final = 2
+"""Groups of writes in flight at a time; as many of reads."""
 _MOST_SUSPECTS: Final = 1000
+"""The most members of failed groups that are kept to be sent alone."""
 
 _Any = TypeVar("_Any", Write, Read)
 
 
 @dataclass(frozen=True, kw_only=True)
 class GroupCommitStatistics:
-    """The transactions and reads so far.
+    """The counts of transactions, reads among them.
 
     Attributes:
         members: Number of transactions that etcd answered.
-        groups: Number of requests that they went in.
-        sizes: How many of these had 1 transaction, 2, 3 to 4, 5 to 8 and so on, by powers of two.
+        groups: Number of requests that carried them.
+        sizes: Number of requests with 1 transaction, 2, 3 to 4, 5 to 8 and so on, by powers of two.
         largest: The most transactions in one request.
         halved: How often a group was refused and halved.
         waiting: Number of transactions that wait to be sent.
-        times: How long these requests took.
+        times: How long these requests took, in seconds.
     """
 
     members: int
@@ -97,13 +98,13 @@ async def open_group_commit(
 ) -> AsyncIterator[GroupCommit]:
     """Write small transactions together; see the module's text.
 
-    Leaving the context finishes what waits. After an exception or a cancellation the
-    transactions in flight may have been applied, those that wait are not done, and the tasks that
-    still wait get an error.
+    Leaving the context sends the transactions that wait. After an exception or a cancellation the
+    transactions in flight may have been applied, those that wait are not sent, and the tasks that
+    wait for them get an error.
 
     Args:
         etcd: The connection.
-        containment: Where unexpected failures are counted; by default one of its own.
+        containment: Counts unexpected failures; by default one of its own.
     """
     group_commit = GroupCommit(etcd, containment or Containment())
     try:
@@ -120,12 +121,12 @@ async def open_group_commit(
 
 
 class GroupCommit:
-    """Made by :func:`open_group_commit`."""
+    """Sends transactions together; :func:`open_group_commit` makes it."""
 
     def __init__(self, etcd: Etcd, containment: Containment) -> None:
         self._etcd = etcd
         self._containment = containment
-        # The members of groups that failed unexpectedly, by a key: each is sent alone.
+        # A key of each member of groups that failed unexpectedly: such a member is sent alone.
         self._suspects: OrderedDict[bytes, None] = OrderedDict()
         self._writes: _SendQueue[Write] = _SendQueue()
         self._reads: _SendQueue[Read] = _SendQueue()
@@ -134,7 +135,7 @@ class GroupCommit:
         self._most_gets = _MOST_MEMBERS
 
     def statistics(self) -> GroupCommitStatistics:
-        """See :class:`GroupCommitStatistics`."""
+        """The present counts; see :class:`GroupCommitStatistics`."""
         counts = self._counts
         return GroupCommitStatistics(
             members=counts.members,
@@ -149,11 +150,11 @@ class GroupCommit:
     async def txn(self, txn: Txn) -> TxnResult:
         """Do a transaction, with others or alone; as :meth:`~etcd_actions.etcd.api.Etcd.txn`.
 
-        One that is cancelled before it was sent is not done; after that it may have been
-        applied. The others of its group are not touched by that.
+        A transaction that is cancelled before it is sent is not done; afterwards it may be applied.
+        A cancellation does not affect the other members of the group.
 
         Raises:
-            EtcdError: etcd did not do it.
+            EtcdError: etcd refused it, or was not reached.
             trio.ClosedResourceError: The context was left; nothing was sent.
         """
         if self._closed:
@@ -175,7 +176,7 @@ class GroupCommit:
         """Read, with others or alone.
 
         Raises:
-            EtcdError: etcd did not do it.
+            EtcdError: etcd refused it, or was not reached.
             trio.ClosedResourceError: The context was left; nothing was sent.
         """
         (answer,) = (await self.txn(Txn((), (get,)))).responses
@@ -191,11 +192,11 @@ class GroupCommit:
         return await member.answer()
 
     async def write(self) -> None:
-        """Send what writes, until closed and nothing waits. Run by :func:`open_group_commit`."""
+        """Send the writes, until closed and none waits. A task of :func:`open_group_commit`."""
         await self._serve(self._writes, self._next_writes, self._commit)
 
     async def read(self) -> None:
-        """Send what reads, until closed and nothing waits. Run by :func:`open_group_commit`."""
+        """Send the reads, until closed and none waits. A task of :func:`open_group_commit`."""
         await self._serve(self._reads, self._next_reads, self._fetch)
 
     async def _serve(
@@ -220,7 +221,7 @@ class GroupCommit:
                 self._containment.caught("transaction_group", f"of {len(group)}", error)
 
     def close(self) -> None:
-        """Take no more transactions."""
+        """Accept no more transactions."""
         self._closed = True
         self._writes.idle.unpark_all()
         self._reads.idle.unpark_all()
@@ -239,9 +240,12 @@ class GroupCommit:
             self._suspects.popitem(last=False)
 
     def _next_writes(self, group: list[Write]) -> bool:
-        """Take from those that wait, oldest first, what goes together; whether there is any.
+        """Move waiting members that do not overlap into ``group``, oldest first.
 
-        Each goes into ``group`` before it is examined, so that it fails with the group.
+        Each is moved before it is examined, so that it fails with the group.
+
+        Returns:
+            Whether there is any.
         """
         aside: list[Write] = []
         try:
@@ -268,7 +272,7 @@ class GroupCommit:
             size += member.size
 
     def _next_reads(self, group: list[Read]) -> bool:
-        """Take from those that wait as many as fit into one request; whether there is any."""
+        """Move waiting members into ``group``, as many as fit into one request; whether any."""
         waiting = self._reads.waiting
         gets: set[Get] = set()
         while waiting and len(group) < _MOST_MEMBERS:
@@ -319,9 +323,9 @@ class GroupCommit:
         try:
             answers, revision = await self._get_all(gets)
         except Unavailable as error:
-            # Maybe it was too much for the time that there is.
+            # The answer may have been too large for the request timeout.
             self._most_gets = max(1, len(gets) // 2)
-            # Nothing was to be written, so nothing is left open.
+            # A read has no unknown outcome.
             lost = isinstance(error, OutcomeUnknown)
             _fail_all(group, Unavailable(str(error)) if lost else error)
         except EtcdError as error:
@@ -342,7 +346,7 @@ class GroupCommit:
     async def _get_all(self, gets: Sequence[Get]) -> tuple[dict[Get, OperationResult], int]:
         """The answers to reads, at one revision."""
         if len(gets) == 1:
-            # A plain read may go to another member, and a full etcd 3.5.1 answers it.
+            # etcd 3.5.1 without space answers a plain read, but no transaction.
             ((keys, limit, keys_only),) = gets
             found = await self._etcd.range(keys, limit=limit, keys_only=keys_only)
             return {gets[0]: found}, found.revision
@@ -381,7 +385,7 @@ class _SendQueue(Generic[_Any]):
 
 
 class _Counters:
-    """The counts so far, see :class:`GroupCommitStatistics`."""
+    """See :class:`GroupCommitStatistics`."""
 
     def __init__(self) -> None:
         self.members = 0
@@ -392,7 +396,7 @@ class _Counters:
         self.times = Histogram()
 
     def add(self, size: int) -> None:
-        """Count a request of so many members that was answered."""
+        """Count an answered request with ``size`` members."""
         self.members += size
         self.groups += 1
         self.sizes[(size - 1).bit_length()] += 1
@@ -401,7 +405,7 @@ class _Counters:
 
 def _fail_all(members: Iterable[Waiting], error: EtcdError) -> None:
     for member in members:
-        # Raised in several tasks, each copy gets the traceback of its own.
+        # Several tasks raise it: each copy has its own traceback.
         member.fail(_copy(error))
 
 
@@ -409,5 +413,5 @@ def _copy(error: EtcdError) -> EtcdError:
     try:
         return copy.copy(error)
     except Exception:
-        # An error whose constructor does not take its own arguments: it has to do for all.
+        # The class cannot be copied: all tasks raise the same object.
         return error

@@ -1,7 +1,7 @@
-"""Members of a group commit: what each touches, and whether it meets the others of its group.
+"""Members of a group commit: the keys of each, and whether they overlap those of its group.
 
-The check costs a few look-ups by hash and by bisection for each member, however many the group
-has: see :class:`Touched`.
+The check of a member takes a few look-ups by hash and by bisection, whatever the size of the group:
+see :class:`Touched`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from etcd_actions.etcd.api import (
 )
 
 _OVERHEAD: Final = 32
-"""About the bytes that an operation or a compare has on the wire besides keys and value."""
+"""About the size in bytes of an encoded operation or compare without its keys and value."""
 
 
 class Waiting:
@@ -38,12 +38,10 @@ class Waiting:
         self.task: trio.lowlevel.Task | None = trio.lowlevel.current_task()
 
     async def answer(self) -> TxnResult:
-        """Wait for it.
-
-        Cancelled, the transaction may have been done.
+        """Wait for the answer. After a cancellation the transaction may be applied.
 
         Raises:
-            Exception: What `fail` was called with.
+            Exception: The error of :meth:`fail`.
         """
         await trio.lowlevel.wait_task_rescheduled(self._abandon)
         if self.error is not None:
@@ -52,14 +50,14 @@ class Waiting:
         return self.result
 
     def succeed(self, result: TxnResult) -> None:
-        """Wake the task."""
+        """Wake the task with its result."""
         if self.task is not None:
             self.result = result
             trio.lowlevel.reschedule(self.task)
             self.task = None
 
     def fail(self, error: Exception) -> None:
-        """Wake the task; once only."""
+        """Wake the task with an error, unless it was woken before."""
         if self.task is not None:
             self.error = error
             trio.lowlevel.reschedule(self.task)
@@ -72,9 +70,10 @@ class Waiting:
 
 
 class Write(Waiting):
-    """A transaction that may write, and what matters of it to a group.
+    """A transaction that may write, with the keys that it touches.
 
-    Most are a compare-and-swap of one key: that ``key`` is all that they write and look at.
+    Most are a compare-and-swap of one key: then ``key`` is the only key that it touches, and
+    ``touches`` is None.
     """
 
     __slots__ = ("key", "operations", "puts", "size", "touches", "txn")
@@ -107,7 +106,7 @@ class Write(Waiting):
 
     @property
     def counted(self) -> Put | None:
-        """A put of it for the quota to count."""
+        """A put that etcd counts for its quota; None for a transaction without puts."""
         if self.touches is None:
             return Put(self.key, b"") if self.puts else None
         put = self.touches.a_put
@@ -129,12 +128,12 @@ class Read(Waiting):
         return min((get.keys.start for get in self.gets), default=b"")
 
     def take(self, answers: dict[Get, OperationResult], revision: int) -> None:
-        """Wake the task with its own of the answers to a group."""
+        """Wake the task with its part of the answers to a group."""
         self.succeed(TxnResult(True, [answers[get] for get in self.gets], revision))
 
 
 def reads_of(txn: Txn) -> Sequence[Get] | None:
-    """What a transaction reads that does nothing else and compares nothing; else None."""
+    """The reads of a transaction that only reads, without a compare; None for any other."""
     compares, success, failure = txn
     if compares or failure or not success:
         return None
@@ -152,15 +151,15 @@ def is_guarded_read(txn: Txn) -> bool:
 
 
 class Footprint:
-    """The keys that a transaction may write, and those that it may look at.
+    """The keys that a transaction may write, and those that it may read or compare.
 
     Attributes:
         written: Keys that it puts or deletes.
         written_ranges: Ranges that it deletes.
         read: Keys that it compares or reads.
         read_ranges: Ranges that it compares or reads.
-        a_put: One of its puts; None without any.
-        size: About what the transaction has on the wire, in bytes.
+        a_put: One of its puts; None if it has none.
+        size: About the size of the encoded transaction, in bytes.
     """
 
     __slots__ = ("a_put", "read", "read_ranges", "size", "written", "written_ranges")
@@ -208,7 +207,7 @@ class Footprint:
 
 
 class Touched:
-    """The keys that the members of a group write, and those that they look at.
+    """The keys that the members of a group write, and those that they read or compare.
 
     A key is found by its hash. A range is found among sorted keys, and a key or a range among
     sorted ranges that do not overlap, by bisection: n members need O(n log n) comparisons.
@@ -221,7 +220,7 @@ class Touched:
         self._read_spans = _Spans()
 
     def add(self, member: Write) -> bool:
-        """Add what a member touches, unless it meets what is here; whether it was added."""
+        """Add the keys of a member, unless they overlap those here; whether it was added."""
         touches = member.touches
         if touches is None:
             key = member.key
@@ -242,7 +241,7 @@ class Touched:
         return True
 
     def _meets_written_key(self, key: bytes) -> bool:
-        """Whether a key that another writes is written or read here."""
+        """Whether a key, which another member writes, is written or read here."""
         return (
             key in self._written.keys
             or key in self._read.keys
@@ -251,7 +250,7 @@ class Touched:
         )
 
     def _meets(self, other: Footprint) -> bool:
-        """Whether one of the two writes what the other writes or looks at."""
+        """Whether one of the two writes a key that the other writes, reads or compares."""
         written, written_spans = self._written, self._written_spans
         return (
             any(map(self._meets_written_key, other.written))
@@ -269,7 +268,7 @@ class Touched:
 
 
 class _SortedKeys:
-    """A set of keys that also finds those of a range.
+    """A set of keys that can be searched by ranges.
 
     Attributes:
         keys: The set.
@@ -306,7 +305,7 @@ class _Spans:
         if keys in self._known or start >= end:
             return
         self._known.add(keys)
-        # Those that overlap or adjoin it become one with it.
+        # Merge it with the ranges that overlap or adjoin it.
         first, last = bisect_left(self._ends, start), bisect_right(self._starts, end)
         if first < last:
             start, end = min(start, self._starts[first]), max(end, self._ends[last - 1])
@@ -325,7 +324,7 @@ class _Spans:
 
 
 def nested(group: Sequence[Write]) -> Txn:
-    """Members in one transaction, with something for the quota to count."""
+    """All members in one transaction, with a put that etcd counts for its quota."""
     counted = next((put for member in group if (put := member.counted) is not None), None)
     never = () if counted is None else (counted,)
     return Txn((), [member.txn for member in group], never)
@@ -362,7 +361,7 @@ def _compared(compare: Compare) -> KeyRange:
 
 
 def _operations(txn: Txn) -> int:
-    """How much of etcd's budget of operations a transaction takes, as etcd counts."""
+    """The number of operations of a transaction, as etcd counts them for --max-txn-ops."""
     inner = max(
         (_operations(each) for each in (*txn.success, *txn.failure) if isinstance(each, Txn)),
         default=0,

@@ -1,4 +1,4 @@
-"""Between the values of :mod:`etcd_actions.etcd.api` and etcd's messages.
+"""Converts between the values of :mod:`etcd_actions.etcd.api` and etcd's protobuf messages.
 
 gRPC sends the messages as bytes, the gateway as JSON.
 """
@@ -39,22 +39,22 @@ _Message = TypeVar("_Message", bound=Message)
 
 
 class Decode(Generic[_Message, Result]):
-    """How the answer to a method is read: its message, and what becomes of it."""
+    """Decodes the answer to a method: the type of its message, and the conversion to a result."""
 
     def __init__(self, message: type[_Message], result: Callable[[_Message], Result]) -> None:
         self.message = message
         self.result = result
 
     def __call__(self, answer: bytes) -> Result:
-        """The result that an answer stands for."""
+        """The result in an answer."""
         return self.result(self.message.FromString(answer))
 
 
 def of_method(
     method: Rpc[Request, Result],
 ) -> tuple[Callable[[Request], Message], Decode[Message, Result]]:
-    """How the request of a method is written, and how its answer is read."""
-    # As a text: the type would be built at each call.
+    """The function that makes the request of a method, and the decoder of its answer."""
+    # The type is a text, because it would be built at each call.
     return cast(
         "tuple[Callable[[Request], Message], Decode[Message, Result]]", _METHODS[method.name]
     )
@@ -70,7 +70,7 @@ def events(messages: Iterable[pb.Event], *, prev_kv: bool) -> list[Event]:
     result = []
     for message in messages:
         kv = message.kv
-        # `HasField` for each event costs as much as reading it.
+        # `HasField` for each event takes as long as decoding the event.
         prev = key_value(message.prev_kv) if prev_kv and message.HasField("prev_kv") else None
         result.append(
             Event(kv.key, b"", 0, kv.mod_revision, 0, 0, prev)
@@ -144,7 +144,7 @@ def range_request(request: rpc.RangeRequest) -> pb.RangeRequest:
 
 
 class _TxnRequest:
-    """Stands for the message; its bytes are built without it."""
+    """Takes the place of the message ``TxnRequest``: its bytes are built without protobuf."""
 
     def __init__(self, txn: Txn) -> None:
         self._encoded = txn_bytes.encode(txn)
@@ -159,7 +159,7 @@ class _TxnRequest:
 
 
 def txn_result(response: pb.TxnResponse) -> TxnResult:
-    """The answer to a transaction; nested headers carry no revision, so it is handed down."""
+    """The answer to a transaction. Nested answers get its revision: their headers have none."""
     return _txn_result(response, response.header.revision)
 
 
@@ -226,7 +226,7 @@ def _permissions(response: pb.AuthRoleGetResponse) -> tuple[Permission, ...]:
 
 
 def _nothing(_: Message) -> None:
-    """The answer says only that it was done."""
+    """The answer has no content."""
 
 
 _METHODS: dict[str, tuple[Callable[[Any], Message | _TxnRequest], Decode[Any, Any]]] = {

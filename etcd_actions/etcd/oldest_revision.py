@@ -1,4 +1,4 @@
-"""How far back etcd's history reaches."""
+"""Finds the oldest revision of etcd's history."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from etcd_actions.etcd.reasons import error_kind
 
 
 async def find_oldest_revision(etcd: Etcd, keys: KeyRange, *, within: float = 10.0) -> int:
-    """The oldest revision that etcd can still read; 1 where nothing was ever compacted.
+    """The oldest revision that etcd can still read; 1 if there was no compaction.
 
-    etcd names it only to a watch that begins below it. Where there was no compaction such a
-    watch would make etcd read all of its history, so a read first checks whether there was.
+    etcd reports it only to a watch that begins below it. Without a compaction such a watch would
+    make etcd read all of its history, so a read first checks whether there was one.
 
     Args:
         etcd: The connection.
-        keys: What may be watched; the answer is the same for all keys.
-        within: Seconds that the watch may take.
+        keys: A range that the user may watch; the result is the same for all ranges.
+        within: The most seconds that the watch may take.
 
     Raises:
-        EtcdError: etcd did not answer, or does not let these keys be watched.
+        EtcdError: etcd did not answer, or refused the watch.
     """
     try:
         await etcd.range(KeyRange.of_key(keys.start), revision=1, count_only=True)
@@ -33,7 +33,7 @@ async def find_oldest_revision(etcd: Etcd, keys: KeyRange, *, within: float = 10
                     try:
                         responses = await stream.receive()
                     except trio.EndOfChannel:
-                        # Silent for as long as its transport trusts silence.
+                        # The stream was silent for longer than its transport accepts.
                         break
                     for response in responses:
                         if response.compact_revision:

@@ -1,8 +1,8 @@
 """Reading a large range page by page, all at one revision.
 
-The number of keys of a page follows the sizes seen. It grows in steps, so that a first page of
-small values does not request thousands of large ones. etcd counts the rest of the range for each
-page: that is why pages are not smaller still.
+The number of keys of a page is computed from the sizes of the page before. It grows by at most a
+factor of ten, so that a page of small values is not followed by thousands of large ones. Pages are
+not smaller, because etcd counts the rest of the range for each page.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from etcd_actions.errors import EtcdError, Unavailable
 from etcd_actions.etcd.api import Etcd, KeyRange, RangeResult
 
 PAGE_BYTES: Final = 8 * 1024 * 1024
-"""About how large a page gets."""
+"""About the size of a page."""
 
 _FIRST_LIMIT = 20
 _LEAST_LIMIT = 1
@@ -35,7 +35,7 @@ async def open_pages(
     page_bytes: int = PAGE_BYTES,
     keys_only: bool = False,
 ) -> AsyncIterator[trio.MemoryReceiveChannel[RangeResult]]:
-    """Read ``keys`` in pages as :func:`read_pages` does; the next is fetched while one is used.
+    """Read ``keys`` in pages as :func:`read_pages` does; fetch the next page while one is used.
 
     Raises:
         EtcdError: As from :func:`read_pages`; the body was cancelled.
@@ -54,6 +54,9 @@ async def open_pages(
             except EtcdError as error:
                 refusal = error
                 nursery.cancel_scope.cancel("a page cannot be read")
+            except trio.BrokenResourceError:
+                # The reader left before the last page.
+                return
 
     async with owned_tasks("the reading of pages") as nursery:
         nursery.start_soon(forward)
@@ -72,20 +75,21 @@ async def read_pages(
     page_bytes: int = PAGE_BYTES,
     keys_only: bool = False,
 ) -> AsyncGenerator[RangeResult]:
-    """Read ``keys`` in pages, one at a time; to be closed when it is left early.
+    """Read ``keys`` in pages. A caller that leaves the loop early has to close the generator.
 
     Args:
         etcd: The connection.
         keys: The range.
-        revision: Where to read; 0 takes the newest at the first page and stays there.
-        page_bytes: About how large a page may get.
-        keys_only: Leave out the values.
+        revision: The revision of all pages; 0 for the newest one at the first page.
+        page_bytes: About the size of a page.
+        keys_only: Whether to omit the values.
 
-    Each page's ``revision`` is the one that was read at.
+    Yields:
+        Pages; the ``revision`` of each is the one at which it was read.
 
     Raises:
         Compacted: A compaction passed the revision.
-        EtcdError: etcd could not be read for another reason.
+        EtcdError: A read failed for another reason.
     """
     limit = _FIRST_LIMIT
     while True:
@@ -95,18 +99,18 @@ async def read_pages(
         next_ = _next(page, keys, limit, page_bytes) if page.more and page.kvs else None
         more = page.more
         yield page._replace(revision=revision)
-        # It is in memory no longer than its reader wants it.
+        # Only its reader keeps it in memory.
         del page
         if not more:
             return
         if next_ is None:
-            # Taken for the end it would be taken for a deletion of all that follows.
+            # As the end of the list, this would mean that all further keys are deleted.
             raise Unavailable("a page of a list is empty, and says that there is more")
         keys, limit = next_
 
 
 def _next(page: RangeResult, keys: KeyRange, limit: int, page_bytes: int) -> tuple[KeyRange, int]:
-    """What is left of the keys, and how many of them to read."""
+    """The rest of the range, and the number of keys of the next page."""
     size = sum(len(kv.key) + len(kv.value) for kv in page.kvs)
     fitting = max(_LEAST_LIMIT, page_bytes * len(page.kvs) // max(1, size))
     rest = KeyRange(page.kvs[-1].key + b"\0", keys.end)

@@ -1,4 +1,4 @@
-"""The file that a password is in."""
+"""Reads a password from a file."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ def read_password_file(path: Path, *, pipes: bool = False) -> str:
 
     Args:
         path: The file.
-        pipes: Whether it may be a pipe, which can be read once.
+        pipes: Whether it may be a pipe, which can be read only once.
 
     Raises:
-        ConfigError: It cannot be read, or holds something else; the message names it.
+        ConfigError: It cannot be read, or has not exactly one line; the message names it.
     """
     try:
         text = text_of(read_named_file(path, _MOST_BYTES, pipes=pipes))

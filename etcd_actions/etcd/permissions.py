@@ -1,8 +1,8 @@
-"""What a request needs to be allowed, in words.
+"""The permissions that a request needs, in words.
 
-etcd says only "permission denied". Its rule: a read, and each comparison of a transaction,
-needs ``read`` on all of its range; a write needs ``write``; a watch needs ``read``. One
-permission must cover all of a range, or several that overlap or touch.
+etcd reports only "permission denied". Its rules: a read, and each compare of a transaction, needs
+``read`` on all of its range; a write needs ``write``; a watch needs ``read``. One permission must
+cover all of a range, or several that overlap or adjoin (``auth/range_perm_cache.go``).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Need = tuple[PermissionType, KeyRange]
 
 
 def needed_for(method: Rpc[Request, Result], request: Request) -> str:
-    """What a user needs for a request, such as ``read and write on the key /a/b``."""
+    """The permissions for a request, such as ``read and write on the key /a/b``."""
     if isinstance(request, RangeRequest):
         return in_words([(_READ, request.keys)])
     if isinstance(request, Put | Delete | Txn):
@@ -31,13 +31,13 @@ def needed_for(method: Rpc[Request, Result], request: Request) -> str:
 
 
 def needed_to_watch(ranges: Iterable[KeyRange]) -> str:
-    """What a user needs to watch some adjacent ranges."""
+    """The permission to watch some adjacent ranges."""
     parts = sorted(ranges)
     return in_words([(_READ, KeyRange(parts[0].start, max(part.end for part in parts)))])
 
 
 def in_words(needs: Iterable[Need]) -> str:
-    """Permissions for people, each range once; many are cut short."""
+    """Permissions for people, each range once; after the third one only their number."""
     by_range: dict[KeyRange, set[PermissionType]] = {}
     for kind, keys in needs:
         by_range.setdefault(keys, set()).add(kind)
@@ -66,7 +66,7 @@ def _needs(operation: Get | Put | Delete | Txn) -> Iterator[Need]:
 
 
 def _leased(operation: Get | Put | Delete | Txn) -> bool:
-    """Whether a key is attached to a lease: all keys of that one must be writable then."""
+    """Whether it attaches a key to a lease: then all keys of the lease must be writable."""
     if isinstance(operation, Txn):
         return any(map(_leased, (*operation.success, *operation.failure)))
     return isinstance(operation, Put) and operation.lease != 0

@@ -1,8 +1,7 @@
 """The methods of etcd's API that are used here, each with its request and its result.
 
-A transport encodes the request and decodes the result of any of them
-(:mod:`~etcd_actions.etcd.messages`, :mod:`~etcd_actions.etcd.gateway.wire`), and
-needs nothing else from them.
+A transport encodes the requests and decodes the results of all of them, by
+:mod:`~etcd_actions.etcd.messages` and :mod:`~etcd_actions.etcd.gateway.wire`.
 """
 
 from __future__ import annotations
@@ -37,10 +36,10 @@ class Rpc(Generic[Request, Result]):
     Attributes:
         name: Service and method, as in gRPC's path.
         path: Its path in the JSON gateway, below the API prefix.
-        writes: Whether a lost answer leaves open what etcd holds.
-        streams: Whether it is a stream of requests and answers, of which one is used.
-        needs_leader: Whether a member without a leader is to refuse it at once.
-        authenticated: Whether the user's token goes with it.
+        writes: Whether it writes: after a lost answer its outcome is unknown.
+        streams: Whether it is a stream; one request and one answer are used.
+        needs_leader: Whether a member without a leader has to refuse it at once.
+        authenticated: Whether it is sent with the user's token.
     """
 
     name: str

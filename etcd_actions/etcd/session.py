@@ -1,12 +1,12 @@
 """A lease that is kept alive, as clientv3's ``concurrency.Session``.
 
-A lease is alive for its time to live from the moment on at which its last renewal was *sent*:
-etcd counts from when it got it. A session counts on this process's monotonic clock, adds the time
-for which the machine was suspended, and leaves a margin: for stopping the work in progress, and for
-servers that count the deadline of a call from when they got it.
+A lease is surely alive for its time to live after its last renewal was *sent*, because etcd counts
+from the later time at which it received the renewal. A session counts on this process's monotonic
+clock, adds the time for which the machine was suspended, and subtracts a margin: for stopping the
+work in progress, and for servers that count the deadline of a call from its arrival.
 
-What etcd fences, by a compare of a key that hangs on the lease, may continue as long as etcd has
-the lease. What nothing fences may only be done while :attr:`Session.is_sure`.
+A write that compares a key attached to the lease is correct as long as etcd has the lease. A call
+without such a compare may only be made while :attr:`Session.is_sure`.
 """
 
 from __future__ import annotations
@@ -29,15 +29,17 @@ from etcd_actions.etcd.api import Etcd, Lease
 
 _BACKOFF = Backoff(initial=0.05, cap=2.0)
 _RENEWALS = 3
+"""Renewals in a time to live."""
 _LEAST_MARGIN = 0.5
+"""Seconds; the least margin."""
 _REVOKE_TIMEOUT = 2.0
 MARGIN = 0.1
-"""Of the time to live, that is not counted on."""
+"""The margin, as a part of the time to live."""
 
 _log = get_logger(__name__)
 
 Runner: TypeAlias = Callable[[Callable[[], Awaitable[None]]], Awaitable[None]]
-"""Runs a function that never returns, and keeps what it raises from others."""
+"""Runs a function that never returns, within a boundary for its exceptions."""
 
 
 class Moment(NamedTuple):
@@ -48,23 +50,23 @@ class Moment(NamedTuple):
 
     @classmethod
     def now(cls) -> Moment:
-        """This one."""
+        """The present moment."""
         return cls(trio.current_time(), suspended())
 
 
 class Session:
-    """A lease, and how long it lasts; made by :func:`open_session`.
+    """A lease, and how long it is surely alive; :func:`open_session` makes it.
 
     Args:
         etcd: The connection.
-        lease: What etcd granted.
+        lease: The lease that etcd granted.
         sent: When it was requested.
         replaces: See :func:`open_session`.
 
     Attributes:
-        lease: The lease of this moment.
-        over: Set when it has ended for good. One that takes its place has another event.
-        gone: Whether etcd has said that it is gone.
+        lease: The present lease.
+        over: Set when the lease has ended; a lease that replaces it has another event.
+        gone: Whether etcd has reported that the lease does not exist.
     """
 
     def __init__(self, etcd: Etcd, lease: Lease, sent: Moment, *, replaces: bool = False) -> None:
@@ -79,14 +81,14 @@ class Session:
 
     @property
     def deadline(self) -> float:
-        """Until when the lease is surely alive, in trio's time; it moves with each renewal."""
+        """The time, on trio's clock, until which the lease is surely alive; a renewal moves it."""
         margin = max(_LEAST_MARGIN, self.lease.ttl * MARGIN)
         asleep = suspended() - self._sent.suspended
         return self._sent.time + self.lease.ttl - margin - max(0.0, asleep)
 
     @property
     def is_sure(self) -> bool:
-        """Whether the lease is surely alive at this very moment."""
+        """Whether the lease is surely alive at this moment."""
         return not self.over.is_set() and trio.current_time() < self.deadline
 
     def renewed(self, lease: Lease, sent: Moment) -> None:
@@ -96,14 +98,14 @@ class Session:
         self._renewed = trio.Event()
 
     async def wait_renewed(self) -> None:
-        """Return once the lease is renewed the next time; never if the session has ended before."""
+        """Return after the next renewal of the lease; never if the session has ended."""
         await self._renewed.wait()
 
     async def replace(self, lease_id: int) -> None:
-        """Get another lease for one that is gone, unless that has been done.
+        """Replace a lease that does not exist any more, unless another task has done that.
 
         Raises:
-            EtcdError: etcd granted none.
+            EtcdError: etcd granted no lease.
         """
         async with self._replacing:
             if self.lease.id != lease_id:
@@ -119,7 +121,7 @@ class Session:
         """Renew the lease until the session has ended.
 
         Args:
-            report: Called for each renewal that etcd did not answer, or refused.
+            report: Called for each renewal that failed.
         """
         with trio.CancelScope() as scope:
             while not self.over.is_set():
@@ -142,7 +144,7 @@ class Session:
                 self.over.set()
             return
         if not self._replaces and not self.is_sure:
-            # Another task may have seen already that it has ended.
+            # Another task may have acted on the end of the lease already.
             self.over.set()
         elif self.lease is before:
             self.renewed(lease, sent)
@@ -151,7 +153,7 @@ class Session:
         """End the session and revoke its lease, so that no process waits for it to expire.
 
         Returns:
-            Why it could not be revoked; empty if it is gone.
+            Why it could not be revoked; empty if it does not exist any more.
         """
         self.over.set()
         if self.gone:
@@ -182,21 +184,22 @@ async def open_session(
     runner: Runner | None = None,
     unrevoked: Callable[[int, str], object] = _log_unrevoked,
 ) -> AsyncIterator[Session]:
-    """Have a lease, kept alive by one task, for as long as the context lasts.
+    """Keep a lease alive, by one task, until the context is left.
 
-    Leaving it ends the session and revokes the lease, in at most two seconds, also when
-    cancelled; if etcd does not answer by then the lease expires. The context is not cancelled
-    when the lease is lost: see :attr:`Session.over`.
+    Leaving the context ends the session and revokes the lease, in at most two seconds, also after
+    a cancellation. If etcd does not answer by then, the lease expires. The loss of the lease does
+    not cancel the body: see :attr:`Session.over`.
 
     Args:
         etcd: The connection; its request timeout should be at most half of ``ttl``.
         ttl: Seconds for which the lease lives without a renewal.
-        replaces: For what etcd fences: renewals are tried until etcd says that the lease is gone,
-            and then another one takes its place. Otherwise the session ends when the lease is
-            gone, or was not renewed while it was surely alive.
-        report: Called for each renewal that failed; by default it is logged now and then.
-        runner: Runs the task; by default what it raises unexpectedly ends the context.
-        unrevoked: Called in the end with the lease, and the reason, where it was not revoked.
+        replaces: Whether a lost lease is replaced by another one, after etcd has reported that it
+            does not exist: for writes that compare a key attached to the lease. Otherwise the
+            session ends when the lease is lost, or was not renewed while it was surely alive.
+        report: Called for each renewal that failed; by default the first, second, fourth ... are
+            logged.
+        runner: Runs the task; by default an unexpected exception of it ends the context.
+        unrevoked: Called at the end with the lease's id and the reason, if it was not revoked.
 
     Raises:
         EtcdError: etcd granted no lease.

@@ -1,4 +1,4 @@
-"""One term of a leader: when it may make calls that nothing fences."""
+"""One term of a leader, and the time in which it may make calls that nothing fences."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ from etcd_actions.etcd.api import Compare, CompareResult, CompareTarget
 from etcd_actions.etcd.session import MARGIN, Session
 
 _LEAST_CALL = 0.25
+"""The least part of the lease's sure time that has to remain for a call."""
 
 
 class Leadership(NamedTuple):
-    """One term of a leader: the key, and the revision at which it was created for that."""
+    """The leadership of one term: the key, and the revision at which it was created."""
 
     key: bytes
     create_revision: int
 
     @property
     def fence(self) -> Compare:
-        """Holds in etcd while this term lasts, and never again."""
+        """A compare that holds in etcd while this term lasts, and never again."""
         return Compare(
             self.key, CompareTarget.CREATE_REVISION, CompareResult.EQUAL, self.create_revision
         )
@@ -31,13 +32,13 @@ class Term:
     """A time in which this process leads, unless its lease is not renewed.
 
     Args:
-        leadership: Which one it is.
-        session: The lease that its key hangs on.
+        leadership: The leadership.
+        session: The lease to which its key is attached.
 
     Attributes:
-        began: When this process learned that it leads, in trio's time.
-        over: Set when it has ended for good.
-        given_up: Whether this process ended it.
+        began: When this process received the answer that it leads, on trio's clock.
+        over: Set when the term has ended.
+        given_up: Whether this process gave the term up.
     """
 
     def __init__(self, leadership: Leadership, session: Session) -> None:
@@ -54,22 +55,22 @@ class Term:
 
     @property
     def lasts(self) -> bool:
-        """Whether the lease is surely alive at this very moment."""
+        """Whether the lease is surely alive at this moment."""
         return self._session.is_sure
 
     @property
     def least_call(self) -> float:
-        """Seconds that have to be left to start a call: a renewal is overdue before."""
+        """Seconds of the lease that have to remain for a call; less remain after a late renewal."""
         return self.ttl * (1 - MARGIN) * _LEAST_CALL
 
     def sure_until(self) -> float:
-        """Until when a call to the outside may last, in trio's time; in the past when over."""
+        """The time, on trio's clock, until which a call may last; in the past after the term."""
         return -math.inf if self.over.is_set() else self._session.deadline
 
     async def wait_sure(self) -> None:
-        """Return once enough of the lease is left for a call; never when the term has ended.
+        """Return once enough of the lease remains for a call; never after the term has ended.
 
-        When it returns at once nothing else has run: it is no checkpoint then.
+        If enough remains at once, it is no cancellation point, and no other task has run.
         """
         while self.sure_until() - trio.current_time() < self.least_call:
             if self.over.is_set():

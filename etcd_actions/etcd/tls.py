@@ -1,4 +1,4 @@
-"""The files of a TLS connection, read and checked, and what failed handshakes mean."""
+"""Reads and checks the files of a TLS connection, and explains failed handshakes."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ _NO_TLS = re.compile(r"WRONG_VERSION_NUMBER|UNEXPECTED_EOF_WHILE_READING|record 
 
 
 def check_tls(tls: Tls) -> None:
-    """Read the files, and see that there are authorities.
+    """Read the files, and check that there are authorities.
 
     Raises:
-        ConfigError: One cannot be read or used; the message names it.
+        ConfigError: A file cannot be read or used; the message names it.
     """
     context = ssl_context(tls)
     if tls.ca is not None or tls.skip_verify or context.get_ca_certs(binary_form=True):
         return
-    # A system that has them as files in a directory shows none before one was needed.
+    # Authorities in a directory of files are not loaded before the first use.
     if not _has_certificates(ssl.get_default_verify_paths().capath):
         raise ConfigError("tls: this system has no certificate authorities: give a ca file")
 
 
 def ssl_context(tls: Tls) -> ssl.SSLContext:
-    """A context that verifies as ``tls`` says, but for the server's name.
+    """A context that verifies certificates by ``tls``, but not the server's name.
 
     Raises:
         ConfigError: A file cannot be read or used; the message names it.
@@ -53,7 +53,7 @@ def ssl_context(tls: Tls) -> ssl.SSLContext:
     if tls.ca is not None:
         text = _read("ca", tls.ca)
         try:
-            # Only comments have other characters.
+            # Only comments can have other characters.
             context.load_verify_locations(cadata=text.decode("ascii", "ignore"))
         except (ssl.SSLError, ValueError):
             raise ConfigError(f"tls ca {tls.ca}: not a PEM file with certificates") from None
@@ -69,7 +69,7 @@ def ssl_context(tls: Tls) -> ssl.SSLContext:
 
 
 def client_context(tls: Tls) -> ssl.SSLContext:
-    """A context for connections: it verifies name and certificate, or neither.
+    """A context for connections: it verifies name and certificate, or with ``skip_verify`` neither.
 
     Raises:
         ConfigError: A file cannot be read or used; the message names it.
@@ -81,7 +81,7 @@ def client_context(tls: Tls) -> ssl.SSLContext:
 
 
 def explained(problem: str) -> str:
-    """What Python says of a connection that failed, in words where TLS is the cause."""
+    """Python's text about a failed connection, explained if TLS is the cause."""
     if _OTHER_NAME.search(problem):
         return "certificate verification failed: it is for another name; see server_name"
     if found := _VERIFICATION.search(problem):

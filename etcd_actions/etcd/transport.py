@@ -1,4 +1,4 @@
-"""What a transport is: connections to single members, with nothing clever about them."""
+"""The protocol of a transport: connections to single members, without retries."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from etcd_actions.etcd.rpc import Request, Result, Rpc
 
 
 class TransportStream(WatchStream, Protocol):
-    """A watch stream that can be ended from outside."""
+    """A watch stream that another task can end."""
 
     def fail(self, failure: EtcdError, /) -> None:
-        """End the stream: its reader gets what has arrived, then ``failure``."""
+        """End the stream: its reader gets the messages that have arrived, then ``failure``."""
 
 
 class Connection(Protocol):
-    """A connection to one member. It is made without sending anything."""
+    """A connection to one member. Nothing is sent before the first call."""
 
     @property
     def endpoint(self) -> Endpoint:
@@ -28,29 +28,27 @@ class Connection(Protocol):
 
     @property
     def broken(self) -> bool:
-        """Whether a call or a stream has found that the member cannot be reached.
+        """Whether a call or a stream has failed because the member cannot be reached.
 
-        A write that timed out does not count: a slow disk delays writes, which says
-        nothing about the connection. A read that timed out does.
+        A read that timed out counts. A write that timed out does not, because a slow disk delays
+        writes.
         """
         ...
 
     async def call(
         self, rpc: Rpc[Request, Result], request: Request, *, token: str, within: float
     ) -> Result:
-        """Do one call, in at most ``within`` seconds.
-
-        On cancellation the call is given up; a write may have been applied.
+        """Do one call. After a cancellation a write may have been applied.
 
         Args:
             rpc: The method.
             request: Its request.
-            token: Proves who the client is; empty without a user.
-            within: Seconds.
+            token: The user's token; empty without a user.
+            within: The most seconds that it may take.
 
         Raises:
             Unavailable: The member was not reached, or did not answer in time.
-            OutcomeUnknown: The same of a write that may have been sent.
+            OutcomeUnknown: The same, for a write that may have been sent.
             EtcdError: etcd refuses; see :mod:`etcd_actions.errors`.
         """
         ...
@@ -60,4 +58,21 @@ class Connection(Protocol):
         ...
 
     def close(self) -> None:
-        """Free the connection, which has no users."""
+        """Close the connection, which no call uses."""
+
+
+class MemberConnection:
+    """The base of the connections of all transports.
+
+    Attributes:
+        endpoint: The member's address.
+        broken: See :class:`Connection`.
+    """
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self.endpoint = endpoint
+        self.broken = False
+
+    def note_broken(self) -> None:
+        """Note that the member cannot be reached."""
+        self.broken = True

@@ -1,8 +1,8 @@
-"""A transaction as protobuf bytes, built by hand.
+"""Encodes a transaction as protobuf, without protobuf's messages.
 
-Making a tree of messages costs several times as much: each level is a call with names to
-look up, and a copy of all below it. Where thousands of small transactions go in groups that is
-most of the work. The numbers are those of ``schemas/etcd_actions_rpc.proto``.
+A tree of messages takes several times as long: each level is a call with names to look up, and a
+copy of all levels below. For thousands of small transactions in groups that is most of the work.
+The field numbers are those of ``schemas/etcd_actions_rpc.proto``.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Final
 
 from etcd_actions.etcd.api import Compare, CompareTarget, Delete, Get, Operation, Put, Txn
 
+# The varints of the numbers that fit into two bytes.
 _LENGTHS: Final = [
     bytes((n,)) if n < 0x80 else bytes((n & 0x7F | 0x80, n >> 7)) for n in range(0x4000)
 ]
@@ -30,7 +31,7 @@ def encode(txn: Txn) -> bytes:
     """A ``TxnRequest`` with all that it nests.
 
     Raises:
-        TypeError: Something that is to be bytes or an integer is not.
+        TypeError: A key or a value is not bytes, or a number is not an integer.
     """
     parts: list[bytes] = []
     for compare in txn.compare:

@@ -23,7 +23,7 @@ class EtcdVersion(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> EtcdVersion:
-        """Read ``3.4.23``; a leading ``v`` and a suffix such as ``-rc.1`` are dropped.
+        """Parse ``3.4.23``; a leading ``v`` and a suffix such as ``-rc.1`` are dropped.
 
         Raises:
             ValueError: ``text`` is not three numbers.
@@ -38,7 +38,7 @@ class EtcdVersion(NamedTuple):
 
 
 class Effect(enum.Enum):
-    """What a bug of etcd does to those who trust it."""
+    """The kind of harm of a bug of etcd."""
 
     LOST_WRITES = "an acknowledged write can be lost when a member is killed"
     DIVERGENCE = "the members of a cluster can come to hold different data"
@@ -54,7 +54,7 @@ class KnownBug:
     Attributes:
         number: The issue, or pull request, of github.com/etcd-io/etcd.
         effect: What kind of harm it does.
-        consequence: What happens, in a line.
+        consequence: The consequence, in a line.
         affected: The versions that have it, from the first (included) to the one that fixes
             it (excluded), for each line of releases.
         averted: Whether etcd-actions works around it.
@@ -68,11 +68,11 @@ class KnownBug:
 
     @property
     def id(self) -> str:
-        """How people refer to it."""
+        """Its name, such as ``etcd#13766``."""
         return f"etcd#{self.number}"
 
     def fixed_in(self, version: EtcdVersion) -> EtcdVersion | None:
-        """The release that cures ``version`` of it, None if that does not have it."""
+        """The release with the fix for ``version``; None if ``version`` does not have the bug."""
         return next((fix for first, fix in self.affected if first <= version < fix), None)
 
 
@@ -199,7 +199,7 @@ def known_bugs(version: EtcdVersion) -> tuple[KnownBug, ...]:
 
 
 def free_of_known_bugs(version: EtcdVersion) -> EtcdVersion:
-    """The least upgrade that has none of the known bugs; ``version`` itself where it has none."""
+    """The least upgrade that has none of the known bugs; ``version`` itself if it has none."""
     while fixes := [fix for bug in KNOWN_BUGS if (fix := bug.fixed_in(version)) is not None]:
         version = max(fixes)
     return version
@@ -211,9 +211,9 @@ def loses_writes_when_killed(version: EtcdVersion) -> bool:
 
 
 def has_reliable_progress(version: EtcdVersion) -> bool:
-    """Whether the answer to a progress request never runs ahead of undelivered events.
+    """Whether the answer to a progress request comes after all events up to its revision.
 
-    Older versions may name a revision whose events a slow watcher has yet to be sent, so
-    a watch that resumes from there has a gap.
+    Older versions may answer with a revision whose events were not sent to a slow watcher yet. A
+    watch that resumes there has a gap.
     """
     return all(bug.number != _PROGRESS_AHEAD for bug in known_bugs(version))

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping
 from contextlib import ExitStack
+from functools import partial
+from time import perf_counter
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import structlog
 import trio
 
+from etcd_actions._internal.histogram import TASK_BOUNDS, Histogram
 from etcd_actions.actions.stored_action import StoredAction
 from etcd_actions.errors import ActionError, DecodeError, EtcdError, InvalidArgument
 from etcd_actions.executor.attempts.attempt_command import Command, build_command
@@ -68,6 +72,7 @@ class ActionRun:
 
     Attributes:
         retries: Number of attempts that were followed by another one.
+        times: How long attempts were followed, by outcome; see ``ExecutorStatistics``.
     """
 
     def __init__(
@@ -84,6 +89,7 @@ class ActionRun:
         self._caching = caching
         self._provisions = provisions
         self.retries = 0
+        self.times: defaultdict[str, Histogram] = defaultdict(partial(Histogram, TASK_BOUNDS))
 
     async def run(self, action: StoredAction, work: Work) -> StoredAction | None:
         """Run an action until it is terminal, delayed, or another executor's.
@@ -289,26 +295,32 @@ class ActionRun:
         """Follow an attempt that was started, and report its outcome."""
         number, limits, place = attempt.number, attempt.limits, attempt.place
         self._shared.capacity.began(work.name, place)
+        began = perf_counter()
         _log.info("attempt", action=action.metadata.name, attempt=number)
         try:
             action, outcome = await self._follow_process(action, attempt, claim, work)
         finally:
             self._attempts.forget(place)
+        took = perf_counter() - began
         if outcome is None:
+            self.times["ENDED_ELSEWHERE"].observe(took)
             # Another process ended the action: its object has the phase.
             return await self._shared.client.get_task_action(action.action_id)
         if outcome.error is None:
+            self.times[Phase.SUCCEEDED.name].observe(took)
             status = await self._caching.keep(task)
             return await self._shared.reports.report(
                 action, number, Phase.SUCCEEDED, claim, cache_status=status
             )
         if outcome.recoverable and number < limits.attempts:
             self.retries += 1
+            self.times["RETRIED"].observe(took)
             return await self._shared.reports.report(
                 action, number + 1, Phase.QUEUED, claim, error_before=outcome.error
             )
         timed_out = outcome.error.code in (RUN_TOO_LONG, DEADLINE)
         phase = Phase.TIMED_OUT if timed_out else Phase.FAILED
+        self.times[phase.name].observe(took)
         return await self._shared.reports.report(action, number, phase, claim, outcome.error)
 
     async def _follow_process(

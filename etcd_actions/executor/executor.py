@@ -17,6 +17,7 @@ import structlog
 import trio
 
 from etcd_actions._internal.clock import Clock
+from etcd_actions._internal.histogram import Distribution
 from etcd_actions._internal.retrying import retrying, seldom
 from etcd_actions.actions.stored_action import StoredAction, same_run
 from etcd_actions.client import ActionsClient
@@ -61,6 +62,8 @@ class ExecutorStatistics:
         adopted: Number of attempts that another executor had started.
         ended: Number of actions that it ended, by phase.
         retries: Number of attempts that were followed by another one.
+        attempt_times: How long attempts were followed here, in seconds, by outcome: a phase,
+            ``RETRIED``, or ``ENDED_ELSEWHERE``.
         cache: Number of reads and writes of results, by the names of Flyte's statuses; ``STALE``
             counts the entries that could not be used any more.
     """
@@ -72,6 +75,7 @@ class ExecutorStatistics:
     adopted: int
     ended: dict[str, int]
     retries: int
+    attempt_times: dict[str, Distribution]
     cache: dict[str, int]
 
 
@@ -135,6 +139,7 @@ class Executor:
             adopted=self._attempts.adopted,
             ended=dict(shared.reports.ended),
             retries=self._runs.retries,
+            attempt_times={name: times.read() for name, times in self._runs.times.items()},
             cache=dict(self._caching.results),
         )
 

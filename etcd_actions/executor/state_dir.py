@@ -118,10 +118,11 @@ async def keep_clean(
         await trio.sleep(every)
 
 
-def sweep(state_dir: Path, keep: float, kept: set[str]) -> Swept:
+def sweep(state_dir: Path, keep: float, kept: set[str], *, dry_run: bool = False) -> Swept:
     """Remove the attempts that ended more than ``keep`` seconds ago; never one that lives.
 
-    The directories of actions that are named in ``kept`` stay.
+    The directories of actions that are named in ``kept`` stay. A dry run removes nothing, and
+    returns the number of attempts that would be removed.
     """
     before = time.time() - keep
     removed = 0
@@ -131,14 +132,23 @@ def sweep(state_dir: Path, keep: float, kept: set[str]) -> Swept:
             continue
         for attempt in _directories(action):
             try:
-                removed += _remove_if_old(attempt, before)
+                removed += (_is_old if dry_run else _remove_if_old)(attempt, before)
             except (OSError, UnusableFile, subprocess.SubprocessError) as error:
                 failures.append((attempt, error))
-        # It fails if the directory is not empty.
-        with suppress(OSError):
-            action.rmdir()
-    sweep_outputs(state_dir, before)
+        if not dry_run:
+            # It fails if the directory is not empty.
+            with suppress(OSError):
+                action.rmdir()
+    if not dry_run:
+        sweep_outputs(state_dir, before)
     return Swept(removed, failures)
+
+
+def _is_old(attempt: Path, before: float) -> bool:
+    """Whether an attempt would be removed. Its lock is not tried: that would lock it."""
+    if attempt.name.startswith(REMOVED) or _last_change(attempt) > before:
+        return False
+    return AttemptDirectory.at(attempt).supervisor() is None
 
 
 def _remove_if_old(attempt: Path, before: float) -> bool:

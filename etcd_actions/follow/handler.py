@@ -114,7 +114,6 @@ class Handler:
         self._taken = 0
         self._conflated = 0
         self._handled = 0
-        self._seconds = 0.0
         self._turn_times = Histogram()
 
     def statistics(self) -> WorkQueueStatistics:
@@ -125,7 +124,6 @@ class Handler:
             dispatched=self._taken,
             handled=self._handled + again.handled,
             conflated=self._conflated + again.conflated,
-            handler_seconds=self._seconds + again.handler_seconds,
             turn_times=self._turn_times.read(),
         )
 
@@ -172,9 +170,7 @@ class Handler:
                 put_off.put_off(change, error)
             else:
                 self._handled += 1
-        took = perf_counter() - began
-        self._seconds += took
-        self._turn_times.observe(took)
+        self._turn_times.observe(perf_counter() - began)
 
     async def wait_list_capacity(self) -> None:
         """There is capacity: all that was read is handled."""

@@ -25,8 +25,7 @@ class Counts:
     def __init__(self) -> None:
         self.pending_changes = self.pending_bytes = 0
         self.dispatched = self.handled = self.conflated = self.dropped_values = 0
-        self.failures = self.turns = 0
-        self.handler_seconds = self.wait_seconds = 0.0
+        self.failures = 0
         self.turn_times = Histogram()
         self.wait_times = Histogram()
 

@@ -24,7 +24,7 @@ import trio
 from etcd_actions._internal.containment import Containment, describe
 from etcd_actions._internal.parking import Parking
 from etcd_actions.errors import InvalidArgument, Unavailable
-from etcd_actions.model import ActionId, ActionUpdate, Summary, canonical_name
+from etcd_actions.model import ActionId, ActionUpdate, RunId, Summary, canonical_name
 
 
 class SnapshotEnd(NamedTuple):
@@ -59,9 +59,18 @@ class _Topic(NamedTuple):
 
 # No project and no action has this name: names contain no slash.
 _ALL = _Topic("/", "", "", "")
-ALL_OF_RUN = "/"
-"""The name of the parent, in a subscription to all actions of a run."""
+_ALL_OF_RUN = "/"
 
+
+class RunActions(NamedTuple):
+    """All actions of a run, as the subject of a subscription."""
+
+    run: RunId
+
+
+Subject: TypeAlias = ActionId | RunId | RunActions | None
+"""The subject of a subscription: an action and its children; a run, whose only child is its root;
+all actions of a run; all actions (None)."""
 
 _REPLACED: Final = object()
 """Stands between the updates of one store and those of its replacement."""
@@ -86,19 +95,22 @@ class Subscription(trio.abc.ReceiveChannel[Item_co]):
     failed raises :class:`~etcd_actions.errors.Unavailable`: subscribe again.
 
     Attributes:
+        subject: The subject, as it was requested.
+        org: The organization of the subject; empty for any.
         replaced: How often the store was replaced by another one, counted when the updates before
             the replacement have been received. The revisions of later updates restart.
     """
 
     def __init__(
         self,
-        parent: ActionId | None,
+        subject: Subject,
         on_close: Callable[[Subscription[Any]], None],
         backlog: _Backlog,
         *,
         snapshot: bool,
     ) -> None:
-        self.parent = parent
+        self.subject = subject
+        self.org = _org_of(subject)
         self._backlog = backlog
         self._on_close = on_close
         self._snapshot: deque[Any] = deque()
@@ -290,28 +302,27 @@ class Subscriptions:
 
     @overload
     def subscribe(
-        self, parent: ActionId | None, *, snapshot: Literal[False] = False
+        self, subject: Subject, *, snapshot: Literal[False] = False
     ) -> Subscription[ActionUpdate]: ...
     @overload
     def subscribe(
-        self, parent: ActionId | None, *, snapshot: bool
+        self, subject: Subject, *, snapshot: bool
     ) -> Subscription[ActionUpdate | SnapshotEnd]: ...
-    def subscribe(self, parent: ActionId | None, *, snapshot: bool = False) -> AnySubscription:
-        """Open a subscription for an action and its children.
+    def subscribe(self, subject: Subject, *, snapshot: bool = False) -> AnySubscription:
+        """Open a subscription.
 
         Args:
-            parent: The action. An empty ``org`` stands for any: it is not part of the stored
-                object. The root of a run may be called ``a0`` or like its run. None stands
-                for all actions, and the name :data:`ALL_OF_RUN` for all of a run.
+            subject: See :data:`Subject`. An empty ``org`` stands for any: it is not part of the
+                stored object. The root of a run may be named ``a0`` or like its run.
             snapshot: Whether updates wait until :meth:`Subscription.begin_with` was called.
         """
         subscription: AnySubscription = Subscription(
-            parent, self._forget, self._backlog, snapshot=snapshot
+            subject, self._forget, self._backlog, snapshot=snapshot
         )
-        self._by_topic[_topic_of(parent)].add(subscription)
+        self._by_topic[_topic_of(subject)].add(subscription)
         self._count += 1
-        self._of_all += parent is None
-        self._of_runs += _is_run(parent)
+        self._of_all += subject is None
+        self._of_runs += isinstance(subject, RunActions)
         return subscription
 
     def unsubscribe(self, subscription: AnySubscription) -> None:
@@ -335,7 +346,7 @@ class Subscriptions:
         name, parent = _names(summary.run, summary.action, summary.parent)
         if (*run, name) in self._by_topic or (*run, parent) in self._by_topic:
             return True
-        return bool(self._of_runs) and (*run, ALL_OF_RUN) in self._by_topic
+        return bool(self._of_runs) and (*run, _ALL_OF_RUN) in self._by_topic
 
     def notify(self, update: ActionUpdate) -> None:
         """Deliver an update to its subscriptions. Never waits, never fails."""
@@ -344,7 +355,7 @@ class Subscriptions:
         for name in _names(action_id.run, action_id.name, update.parent):
             self._notify(_Topic(*run, name), update)
         if self._of_runs:
-            self._notify(_Topic(*run, ALL_OF_RUN), update)
+            self._notify(_Topic(*run, _ALL_OF_RUN), update)
         if self._of_all:
             self._notify(_ALL, update)
 
@@ -367,10 +378,9 @@ class Subscriptions:
         failed: list[tuple[AnySubscription, BaseException]] = []
         for subscription in subscriptions:
             try:
-                if subscription.parent is not None:
-                    requested, org = subscription.parent.org, update.action_id.org
-                    if requested and org and requested != org:
-                        continue
+                requested, org = subscription.org, update.action_id.org
+                if requested and org and requested != org:
+                    continue
                 subscription.deliver(update)
             except BaseException as error:
                 failed.append((subscription, error))
@@ -378,18 +388,18 @@ class Subscriptions:
             self._forget(subscription)
             subscription._fail(describe(failure))
         for subscription, failure in failed:
-            self._containment.caught("subscription", str(subscription.parent), failure)
+            self._containment.caught("subscription", str(subscription.subject), failure)
 
     def _forget(self, subscription: AnySubscription) -> None:
-        topic = _topic_of(subscription.parent)
+        topic = _topic_of(subscription.subject)
         subscriptions = self._by_topic.get(topic)
         if subscriptions is None or subscription not in subscriptions:
             return
         subscriptions.remove(subscription)
         subscription._leave_backlog()
         self._count -= 1
-        self._of_all -= subscription.parent is None
-        self._of_runs -= _is_run(subscription.parent)
+        self._of_all -= subscription.subject is None
+        self._of_runs -= isinstance(subscription.subject, RunActions)
         if not subscriptions:
             del self._by_topic[topic]
 
@@ -399,17 +409,22 @@ def deletion_of(shown: ActionUpdate, revision: int) -> ActionUpdate:
     return msgspec.structs.replace(shown, revision=revision, is_deleted=True, partial=True)
 
 
-def _is_run(parent: ActionId | None) -> bool:
-    return parent is not None and parent.name == ALL_OF_RUN
-
-
 def _names(run: str, action: str, parent: str) -> tuple[str, str]:
     """The names by which subscribers name an action, and its parent."""
     return canonical_name(run, action), canonical_name(run, parent)
 
 
-def _topic_of(parent: ActionId | None) -> _Topic:
-    if parent is None:
+def _topic_of(subject: Subject) -> _Topic:
+    if subject is None:
         return _ALL
-    name = canonical_name(parent.run, parent.name)
-    return _Topic(parent.project, parent.domain, parent.run, name)
+    if isinstance(subject, RunActions):
+        subject, name = subject.run, _ALL_OF_RUN
+    else:
+        name = "" if isinstance(subject, RunId) else canonical_name(subject.run, subject.name)
+    return _Topic(subject.project, subject.domain, subject.run, name)
+
+
+def _org_of(subject: Subject) -> str:
+    if isinstance(subject, RunActions):
+        subject = subject.run
+    return "" if subject is None else subject.org

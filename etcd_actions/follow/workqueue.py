@@ -99,9 +99,6 @@ class WorkQueueStatistics:
         conflated: Number of changes that a newer one replaced before they were handled.
         dropped_values: Number of values dropped above the soft limit.
         failures: Number of failed handler calls.
-        handler_seconds: Time spent in handlers, the sum of all workers.
-        turns: How often a worker took a key with work.
-        wait_seconds: The sum of ``wait_times``.
         failing: The keys that wait to be retried.
         turn_times: How long a handler took for one change; of the inline handler, for a batch.
         wait_times: How long a key with work waited for a worker.
@@ -115,9 +112,6 @@ class WorkQueueStatistics:
     conflated: int
     dropped_values: int
     failures: int
-    handler_seconds: float
-    turns: int
-    wait_seconds: float
     failing: tuple[FailingKey, ...]
     turn_times: Distribution
     wait_times: Distribution
@@ -271,7 +265,6 @@ class WorkQueue:
                     finally:
                         channel.handling = None
                         took = perf_counter() - began
-                        counts.handler_seconds += took
                         counts.turn_times.observe(took)
                     change = None
                     counts.handled += 1
@@ -307,9 +300,7 @@ class WorkQueue:
             await self._park()
             self._waking = False
         channel = self._ready.popleft()
-        self._counts.turns += 1
         waited = perf_counter() - channel.ready_at
-        self._counts.wait_seconds += waited
         self._counts.wait_times.observe(waited)
         self._wake_one()
         return channel

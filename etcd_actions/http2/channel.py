@@ -1,4 +1,4 @@
-"""Calls to one server. The channel connects when it is needed, and reconnects."""
+"""Calls methods of one server; connects for the first call, and again after a failure."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from etcd_actions.http2.sockets import Target, Wire, connect
 from etcd_actions.http2.stream import Stream
 
 _REMEMBERED_HEADS: Final = 64
+"""The most cached header blocks of requests."""
 _LARGEST_ANSWER: Final = 512 * 1024 * 1024
 
 Metadata: TypeAlias = tuple[tuple[str, str], ...]
@@ -38,11 +39,11 @@ class ChannelSettings:
     """How a channel behaves. Times are in seconds.
 
     Attributes:
-        dial_timeout: Connecting may take so long, up to the server's settings.
+        dial_timeout: The time for connecting, until the server's settings have arrived.
         keepalive: How a silent server is detected.
-        backoff: After a failure to connect, calls fail at once for so long; None connects for
-            each call.
-        largest_answer: Bytes of a message that are accepted.
+        backoff: The time, after a failure to connect, in which calls fail at once; None to connect
+            for each call.
+        largest_answer: The most bytes of a message.
     """
 
     dial_timeout: float = 5.0
@@ -207,7 +208,7 @@ class Channel:
                 metadata=metadata,
             )
             if len(self._heads) >= _REMEMBERED_HEADS:
-                # Tokens change.
+                # Heads with old tokens would accumulate.
                 self._heads.clear()
             self._heads[key] = head
         return head
@@ -266,7 +267,7 @@ class Channel:
         with trio.CancelScope(shield=True) as scope:
             self._scopes.add(scope)
             if self._closed:
-                # Before this task came to run.
+                # The channel was closed before this task started.
                 scope.cancel("the channel was closed")
             try:
                 await self._connect(attempt)
@@ -289,11 +290,11 @@ class Channel:
             try:
                 wire = await connect(self.target)
             except EtcdActionsError as error:
-                # A file of TLS, valid before: perhaps it is being replaced.
+                # A TLS file that was valid before: perhaps it is being replaced.
                 attempt.failure = str(error)
                 return
             except (OSError, RuntimeError, ValueError) as error:
-                # Also: no thread for a name or a certificate, or a malformed name.
+                # Others: no thread for a name or a certificate, or a malformed name.
                 attempt.failure = failure_text(error)
                 return
         if wire is None:

@@ -102,9 +102,9 @@ class ClientConnection:
         Args:
             head: The header block.
             body: The first data.
-            end: Whether that is all.
+            end: Whether no more data follows.
             largest: See :class:`~etcd_actions.http2.stream.Stream`.
-            gathers: Likewise.
+            gathers: See there.
         """
         number = self._next_id
         self._next_id = number + 2
@@ -163,7 +163,7 @@ class ClientConnection:
         self._partial.keep(data, offset)
 
     def fail(self, reason: str, *, written: int) -> None:
-        """The connection broke: all streams fail.
+        """Fail all streams, because the connection broke.
 
         Args:
             reason: The details of the failures.
@@ -235,7 +235,7 @@ class ClientConnection:
         if flags & frames.END_STREAM:
             self._end(stream)
         elif stream.gathers:
-            # Five bytes of gRPC's are before the message.
+            # gRPC sends five bytes before the message.
             if stream.size > stream.largest + 5:
                 self._break(
                     stream,
@@ -417,15 +417,15 @@ class ClientConnection:
             self.sending.pump()
 
     def _check_known(self, number: int, what: str) -> None:
-        """A stream that is not open must be one that has ended."""
+        """Check that a stream that is not open was opened before."""
         if number % 2 == 0 or number >= self._next_id:
             raise ProtocolError(f"{what} for stream {number}, which was never opened")
 
     def _end(self, stream: Stream) -> None:
-        """The server ended a stream in order."""
+        """End a stream that the server ended in order."""
         del self._streams[stream.id]
         if not stream.sent_end:
-            # It does not need the rest of the request.
+            # The server does not need the rest of the request.
             self.sending.drop(stream)
             self.sending.put(frames.rst_stream(stream.id, ErrorCode.CANCEL))
         stream.ended = True

@@ -15,7 +15,7 @@ class PartialFrame:
         self._size = 0
 
     def join(self, data: bytes) -> bytes | None:
-        """All bytes; None while fewer than ``needed`` have arrived."""
+        """The kept bytes and ``data``; None while they are fewer than ``needed``."""
         if not self._parts:
             return data
         self._parts.append(data)

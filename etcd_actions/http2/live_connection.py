@@ -23,21 +23,21 @@ from etcd_actions.http2.sockets import Wire
 from etcd_actions.http2.stream import Stream
 
 _GATHERED: Final = 64 * 1024
-"""Bytes that are written at once, without waiting for other tasks."""
+"""Bytes of gathered data from which on they are written at once."""
 CLOSED: Final = "the server closed the connection"
 _SILENT: Final = 0.02
-"""Seconds without a byte after which a call checks first whether the connection is still open."""
+"""Seconds without a byte after which a call first checks that the connection is still open."""
 _TURNS: Final = 2
-"""Turns of the event loop in which tasks that were woken have run."""
+"""Turns of the event loop after which the tasks that were woken have run."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class KeepAlive:
-    """How a silent server is detected. Seconds.
+    """How a silent server is detected. Times are in seconds.
 
     Attributes:
-        time: After so long a silence during a call the server is sent a ping.
-        timeout: The response to a ping may take so long.
+        time: The silence during a call after which a ping is sent.
+        timeout: The time that the response to a ping may take.
     """
 
     time: float = math.inf
@@ -53,8 +53,8 @@ class LiveConnection:
         on_end: Called once, when no stream can be opened any more.
 
     Attributes:
-        connection: Its streams.
-        usable: Whether streams can be opened, now or later.
+        connection: The state of the connection, without I/O.
+        usable: Whether a stream can be opened, now or when another one has ended.
     """
 
     def __init__(
@@ -103,17 +103,13 @@ class LiveConnection:
     # For calls
 
     def check_before_use(self) -> None:
-        """Detect that the server closed a connection that has been silent for a while.
+        """Open no more streams if the server has closed a connection that was silent for a while.
 
-        The reader detects that, too, but perhaps only after a call was written: its outcome would
-        be unknown then, though the server certainly did nothing.
+        The reader detects that, too, but perhaps only after a call was written. The outcome of that
+        call would be unknown, though the server certainly did nothing. The reader still receives
+        the bytes before the end, such as responses and a GOAWAY.
         """
-        if trio.current_time() - self._time.last_byte_at <= _SILENT:
-            return
-        if self._wire.ended:
-            self.close(CLOSED)
-        elif self._wire.closing:
-            # The reader takes what arrived before, as responses and a GOAWAY.
+        if trio.current_time() - self._time.last_byte_at > _SILENT and self._wire.closing:
             self._end()
 
     async def wait_for_capacity(self) -> None:
@@ -269,7 +265,7 @@ class LiveConnection:
 
     def _not_written(self, error: OSError) -> None:
         if isinstance(error, (BrokenPipeError, ConnectionResetError)):
-            # The reader finds the end, and before it what the server sent, such as a GOAWAY.
+            # The reader receives the bytes before the end, such as a GOAWAY, and then the end.
             self._writable = False
         else:
             self.close(f"the connection broke: {describe(error)}")
@@ -279,7 +275,7 @@ class LiveConnection:
         time = self._time
         while True:
             await time.wait(has_streams=self.connection.streams > 0)
-            # What arrived while this process was suspended is read first.
+            # The reader runs first: bytes may have arrived while this process was suspended.
             for _ in range(_TURNS + 1):
                 await trio.lowlevel.checkpoint()
             now = trio.current_time()
@@ -326,7 +322,7 @@ class LiveConnection:
         count = self.connection.stream_capacity if self.usable else len(self._waiting)
         self._waiting.unpark(count=count)
         if self._waiting and count:
-            # One of them may be cancelled, or too late, and leave its stream unused.
+            # A woken task may be cancelled, or too late, and not use its stream.
             self._time.admits_again = True
             self._time.wake_by(-math.inf)
 
@@ -374,7 +370,7 @@ class _Deadlines:
 
     @property
     def alive_until(self) -> float:
-        """When the server has been silent for too long: without, or with a ping."""
+        """The end of the accepted silence: of the time before a ping, or of its timeout."""
         if self.is_pinged:
             return self._pinged_at + self.keepalive.timeout
         return self.last_byte_at + self.keepalive.time

@@ -58,7 +58,7 @@ class SendQueue:
         self.put(frame)
 
     def take(self) -> bytes:
-        """Return all bytes to be written, once."""
+        """Remove and return all queued bytes."""
         queued = self._frames
         if not queued:
             return b""

@@ -1,4 +1,4 @@
-"""Connected sockets that are written and read without waiting, with or without TLS."""
+"""Connects sockets, and writes and reads them without waiting, with or without TLS."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Final
 import trio
 
 READ_SIZE: Final = 256 * 1024
+"""The most bytes of one read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +57,7 @@ class Wire:
 
     Attributes:
         pending: Whether bytes wait for the socket: only :meth:`push` may be called then.
-        drained: Whether the last :meth:`receive` left nothing behind, as far as it can detect.
+        drained: Whether the last :meth:`receive` probably returned all bytes that had arrived.
     """
 
     def __init__(self, sock: socket.socket) -> None:
@@ -68,7 +69,7 @@ class Wire:
 
     @property
     def written(self) -> int:
-        """How many of the bytes given to :meth:`send` may have left this machine."""
+        """The number of bytes of :meth:`send` that may have left this machine."""
         return self._sent
 
     def send(self, data: bytes) -> None:
@@ -116,16 +117,11 @@ class Wire:
 
     @property
     def closing(self) -> bool:
-        """Whether the server has closed its side, also with bytes before that unread; on Linux."""
-        if not hasattr(select, "POLLRDHUP"):
-            return False
-        poll = select.poll()
-        poll.register(self._sock, select.POLLRDHUP)
-        return bool(poll.poll(0))
-
-    @property
-    def ended(self) -> bool:
-        """Whether the socket is at its end. Consumes nothing."""
+        """Whether the server has closed its side; except on Linux, only if no byte is unread."""
+        if hasattr(select, "POLLRDHUP"):
+            poll = select.poll()
+            poll.register(self._sock, select.POLLRDHUP)
+            return bool(poll.poll(0))
         try:
             return not self._sock.recv(1, socket.MSG_PEEK)
         except (BlockingIOError, InterruptedError):
@@ -164,7 +160,7 @@ class EncryptedWire(Wire):
 
     @property
     def written(self) -> int:
-        """See the class."""
+        """See the class's text."""
         return self._written
 
     async def handshake(self) -> None:
@@ -179,7 +175,7 @@ class EncryptedWire(Wire):
             except ssl.SSLWantReadError:
                 await self._flush()
             except ssl.SSLError:
-                # The alert for the server.
+                # Send the alert to the server.
                 await self._flush()
                 raise
             else:
@@ -225,7 +221,7 @@ class EncryptedWire(Wire):
             if part:
                 parts.append(part)
             ended = not part
-        # Reading may have produced a response, such as new keys.
+        # TLS may have to answer, for example a request for new keys.
         if self._outgoing.pending and not self.pending:
             self._forward()
         if parts:
@@ -266,7 +262,7 @@ async def connect(target: Target) -> Wire:
     Raises:
         OSError: It cannot be reached, or is another server.
     """
-    # First, so that an unreadable file is reported as such.
+    # Before the connection, so that an unreadable file is reported as such.
     context = None
     if target.tls is not None:
         context = await trio.to_thread.run_sync(target.tls, abandon_on_cancel=True)
@@ -276,7 +272,7 @@ async def connect(target: Target) -> Wire:
         stream = await trio.open_unix_socket(target.host)
     else:
         stream = await trio.open_tcp_stream(target.host, target.port)
-    # Any task sends and receives, without trio's wrapper.
+    # Detached from trio's wrapper, because any task sends and receives.
     sock = socket.socket(fileno=stream.socket.detach())
     sock.setblocking(False)
     if not target.is_unix:

@@ -6,7 +6,13 @@ import importlib
 from typing import Any, Final
 
 from etcd_actions.errors import ConfigError, DecodeError, InvalidArgument
-from etcd_actions.model.flyte_types import ActionIdentifier, ConditionAction, Literal, TaskTemplate
+from etcd_actions.model.flyte_types import (
+    ActionIdentifier,
+    ConditionAction,
+    Literal,
+    TaskTemplate,
+    TraceAction,
+)
 from etcd_actions.model.names import ANNOTATION_RECOVERED_FROM, ActionId
 from etcd_actions.model.taskaction import ActionObject
 
@@ -83,6 +89,24 @@ def condition_action(action: ActionObject) -> ConditionAction | None:
         "ConditionAction",
         action.spec.condition_spec_bytes,
         "spec.conditionSpec",
+    )
+    return message
+
+
+def trace_action(action: ActionObject) -> TraceAction | None:
+    """Read the specification of a trace, None if the action is no trace.
+
+    Raises:
+        DecodeError: The field is not base64 or not a trace.
+        ConfigError: ``flyteidl2`` is not installed.
+    """
+    if not action.spec.trace_spec_bytes:
+        return None
+    message: TraceAction = _parse(
+        "flyteidl2.workflow.run_definition_pb2",
+        "TraceAction",
+        action.spec.trace_spec_bytes,
+        "spec.traceSpec",
     )
     return message
 

@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     from flyteidl2.core.literals_pb2 import Literal
     from flyteidl2.core.tasks_pb2 import TaskTemplate
     from flyteidl2.task.run_pb2 import RunSpec
-    from flyteidl2.workflow.run_definition_pb2 import ConditionAction
+    from flyteidl2.workflow.run_definition_pb2 import ConditionAction, TraceAction
     from google.protobuf.duration_pb2 import Duration
     from google.protobuf.timestamp_pb2 import Timestamp
 else:
     Action = ActionIdentifier = RunIdentifier = EnrichedIdentity = Literal = Any
-    TaskTemplate = RunSpec = ConditionAction = Duration = Timestamp = Any
+    TaskTemplate = RunSpec = ConditionAction = TraceAction = Duration = Timestamp = Any
 
 __all__ = [
     "Action",
@@ -33,4 +33,5 @@ __all__ = [
     "RunSpec",
     "TaskTemplate",
     "Timestamp",
+    "TraceAction",
 ]

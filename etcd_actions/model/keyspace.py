@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from typing import Final, final
 
-from etcd_actions.model.names import DEFAULT_KEY_PREFIX, DEFAULT_NAMESPACE, ActionId, object_key
+from etcd_actions.model.names import (
+    DEFAULT_KEY_PREFIX,
+    DEFAULT_NAMESPACE,
+    ActionId,
+    RunId,
+    object_key,
+)
 from etcd_actions.model.namespaces import NamespaceTemplate
 
 OWN_PREFIX: Final = b"/etcd-actions/"
@@ -69,8 +75,8 @@ class Keyspace:
         self.signing: bytes = self.side + b"signing/"
         self.deployment: bytes = self.side + b"deployment"
 
-    def namespace_of(self, action_id: ActionId) -> str:
-        """The namespace of an action, by its project and domain.
+    def namespace_of(self, action_id: ActionId | RunId) -> str:
+        """The namespace of an action or a run, by its project and domain.
 
         Raises:
             InvalidArgument: The template makes no valid namespace of them.
@@ -80,8 +86,8 @@ class Keyspace:
             return self.namespace
         return self._template.namespace_of(action_id.project, action_id.domain)
 
-    def of(self, action_id: ActionId) -> Keyspace:
-        """The keys of one namespace: that of an action, and of all of its run.
+    def of(self, action_id: ActionId | RunId) -> Keyspace:
+        """The keys of one namespace: that of a run, and of all its actions.
 
         Raises:
             InvalidArgument: The template makes no valid namespace of its project and domain.

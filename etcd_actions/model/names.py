@@ -112,10 +112,32 @@ def other_version(api_version: object) -> str:
     return api_version if isinstance(api_version, str) and api_version != API_VERSION else ""
 
 
-class ActionId(msgspec.Struct, frozen=True, gc=False, order=True):
-    """The identity of an action. Hashable; two are equal when all parts are.
+class RunId(msgspec.Struct, frozen=True, gc=False, order=True):
+    """The identity of a run. Hashable; two are equal if all parts are equal.
 
-    ``org`` is no part of Flyte's stored form. It is empty if the object has no annotation of it.
+    Attributes:
+        project: The project.
+        domain: The domain.
+        run: The name of the run.
+        org: The organization; empty if it is not known. Flyte's stored form does not have it.
+    """
+
+    project: str
+    domain: str
+    run: str
+    org: str = ""
+
+
+class ActionId(msgspec.Struct, frozen=True, gc=False, order=True):
+    """The identity of an action. Hashable; two are equal if all parts are equal.
+
+    Attributes:
+        project: The project.
+        domain: The domain.
+        run: The name of the run.
+        name: The name of the action in its run; that of the root is ``a0``, or like its run.
+        org: The organization; empty if it is not known. Flyte's stored form does not have it; our
+            objects have an annotation of it.
     """
 
     project: str
@@ -123,6 +145,11 @@ class ActionId(msgspec.Struct, frozen=True, gc=False, order=True):
     run: str
     name: str
     org: str = ""
+
+    @property
+    def run_id(self) -> RunId:
+        """The identity of its run."""
+        return RunId(self.project, self.domain, self.run, self.org)
 
     @property
     def object_name(self) -> str:

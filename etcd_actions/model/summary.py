@@ -6,10 +6,19 @@ index (`etcd_actions.follow.packing`) keeps a summary of each key.
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 
 from etcd_actions.errors import DecodeError
-from etcd_actions.model.names import FINALIZER_RECORD, ActionId, other_version
+from etcd_actions.model.mark import State
+from etcd_actions.model.names import (
+    ACTION_TYPE_CONDITION,
+    ANNOTATION_ORG,
+    FINALIZER_RECORD,
+    ActionId,
+    other_version,
+)
 from etcd_actions.model.phase import Phase
 from etcd_actions.model.taskaction import ActionObject
 
@@ -64,34 +73,43 @@ _decode = msgspec.msgpack.Decoder(Summary).decode
 
 
 def summarize(action: ActionObject, revision: int, create_revision: int = 0) -> Summary:
-    """Summarize an action; of `create_revision` 0 stands for not known."""
-    spec = action.spec
-    status = action.status
-    action_id = action.action_id
-    state = action.state(create_revision)
-    finalizers = action.metadata.finalizers
+    """Summarize an action; ``create_revision`` is 0 if it is not known."""
+    return summary_of(action, action.state(create_revision), revision, create_revision)
+
+
+def summary_of(action: Any, state: State, revision: int, create_revision: int) -> Summary:
+    """Summarize an object of a known state.
+
+    Args:
+        action: An :class:`ActionObject`, or a message of protobuf with the same fields.
+        state: Its state.
+        revision: Its ``mod_revision``.
+        create_revision: Its ``create_revision``; 0 if it is not known.
+    """
+    metadata, spec = action.metadata, action.spec
+    annotations, finalizers = metadata.annotations, metadata.finalizers
     held = FINALIZER_RECORD in finalizers
     return Summary(
-        action_id.project,
-        action_id.domain,
-        action_id.run,
-        action_id.name,
-        action_id.org,
+        spec.project,
+        spec.domain,
+        spec.run_name,
+        spec.action_name,
+        annotations.get(ANNOTATION_ORG, "") if annotations else "",
         spec.parent_action_name,
-        action.metadata.uid,
+        metadata.uid,
         state.phase,
         state.attempts,
-        status.cache_status,
+        action.status.cache_status,
         state.recorded,
         spec.run_output_base,
         create_revision,
         revision,
-        action.is_deleting,
+        bool(metadata.deletion_timestamp),
         held,
         len(finalizers) > held,
         state.stray,
         state.mark,
-        spec.is_condition,
+        spec.action_type == ACTION_TYPE_CONDITION,
         other_version(action.api_version),
     )
 

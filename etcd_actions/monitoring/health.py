@@ -17,6 +17,8 @@ from etcd_actions.monitoring.lag import Heads, Lag
 
 _CALL_ETCD_EVERY = 1.0
 _ETCD_ANSWERS_WITHIN = 2.0
+_STREAM_FAILURES = 3
+"""Failures in a row from which a stream counts as lost: one is normal, as at a restart of etcd."""
 _PARKED_AGAIN = 10.0
 """Seconds for which a unit that has failed repeatedly may be parked."""
 _PARKED_ONCE = 90.0
@@ -131,6 +133,11 @@ class Health:
         reflector = self._client.statistics().reflector
         if reflector is None:
             return "nothing is watched"
+        if reflector.failures >= _STREAM_FAILURES and not reflector.streaming:
+            return self.quorum_loss() or (
+                f"no stream is open: {reflector.failures} attempts failed, the last with: "
+                f"{reflector.failure}"
+            )
         if math.isinf(reflector.silence):
             return "etcd has sent nothing yet"
         if reflector.silence > self._silence_limit:

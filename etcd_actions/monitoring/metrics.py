@@ -9,7 +9,7 @@ from itertools import accumulate
 from typing import TYPE_CHECKING, Final, TypeAlias, TypeVar
 
 import trio
-from prometheus_client import generate_latest
+from prometheus_client import GC_COLLECTOR, PLATFORM_COLLECTOR, PROCESS_COLLECTOR, generate_latest
 from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
@@ -20,7 +20,7 @@ from prometheus_client.registry import Collector
 
 from etcd_actions import __version__
 from etcd_actions._internal.containment import Containment
-from etcd_actions._internal.histogram import BOUNDS, Distribution
+from etcd_actions._internal.histogram import BOUNDS, TASK_BOUNDS, Distribution
 from etcd_actions.client import ActionsClient
 from etcd_actions.etcd.group_commit import GroupCommitStatistics
 from etcd_actions.follow.workqueue import WorkQueueStatistics
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from etcd_actions.uploads import SweepResult
 
 _T = TypeVar("_T")
-_BOUNDS: Final = (*map(str, BOUNDS), "+Inf")
 
 
 class Metrics(Collector):
@@ -90,6 +89,9 @@ class Metrics(Collector):
             ("swept", lambda: _of_optional(self.swept, _of_swept)),
             ("listeners", lambda: _of_listeners({n: read() for n, read in self.listeners.items()})),
             ("log", lambda: _of_optional(self.lines_dropped, _of_log)),
+            ("process", PROCESS_COLLECTOR.collect),
+            ("platform", PLATFORM_COLLECTOR.collect),
+            ("gc", GC_COLLECTOR.collect),
         ):
             # A part that fails loses the rest of its own metrics only.
             with self._client.containment.unit("metric", name):
@@ -116,7 +118,7 @@ def _of_optional(
 def _of_build() -> Iterator[Metric]:
     yield _gauge("etcd_actions_build_info", "The version.", {__version__: 1}, "version")
     tasks = trio.lowlevel.current_statistics().tasks_living
-    yield _gauge("etcd_actions_tasks", "Trio's tasks, all that are open.", tasks)
+    yield _gauge("etcd_actions_trio_tasks", "Trio's tasks, all that are open.", tasks)
 
 
 def _of_log(lines_dropped: int) -> Iterator[Metric]:
@@ -157,46 +159,52 @@ def _of_swept(swept: SweepResult) -> Iterator[Metric]:
 
 def _of_watch(statistics: WatchingStatistics, health: Health) -> Iterator[Metric]:
     reflector = statistics.reflector
-    yield _gauge("etcd_watch_ready", "Whether /readyz says so.", health.is_ready)
+    yield _gauge("etcd_actions_ready", "Whether /readyz says so.", health.is_ready)
+    text = "Whether etcd lost its quorum."
+    yield _gauge("etcd_actions_quorum_lost", text, bool(health.quorum_loss()))
     if reflector is None:
         return
     lag = health.lag(reflector.revision)
-    yield _gauge("etcd_watch_synced", "Whether the first list was delivered.", reflector.synced)
-    yield _gauge("etcd_watch_streaming", "Whether a stream is open.", reflector.streaming)
-    yield _gauge("etcd_watch_revision", "All up to it was delivered.", reflector.revision)
+    yield _gauge(
+        "etcd_actions_watch_synced", "Whether the first list was delivered.", reflector.synced
+    )
+    yield _gauge("etcd_actions_watch_streaming", "Whether a stream is open.", reflector.streaming)
+    yield _gauge("etcd_actions_watch_revision", "All up to it was delivered.", reflector.revision)
     text = "How far behind the store's newest revision that is; what others write counts."
-    yield _gauge("etcd_watch_lag_revisions", text, lag.revisions)
-    yield _gauge("etcd_watch_lag_seconds", "For how long it has been behind.", lag.seconds)
+    yield _gauge("etcd_actions_watch_lag_revisions", text, lag.revisions)
+    yield _gauge("etcd_actions_watch_lag_seconds", "For how long it has been behind.", lag.seconds)
     text = "Since etcd last sent a message."
-    yield _gauge("etcd_watch_silence_seconds", text, reflector.silence)
-    yield _gauge("etcd_watch_keys", "Number of keys that exist.", reflector.keys)
-    yield _counter("etcd_watch_events", "Changes that were delivered.", reflector.events)
+    yield _gauge("etcd_actions_watch_silence_seconds", text, reflector.silence)
+    yield _gauge("etcd_actions_watch_keys", "Number of keys that exist.", reflector.keys)
+    yield _counter("etcd_actions_watch_events", "Changes that were delivered.", reflector.events)
     text = "Streams lost, by error."
-    yield _counter("etcd_watch_reconnects", text, reflector.reconnects, "cause")
+    yield _counter("etcd_actions_watch_reconnects", text, reflector.reconnects, "cause")
     text = "Lists after the first, by reason."
-    yield _counter("etcd_watch_relists", text, reflector.relists, "reason")
+    yield _counter("etcd_actions_watch_relists", text, reflector.relists, "reason")
     text = "Values that could not be decoded."
-    yield _counter("storage_decode_errors", text, statistics.decode_errors)
+    yield _counter("etcd_actions_decode_errors", text, statistics.decode_errors)
     text = "Keys that hold such a value now."
-    yield _gauge("storage_undecodable_keys", text, len(statistics.undecodable))
+    yield _gauge("etcd_actions_undecodable_keys", text, len(statistics.undecodable))
 
 
 def _of_writes(writes: GroupCommitStatistics) -> Iterator[Metric]:
-    yield _counter("etcd_group_commit_members", "Transactions answered.", writes.members)
-    yield _counter("etcd_group_commit_groups", "Requests that they were sent in.", writes.groups)
-    yield _counter("etcd_group_commit_halved", "Groups that were refused.", writes.halved)
+    yield _counter("etcd_actions_group_commit_members", "Transactions answered.", writes.members)
+    yield _counter(
+        "etcd_actions_group_commit_groups", "Requests that they were sent in.", writes.groups
+    )
+    yield _counter("etcd_actions_group_commit_halved", "Groups that were refused.", writes.halved)
     bounds = (*(f"{2**power}.0" for power in range(len(writes.sizes))), "+Inf")
     totals = list(accumulate(writes.sizes))
     yield HistogramMetricFamily(
-        "etcd_group_commit_size",
+        "etcd_actions_group_commit_size",
         "Transactions in one request.",
         buckets=list(zip(bounds, [*totals, totals[-1]], strict=True)),
         sum_value=writes.members,
     )
     text = "How long requests took."
-    yield _histogram("etcd_group_commit_seconds", text, writes.times)
-    yield _gauge("etcd_group_commit_largest", "Most in one request.", writes.largest)
-    yield _gauge("etcd_group_commit_waiting", "Transactions that wait.", writes.waiting)
+    yield _histogram("etcd_actions_group_commit_seconds", text, writes.times)
+    yield _gauge("etcd_actions_group_commit_largest", "Most in one request.", writes.largest)
+    yield _gauge("etcd_actions_group_commit_waiting", "Transactions that wait.", writes.waiting)
 
 
 def _of_queues(statistics: WatchingStatistics) -> Iterator[Metric]:
@@ -204,33 +212,34 @@ def _of_queues(statistics: WatchingStatistics) -> Iterator[Metric]:
     queues = {name: queue for name, queue in both.items() if queue is not None}
     for make, name, text, value in _QUEUE_METRICS:
         values = {each: value(queue) for each, queue in queues.items()}
-        yield make(f"workqueue_{name}", text, values, "name")
+        yield make(f"etcd_actions_queue_{name}", text, values, "queue")
     yield _histogram(
-        "workqueue_turn_seconds",
+        "etcd_actions_handler_seconds",
         "How long a handler took: of the outbox for one change, of the handlers for what arrived "
         "together.",
         {name: queue.turn_times for name, queue in queues.items()},
-        "name",
+        "queue",
     )
     yield _histogram(
-        "workqueue_wait_seconds",
+        "etcd_actions_queue_wait_seconds",
         "How long a key with work waited for a worker.",
         {name: queue.wait_times for name, queue in queues.items()},
-        "name",
+        "queue",
     )
 
 
 def _of_recording(statistics: WatchingStatistics) -> Iterator[Metric]:
-    yield _gauge("etcd_actions_elected", "Whether this process is the leader.", statistics.elected)
-    yield _gauge("etcd_actions_position", "The saved checkpoint.", statistics.checkpoint)
+    yield _gauge("etcd_actions_leader", "Whether this process is the leader.", statistics.elected)
+    yield _gauge("etcd_actions_checkpoint", "The saved checkpoint.", statistics.checkpoint)
     yield _gauge("etcd_actions_subscriptions", "Open subscriptions.", statistics.subscriptions)
     text = "Updates that subscribers have yet to receive."
     yield _gauge("etcd_actions_subscriber_lag_updates", text, statistics.undelivered)
     results = {
-        "accepted": statistics.reported,
+        # Without a run service each call is a step of the outbox, and no service accepts it.
+        "accepted" if statistics.has_run_service else "no_run_service": statistics.reported,
         "rejected": statistics.rejected,
         "failed": statistics.failed,
-        "cut": statistics.interrupted,
+        "interrupted": statistics.interrupted,
     }
     yield _counter(
         "etcd_actions_run_service_calls",
@@ -245,10 +254,12 @@ def _of_recording(statistics: WatchingStatistics) -> Iterator[Metric]:
         statistics.call_times,
         "call",
     )
+    text = "From the arrival of a state, or deletion, until it was reported, a terminal one marked."
+    yield _histogram("etcd_actions_report_lag_seconds", text, statistics.report_lag)
     text = (
         "Terminal phases that are accepted and reported again before the mark, as after a takeover."
     )
-    yield _gauge("etcd_actions_held_endings", text, statistics.deferred)
+    yield _gauge("etcd_actions_deferred_reports", text, statistics.deferred)
     text = "Calls that the run service refused for good and did not accept since; of the leader."
     yield _gauge("etcd_actions_dead_letters", text, len(statistics.dead_letters))
     text = "Dead letters that were deleted in favour of newer ones."
@@ -286,17 +297,13 @@ def _of_listeners(listeners: Mapping[str, ListenerStatistics]) -> Iterator[Metri
 
 def _of_server(server: ServerStatistics) -> Iterator[Metric]:
     text = "Calls, by method and code."
-    yield _counter("etcd_actions_server_handled", text, server.calls, "method", "code")
-    text = "Time that calls took; of streams, how long they were open."
-    yield _counter("etcd_actions_server_handling_seconds", text, server.seconds, "method")
+    yield _counter("etcd_actions_requests", text, server.calls, "method", "code")
     text = "How long each call took; of streams, how long it was open."
-    yield _histogram("etcd_actions_server_call_seconds", text, server.times, "method")
-    yield _gauge("etcd_actions_server_open_streams", "Open streams.", server.open_streams)
-    yield _counter("etcd_actions_server_updates", "Updates that were sent.", server.updates)
+    yield _histogram("etcd_actions_request_seconds", text, server.times, "method")
+    yield _gauge("etcd_actions_open_streams", "Open streams.", server.open_streams)
+    yield _counter("etcd_actions_stream_updates", "Updates that were sent.", server.updates)
     text = "States that a newer one replaced."
-    yield _counter("etcd_actions_server_conflated", text, server.conflated)
-    text = "Clients that left during a request, or sent invalid HTTP."
-    yield _counter("etcd_actions_server_protocol_errors", text, server.protocol_errors)
+    yield _counter("etcd_actions_stream_conflated", text, server.conflated)
 
 
 def _of_executor(executor: ExecutorStatistics) -> Iterator[Metric]:
@@ -309,6 +316,14 @@ def _of_executor(executor: ExecutorStatistics) -> Iterator[Metric]:
     yield _counter("etcd_actions_executor_adopted", "Attempts found running.", executor.adopted)
     yield _counter("etcd_actions_executor_retries", "Attempts retried.", executor.retries)
     yield _counter("etcd_actions_executor_ended", "Actions ended.", executor.ended, "phase")
+    text = "How long this process followed an attempt, by outcome."
+    yield _histogram(
+        "etcd_actions_executor_attempt_seconds",
+        text,
+        executor.attempt_times,
+        "outcome",
+        bounds=TASK_BOUNDS,
+    )
     text = "Lookups and writes of cached results, by status."
     yield _counter("etcd_actions_executor_cache", text, executor.cache, "status")
 
@@ -331,10 +346,17 @@ def _counter(name: str, text: str, values: _Values[float], *labels: str) -> Metr
     return family
 
 
-def _histogram(name: str, text: str, values: _Values[Distribution], *labels: str) -> Metric:
+def _histogram(
+    name: str,
+    text: str,
+    values: _Values[Distribution],
+    *labels: str,
+    bounds: Sequence[float] = BOUNDS,
+) -> Metric:
+    ends = (*map(str, bounds), "+Inf")
     family = HistogramMetricFamily(name, text, labels=labels)
     for each, (counts, seconds) in _by_labels(values):
-        buckets = list(zip(_BOUNDS, accumulate(counts), strict=True))
+        buckets = list(zip(ends, accumulate(counts), strict=True))
         family.add_metric(each, buckets, seconds)
     return family
 
@@ -351,7 +373,7 @@ _Make = Callable[[str, str, Mapping[str, float], str], Metric]
 _QUEUE_METRICS: Final[
     tuple[tuple[_Make, str, str, Callable[[WorkQueueStatistics], float]], ...]
 ] = (
-    (_gauge, "depth", "Keys with work.", lambda each: each.keys),
+    (_gauge, "keys", "Keys with work.", lambda each: each.keys),
     (_gauge, "pending_changes", "Changes not taken yet.", lambda each: each.pending_changes),
     (_gauge, "pending_bytes", "Bytes of their values.", lambda each: each.pending_bytes),
     (_gauge, "failing_keys", "Keys that wait for a retry.", lambda each: len(each.failing)),
@@ -360,14 +382,6 @@ _QUEUE_METRICS: Final[
     (_counter, "conflated", "Changes that a newer one replaced.", lambda each: each.conflated),
     (_counter, "dropped_values", "Values to be read again.", lambda each: each.dropped_values),
     (_counter, "retries", "Handlers that failed.", lambda each: each.failures),
-    (_counter, "work_duration_seconds", "Time spent in handlers.", lambda x: x.handler_seconds),
-    (_counter, "turns", "Keys taken by a worker.", lambda each: each.turns),
-    (
-        _counter,
-        "queue_duration_seconds",
-        "Time that keys waited for that.",
-        lambda x: x.wait_seconds,
-    ),
 )
 _LISTENER_COUNTS: Final[tuple[tuple[str, str, Callable[[ListenerStatistics], int]], ...]] = (
     ("connections_accepted", "Connections that were accepted.", lambda each: each.accepted),

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Collection, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -14,6 +13,7 @@ from etcd_actions.client import ActionsClient
 from etcd_actions.errors import ConfigError
 from etcd_actions.etcd.api import Etcd
 from etcd_actions.monitoring.health import Health
+from etcd_actions.monitoring.readiness import Readiness
 from etcd_actions.web import (
     Application,
     Bind,
@@ -112,6 +112,10 @@ class Monitoring(NamedTuple):
     metrics: Metrics
 
 
+def _accepts_json(headers: Iterable[tuple[bytes, bytes]]) -> bool:
+    return any(name == b"accept" and b"application/json" in value for name, value in headers)
+
+
 def _application(health: Health, metrics: Metrics) -> Application:
     async def answer(scope: Message, _receive: Receive, send: Send) -> None:
         status, kind, body = 404, "text/plain", b"there are /healthz, /readyz and /metrics\n"
@@ -120,16 +124,13 @@ def _application(health: Health, metrics: Metrics) -> Application:
         elif scope["path"] == "/healthz":
             status, body = 200, b"ok\n"
         elif scope["path"] == "/readyz":
-            checks = await health.ready()
-            ready = all(check.ok for check in checks if check.is_vital)
-            fit = "ready" if all(check.ok for check in checks) else "degraded"
-            report = {
-                "ready": ready,
-                "status": fit if ready else "not ready",
-                "checks": {check.name: check.reason or "ok" for check in checks},
-            }
-            status, kind = 200 if ready else 503, "application/json"
-            body = json.dumps(report).encode() + b"\n"
+            readiness = Readiness(await health.ready())
+            status = 200 if readiness.ready else 503
+            if _accepts_json(scope["headers"]):
+                kind, body = "application/json", readiness.json()
+            else:
+                is_verbose = b"verbose" in scope["query_string"].split(b"&")
+                body = readiness.text(verbose=is_verbose)
         elif scope["path"] == "/metrics":
             status, kind, body = 200, _TEXT, await metrics.text()
         headers = [(b"content-type", kind.encode()), (b"content-length", b"%d" % len(body))]

@@ -33,6 +33,7 @@ from etcd_actions.follow import FamilyReader, Handler, Index, SetAside
 from etcd_actions.follow.subscriptions import (
     AnySubscription,
     SnapshotEnd,
+    Subject,
     Subscription,
     Subscriptions,
     deletion_of,
@@ -210,6 +211,8 @@ class Processor:
             failed=dict(counts.failed),
             interrupted=dict(counts.interrupted),
             call_times={what: times.read() for what, times in counts.times.items() if outbox},
+            has_run_service=counts.has_run_service,
+            report_lag=counts.lag.read(),
             deferred=outbox.deferred if outbox else 0,
             dead_letters=dead_letters.dead_letters if dead_letters else (),
             dropped_dead_letters=dead_letters.dropped if dead_letters else 0,
@@ -230,20 +233,20 @@ class Processor:
 
     @overload
     def subscribe(
-        self, parent: ActionId | None, *, snapshot: Literal[False] = False
+        self, subject: Subject, *, snapshot: Literal[False] = False
     ) -> Subscription[ActionUpdate]: ...
     @overload
     def subscribe(
-        self, parent: ActionId | None, *, snapshot: bool
+        self, subject: Subject, *, snapshot: bool
     ) -> Subscription[ActionUpdate | SnapshotEnd]: ...
-    def subscribe(self, parent: ActionId | None, *, snapshot: bool = False) -> AnySubscription:
-        """Subscribe to an action and its children; close the subscription after use.
+    def subscribe(self, subject: Subject, *, snapshot: bool = False) -> AnySubscription:
+        """Open a subscription; close it after use.
 
         It delivers changes that are handled from now on: subscribe before you read the present
         state. See
         :meth:`etcd_actions.follow.subscriptions.Subscriptions.subscribe`.
         """
-        return self._subscriptions.subscribe(parent, snapshot=snapshot)
+        return self._subscriptions.subscribe(subject, snapshot=snapshot)
 
     def start_with(
         self,

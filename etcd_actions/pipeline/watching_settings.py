@@ -72,6 +72,9 @@ class WatchingStatistics:
         interrupted: Number of calls that ended with the time of the leader's lease, by the same
             names.
         call_times: How long these calls took, in seconds, by the same names.
+        has_run_service: Whether there is a run service; without one no call leaves the process.
+        report_lag: From the delivery of a state, or deletion, by the watch until it was reported;
+            a terminal one until it was marked, or deferred.
         deferred: Number of terminal states that are reported again, after a takeover, before they
             are marked.
         dead_letters: The dead letters in etcd, by action and call, also those that cannot be
@@ -97,6 +100,8 @@ class WatchingStatistics:
     failed: dict[str, int]
     interrupted: dict[str, int]
     call_times: dict[str, Distribution]
+    has_run_service: bool
+    report_lag: Distribution
     deferred: int
     dead_letters: tuple[DeadLetter, ...]
     dropped_dead_letters: int

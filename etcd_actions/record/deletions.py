@@ -12,6 +12,7 @@ from etcd_actions.etcd.api import KeyValue
 from etcd_actions.follow import Index
 from etcd_actions.model import ActionUpdate, Incarnation, Keyspace, parse_key
 from etcd_actions.record.deferred_reports import DeferredReports
+from etcd_actions.record.queued_report import untimed
 from etcd_actions.record.reporter import Reporter
 from etcd_actions.storage.store import Store
 from etcd_actions.watch import Change
@@ -97,7 +98,7 @@ class Deletions:
             await self._orphans.on_owner_deleted(update)
             await self._aborter.on_action_deleted(update.action_id, update.namespace)
         if accepted and started < (until := self._reporter.uncertain_until(key)):
-            self._deferred.put(change, until)
+            self._deferred.put(untimed(change), until)
             return False
         return True
 

@@ -27,6 +27,7 @@ import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, nullcontext
 from functools import partial
+from time import perf_counter
 
 import trio
 
@@ -48,7 +49,13 @@ from etcd_actions.model import (
 )
 from etcd_actions.record.deferred_reports import DeferredReports
 from etcd_actions.record.deletions import Deletions
-from etcd_actions.record.queued_report import NOT_TERMINAL, Accepted, LastReport, QueuedReport
+from etcd_actions.record.queued_report import (
+    NOT_TERMINAL,
+    Accepted,
+    LastReport,
+    QueuedReport,
+    untimed,
+)
 from etcd_actions.record.recorder import MarkResult, Recorder, TerminalState
 from etcd_actions.record.reporter import BEFORE_RUNNING, Reporter
 from etcd_actions.run_service.protocol import MarkCompanions
@@ -233,7 +240,8 @@ class Outbox:
             self._delivered.add(change.key)
         if self._queue.pending_bytes > _BYTES_OF_OBJECTS:
             action = None
-        self._queue.dispatch((QueuedReport.of(change, update, action=action),))
+        report = QueuedReport.of(change, update, action=action, delivered=perf_counter())
+        self._queue.dispatch((report,))
 
     def is_delivered(self, key: bytes) -> bool:
         """Whether the watch delivered a state of a key while the backlog was queued."""
@@ -276,12 +284,13 @@ class Outbox:
         update = delivery.update if isinstance(delivery, QueuedReport) else None
         if update is not None:
             await self._handle_deletion(delivery, update)
+            self._note_lag(delivery)
             return
         try:
             if delivery.is_delete:
                 await self._redeliver_deleted(key)
-            elif (newest := await self._if_newest(delivery)) is not None:
-                await self._handle(newest)
+            elif (newest := await self._if_newest(delivery)) and await self._handle(newest):
+                self._note_lag(delivery)
         except DecodeError as error:
             # A retry cures nothing: the watch delivers the next value.
             known = self._index.get(key)
@@ -308,9 +317,17 @@ class Outbox:
 
     async def _reread(self, change: Change) -> Change | None:
         found = await self._store.newest(change)
-        return None if found is None else QueuedReport.of(found, read=True)
+        if found is None:
+            return None
+        delivered = change.delivered if isinstance(change, QueuedReport) else 0.0
+        return QueuedReport.of(found, read=True, delivered=delivered)
 
-    async def _handle(self, delivery: Change) -> None:
+    def _note_lag(self, delivery: Change) -> None:
+        if isinstance(delivery, QueuedReport) and delivery.delivered:
+            self.reporter.counts.lag.observe(perf_counter() - delivery.delivered)
+
+    async def _handle(self, delivery: Change) -> bool:
+        """Handle a state; returns whether it was reported: a terminal one marked or deferred."""
         key, value = delivery.key, delivery.value
         action = delivery.action if isinstance(delivery, QueuedReport) else None
         if action is None:
@@ -334,19 +351,19 @@ class Outbox:
                 await self._report(update, action, value, requests)
                 reported.mark = state.mark
             await self._recorder.maintain(seen)
-            return
+            return False
         if state.stray:
             # The watch delivers the state again, with the note.
             await self._recorder.disown(seen)
-            return
+            return False
         if not update.phase.is_terminal:
             if action.is_deleting and await self._deletions.on_requested(seen):
-                return
+                return False
             reported.accepted = None
-            if not reported.has_ended(update):
-                await self._report(update, action, value, requests)
-            return
-        await self._record(delivery, update, action, reported, requests)
+            if reported.has_ended(update):
+                return False
+            return await self._report(update, action, value, requests)
+        return await self._record(delivery, update, action, reported, requests)
 
     async def _record(
         self,
@@ -355,8 +372,12 @@ class Outbox:
         action: ActionObject,
         reported: LastReport,
         requests: frozenset[str],
-    ) -> None:
-        """Report a terminal state, unless it was accepted already, then mark it."""
+    ) -> bool:
+        """Report a terminal state, unless it was accepted already, then mark it.
+
+        Returns:
+            Whether it was marked or deferred; False if it was rejected for good.
+        """
         key, value, seen = delivery.key, delivery.value, delivery.kv.plain()
         reporter = self.reporter
         companions = None
@@ -368,7 +389,7 @@ class Outbox:
         if reported.accepted != accepted or reported.started < until <= trio.current_time():
             reported.accepted, reported.started = None, trio.current_time()
             if not await self._report(update, action, value, requests, companions):
-                return
+                return False
             # Keep the equal object that the reporter keeps: one for both.
             incarnation = reporter.incarnation(update)
             reported.accepted = accepted._replace(incarnation=incarnation)
@@ -377,8 +398,8 @@ class Outbox:
         if reported.started < (until := reporter.uncertain_until(key)):
             if companions is not None:
                 await companions.write()
-            self._deferred.put(delivery.without_value(), until)
-            return
+            self._deferred.put(untimed(delivery.without_value()), until)
+            return True
         await reporter.dead_letters.carry(update, value)
         try:
             # If no other run service got a call, the transaction is the call.
@@ -388,10 +409,11 @@ class Outbox:
         except RunServiceRejected as error:
             reported.accepted = None
             await reporter.reject("status", update, value, error)
-            return
+            return False
         if result is MarkResult.DELETED:
             self._deletions.by_mark(incarnation)
         reported.accepted = None
+        return True
 
     def _supersede_deferred(self, key: bytes) -> None:
         """Drop the deferred state of a key, because a newer one is handled."""

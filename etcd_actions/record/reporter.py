@@ -36,7 +36,7 @@ from etcd_actions.model import (
 )
 from etcd_actions.record.leader_calls import LeaderCalls, LeaseTooShort
 from etcd_actions.run_service import RunService
-from etcd_actions.run_service.protocol import MarkCompanions
+from etcd_actions.run_service.protocol import MarkCompanions, NullRunService
 
 BEFORE_RUNNING = (
     Phase.UNSPECIFIED,
@@ -53,19 +53,23 @@ class CallCounts:
     """The counts of calls to the run service, each by ``record`` and ``status``.
 
     Attributes:
+        has_run_service: Whether there is a run service; without one no call leaves the process.
         reported: Number of calls that it accepted.
         rejected: Number of calls that it rejected for good.
         failed: Number of calls that failed and are repeated.
         interrupted: Number of calls that ended with the time of the lease, and are repeated.
         times: How long calls took, in seconds, whatever their outcome.
+        lag: From the delivery of a state until it was reported, in seconds.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, has_run_service: bool = False) -> None:
+        self.has_run_service = has_run_service
         self.reported: Counter[str] = Counter()
         self.rejected: Counter[str] = Counter()
         self.failed: Counter[str] = Counter()
         self.interrupted: Counter[str] = Counter()
         self.times = {"record": Histogram(), "status": Histogram()}
+        self.lag = Histogram()
 
 
 class Reporter:
@@ -91,7 +95,7 @@ class Reporter:
         containment: Containment,
     ) -> None:
         self.calls = LeaderCalls()
-        self.counts = CallCounts()
+        self.counts = CallCounts(has_run_service=not isinstance(run_service, NullRunService))
         self.dead_letters = dead_letters
         self._run_service = run_service
         self._prefix = keys.prefix

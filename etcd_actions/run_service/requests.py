@@ -1,16 +1,14 @@
-"""Reports to Flyte's run service, in its own messages.
+"""Makes Flyte's messages of the reports to the run service.
 
-An action whose object cannot be read in full is reported nevertheless, without what cannot be
-read: its record is what its status lands on, and its end must not wait for a bad field.
+If a part of an object cannot be decoded, the action is reported without that part: the run service
+needs the record for the status, and a terminal state must not wait for a bad field.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Final
 
-import structlog
 from flyteidl2.common.identity_pb2 import EnrichedIdentity
 from flyteidl2.common.phase_pb2 import ActionPhase
 from flyteidl2.core.catalog_pb2 import CatalogCacheStatus
@@ -18,9 +16,8 @@ from flyteidl2.task.task_definition_pb2 import TaskIdentifier, TaskSpec
 from flyteidl2.workflow import internal_run_service_pb2 as pb
 from flyteidl2.workflow.run_definition_pb2 import ActionStatus, ConditionAction, TraceAction
 from flyteidl2.workflow.run_definition_pb2 import TaskAction as FlyteTaskAction
-from google.protobuf.message import DecodeError as BadMessage
 
-from etcd_actions.errors import DecodeError
+from etcd_actions._internal.readable_parts import readable
 from etcd_actions.model import (
     ACTION_TYPE_CONDITION,
     ACTION_TYPE_TRACE,
@@ -35,9 +32,7 @@ from etcd_actions.model.taskaction import parse_time
 if TYPE_CHECKING:
     from google.protobuf.timestamp_pb2 import Timestamp
 
-_T = TypeVar("_T")
-
-_log = structlog.get_logger(__name__)
+_EVENT: Final = "reported_without_field"
 
 
 def answer(method: str) -> Any:
@@ -48,8 +43,8 @@ def answer(method: str) -> Any:
 def record_action(update: ActionUpdate, action: ActionObject | None) -> pb.RecordActionRequest:
     """The request that makes an action known.
 
-    Without the object, of an action deleted unseen, it has the name only, and no ``spec``: one
-    that is made up could take the place of the real one, recorded by another process.
+    Without the object, as of a deletion that only a list showed, it has the name and no ``spec``:
+    an invented one could replace the real one that another process has recorded.
     """
     request = pb.RecordActionRequest(
         action_id=conversions.action_identifier(update.action_id), parent=update.parent
@@ -63,10 +58,10 @@ def record_action(update: ActionUpdate, action: ActionObject | None) -> pb.Recor
     if source := conversions.recovered_from(action):
         request.recovered_from.CopyFrom(source)
     if spec.kind == ACTION_TYPE_CONDITION:
-        condition = _readable(update, lambda: conversions.condition_action(action))
+        condition = readable(update, lambda: conversions.condition_action(action), event=_EVENT)
         request.condition.CopyFrom(condition or ConditionAction(name=spec.action_name))
     elif spec.kind == ACTION_TYPE_TRACE:
-        trace = _readable(update, lambda: _trace(action))
+        trace = readable(update, lambda: conversions.trace_action(action), event=_EVENT)
         request.trace.CopyFrom(
             trace
             or TraceAction(name=spec.short_name, phase=ActionPhase.ValueType(update.phase.value))
@@ -92,7 +87,9 @@ def update_action_status(update: ActionUpdate) -> pb.UpdateActionStatusRequest:
     subject = ""
     if update.phase in (Phase.SUCCEEDED, Phase.RECOVERED) and update.signal_base64:
         subject = update.signalled_by
-        value = _readable(update, lambda: conversions.literal(update.signal_literal or b""))
+        value = readable(
+            update, lambda: conversions.literal(update.signal_literal or b""), event=_EVENT
+        )
         if value is not None:
             request.output.CopyFrom(value)
     elif update.phase is Phase.ABORTED:
@@ -109,7 +106,7 @@ def _task(update: ActionUpdate, action: ActionObject) -> FlyteTaskAction:
     task = FlyteTaskAction(spec=TaskSpec(short_name=spec.short_name))
     if spec.cache_key:
         task.cache_key.value = spec.cache_key
-    template = _readable(update, lambda: conversions.task_template(action))
+    template = readable(update, lambda: conversions.task_template(action), event=_EVENT)
     if template is not None:
         task.id.CopyFrom(
             TaskIdentifier(
@@ -124,13 +121,6 @@ def _task(update: ActionUpdate, action: ActionObject) -> FlyteTaskAction:
     return task
 
 
-def _trace(action: ActionObject) -> TraceAction:
-    try:
-        return TraceAction.FromString(action.spec.trace_spec_bytes)
-    except BadMessage as error:
-        raise DecodeError(f"spec.traceSpec: not a TraceAction: {error}") from None
-
-
 def _identity(subject: str) -> EnrichedIdentity:
     identity = EnrichedIdentity()
     identity.user.id.subject = subject
@@ -138,21 +128,7 @@ def _identity(subject: str) -> EnrichedIdentity:
 
 
 def _set_time(update: ActionUpdate, field: Timestamp, text: str, name: str) -> None:
-    time = _readable(update, lambda: parse_time(text, name))
+    time = readable(update, lambda: parse_time(text, name), event=_EVENT)
     if time is not None:
         field.seconds = math.floor(time.timestamp())
         field.nanos = time.microsecond * 1000
-
-
-def _readable(update: ActionUpdate, read: Callable[[], _T]) -> _T | None:
-    """What ``read`` reads, None if the stored bytes are no such message."""
-    try:
-        return read()
-    except DecodeError as error:
-        _log.error(
-            "reported_without_field",
-            key=update.key.decode(errors="backslashreplace"),
-            revision=update.revision,
-            reason=error.reason,
-        )
-        return None

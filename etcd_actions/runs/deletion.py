@@ -214,7 +214,7 @@ class RunDeleter:
         record = None if seen is None else usable_record(seen)
         if record is not None and (record.project, record.domain) != (run.project, run.domain):
             record, seen = None, None
-        actions = (await self._client.list_run_actions(run)).actions
+        actions = (await self._client.list_run_actions(run.run_id)).actions
         if record is None and not actions:
             return None
         running = sorted(

@@ -137,7 +137,7 @@ class RunReader:
             EtcdError: etcd could not be read.
         """
         run = _checked(ActionId(run.project, run.domain, run.run, ROOT_ACTION))
-        listing = await self._client.list_run_actions(run, traces=True)
+        listing = await self._client.list_run_actions(run.run_id, traces=True)
         record = await self.record(run)
         if not listing.actions and record is None:
             raise NotFound(f"there is no run {run.project}/{run.domain}/{run.run}")

@@ -54,7 +54,6 @@ class Calls:
         self._rate = rate
         self._containment = containment
         self.ended: Counter[tuple[str, str]] = Counter()
-        self.seconds: defaultdict[str, float] = defaultdict(float)
         self.times: defaultdict[str, Histogram] = defaultdict(Histogram)
 
     async def on_start(self, ctx: RequestContext[Any, Any]) -> _Started:
@@ -117,7 +116,6 @@ class Calls:
         method = ctx.method.name
         elapsed = trio.current_time() - token.at
         self.times[method].observe(elapsed)
-        self.seconds[method] += elapsed
         sent = None if error is None else as_connect_error(error, method, self._containment)
         code = "ok" if sent is None else sent.code.value
         self.ended[method, code] += 1

@@ -42,22 +42,18 @@ class ServerStatistics:
 
     Attributes:
         calls: Number of calls that ended, by method and code; ``ok`` for no error.
-        seconds: Their total time by method; of streams, the time that they were open.
-        times: The distribution of their times by method.
+        times: The distribution of their times by method; a stream counts while it is open.
         open_streams: Number of open streams.
         updates: Number of updates that were sent.
         conflated: Number of states that a newer one replaced before they were sent, of streams
             that are closed.
-        protocol_errors: Number of clients that left during a request, or sent invalid HTTP.
     """
 
     calls: dict[tuple[str, str], int]
-    seconds: dict[str, float]
     times: dict[str, Distribution]
     open_streams: int
     updates: int
     conflated: int
-    protocol_errors: int
 
 
 @checks_types
@@ -176,12 +172,10 @@ class ActionsServer:
         """See :class:`ServerStatistics`."""
         return ServerStatistics(
             calls=dict(self._calls.ended),
-            seconds=dict(self._calls.seconds),
             times={method: times.read() for method, times in self._calls.times.items()},
             open_streams=len(self._streams),
             updates=self._streams.sent,
             conflated=self._streams.conflated,
-            protocol_errors=self._listener.statistics().protocol_errors,
         )
 
     def connections(self) -> ListenerStatistics:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-import structlog
 from flyteidl2.actions.actions_service_pb2 import WatchForUpdatesResponse
 from flyteidl2.core.execution_pb2 import ContainerError, ExecutionError
 from flyteidl2.workflow import state_service_pb2 as pb
 
-from etcd_actions.errors import DecodeError
+from etcd_actions._internal.readable_parts import readable
 from etcd_actions.model import ACTION_TYPE_CONDITION, ActionUpdate, ErrorState, Phase
 from etcd_actions.model import flyte as conversions
 
@@ -17,8 +16,6 @@ if TYPE_CHECKING:
     from flyteidl2.core.literals_pb2 import Literal
 
 _KINDS: Final = {"USER": ExecutionError.USER, "SYSTEM": ExecutionError.SYSTEM}
-
-_log = structlog.get_logger(__name__)
 
 
 def sentinel() -> WatchForUpdatesResponse:
@@ -72,13 +69,5 @@ def execution_error(update: ActionUpdate) -> ExecutionError | None:
 def _value(update: ActionUpdate) -> Literal | None:
     if not update.signal_base64:
         return None
-    try:
-        return conversions.literal(update.signal_literal or b"")
-    except DecodeError as error:
-        _log.error(
-            "sent_without_field",
-            key=update.key.decode(errors="backslashreplace"),
-            revision=update.revision,
-            reason=error.reason,
-        )
-        return None
+    literal = update.signal_literal or b""
+    return readable(update, lambda: conversions.literal(literal), event="sent_without_field")

@@ -1,1 +1,1 @@
-"""Keys of actions in etcd: reading, compare-and-swap, claims, retention."""
+"""Keys in etcd: reads, compare-and-swap, claims, retention, the base of an index in memory."""

@@ -1,9 +1,9 @@
-"""Claims: keys on a process's lease that say which process runs an action.
+"""Claims: keys attached to a process's lease. The process with the claim runs the action.
 
-A claim is created only while there is none and the action is the incarnation that was read. What
-its owner reports compares it in the same transaction, so a process that lost its claims, because
-its lease expired, can write nothing any more. The claims of a process that ends, or falls silent,
-are free. So is a claim without a lease: another program wrote over it.
+A claim is created only if there is none, and the action is the incarnation that was read. The
+transaction of each report of the owner compares the claim. So a process that lost its claims,
+because its lease expired, can write no report. The claims of a process that ended, or is silent,
+are free. So is a claim without a lease, which another program has overwritten.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ class Claim(NamedTuple):
     """The right to run an action, and to report on it.
 
     Attributes:
-        key: Its key.
-        create_revision: Its ``create_revision``: a later claim under the same key is another one.
+        key: The key of the claim.
+        create_revision: The key's ``create_revision``; a later claim of the same key has another.
     """
 
     key: bytes
@@ -56,7 +56,7 @@ class Claim(NamedTuple):
 
     @property
     def fence(self) -> Compare:
-        """Holds in etcd while this claim lasts, and never again."""
+        """A compare that holds in etcd while this claim exists, and never again."""
         return Compare(
             self.key, CompareTarget.CREATE_REVISION, CompareResult.EQUAL, self.create_revision
         )
@@ -78,15 +78,15 @@ class _Stored(msgspec.Struct, frozen=True):
     """The value of a claim's key."""
 
     object: str
-    """The incarnation that is claimed, as `Incarnation.path_component` names it."""
+    """The claimed incarnation, as ``Incarnation.path_component``."""
     owner: str
 
 
 async def claimed_by(store: Store, keys: Keyspace, action_id: ActionId) -> str:
-    """The owner of an action's claim, ``<host>/<process>``; empty for none that can be read.
+    """The owner of an action's claim, ``<host>/<process>``; empty if there is none.
 
     Raises:
-        EtcdError: etcd could not be read.
+        EtcdError: The read failed.
     """
     kv = await store.get(keys.claim(action_id))
     if kv is None:
@@ -98,7 +98,7 @@ async def claimed_by(store: Store, keys: Keyspace, action_id: ActionId) -> str:
 
 
 def _first(responses: Sequence[OperationResult]) -> list[KeyValue | None]:
-    """The key in each response; None for one that is no read, or has none."""
+    """The key in each response; None for a write, or a read without a key."""
     return [
         each.kvs[0] if isinstance(each, RangeResult) and each.kvs else None for each in responses
     ]
@@ -117,9 +117,9 @@ async def open_claims(
 
     Args:
         etcd: The connection.
-        store: Reads and writes them.
-        keys: Their keys.
-        ttl: Seconds after which the claims of a process that fell silent are free again.
+        store: Reads and writes the claims.
+        keys: The keyspace of the claims.
+        ttl: Seconds after which the claims of a silent process are free again.
         containment: Counts unexpected failures; by default one of its own.
 
     Raises:
@@ -132,7 +132,7 @@ async def open_claims(
 
 
 class Claims:
-    """The claims of one process; made by :func:`open_claims`."""
+    """The claims of one process; :func:`open_claims` makes it."""
 
     def __init__(self, store: Store, keys: Keyspace, session: Session) -> None:
         self._store = store
@@ -142,28 +142,28 @@ class Claims:
 
     @property
     def lost(self) -> trio.Event:
-        """Set when all claims that exist now are lost; later ones have another event."""
+        """Set when all present claims are lost; later claims have another event."""
         return self._session.over
 
     async def claim(self, action_id: ActionId, incarnation: Incarnation) -> Claim | None:
         """Claim an action; None if another process has it, or the incarnation is another one.
 
-        A claim that this process has already is returned; one of an earlier incarnation is
-        released first. Cancelled, the claim may have been created: the next call returns it, or it
+        If this process has the claim already, it is returned. Its claim of an earlier incarnation
+        is released first. After a cancellation the claim may exist: the next call returns it, or it
         ends with the process.
 
         Args:
             action_id: The action.
-            incarnation: Its object, as it was read.
+            incarnation: The incarnation of its object, as it was read.
 
         Raises:
-            EtcdError: etcd did not do it, or maybe did.
+            EtcdError: A request failed; the claim may exist.
         """
         claimed = await self.claim_and_read(action_id, incarnation)
         return None if claimed is None else claimed.claim
 
     async def claim_and_read(self, action_id: ActionId, incarnation: Incarnation) -> Claimed | None:
-        """Claim an action as `claim` does, and read its object, in one transaction."""
+        """Claim an action as :meth:`claim` does, and read its object, in one transaction."""
         key, object_key = self._keys.claim(action_id), self._keys.task_action(action_id)
         revision = incarnation.create_revision
         same = Compare(object_key, CompareTarget.CREATE_REVISION, CompareResult.EQUAL, revision)
@@ -176,24 +176,24 @@ class Claims:
         )
 
     async def reserve(self, key: bytes, subject: str) -> Claim | None:
-        """Claim a key that others wait for, on the same lease; None if another has it.
+        """Claim a key that is not an action's, with the same lease; None if it has another owner.
 
         Args:
             key: The key.
-            subject: The owner within this process, such as an incarnation. For the same subject the
-                existing claim is returned, for another one None.
+            subject: The owner within this process, such as an incarnation. If the subject has the
+                claim already, it is returned; if another one has it, None.
 
         Raises:
-            EtcdError: etcd did not do it, or maybe did.
+            EtcdError: A request failed; the claim may exist.
         """
         claimed = await self._claim(key, subject, [], [], replace=False)
         return None if claimed is None else claimed.claim
 
     async def unreserve(self, key: bytes, subject: str) -> None:
-        """Release a key that `reserve` may have claimed; that of another owner is left alone.
+        """Release a key that :meth:`reserve` may have claimed; the claim of another owner stays.
 
         Raises:
-            EtcdError: etcd did not do it, or maybe did.
+            EtcdError: A request failed; the claim may still exist.
         """
         found = await self._store.get(key)
         value = msgspec.json.encode(_Stored(subject, self._owner))
@@ -236,10 +236,10 @@ class Claims:
             await self.release(claim)
 
     async def release(self, claim: Claim) -> None:
-        """Release a claim; one that is lost already is left alone.
+        """Release a claim, unless it is lost already.
 
         Raises:
-            EtcdError: etcd did not do it, or maybe did: it ends with the process.
+            EtcdError: The request failed; the claim may exist until the process ends.
         """
         await self._store.txn(Txn([claim.fence], [Delete(KeyRange.of_key(claim.key))]))
 
@@ -247,16 +247,16 @@ class Claims:
         """The objects that any process has claimed, as ``<namespace>/<name>``.
 
         Raises:
-            EtcdError: etcd could not be read.
+            EtcdError: The read failed.
         """
         claims = self._keys.claims
         kvs, _ = await self._store.read(KeyRange.of_prefix(self._keys.below(claims)))
         return {kv.key[len(claims) :].decode(errors="replace") for kv in kvs if kv.lease}
 
     async def _delete(self, found: KeyValue) -> None:
-        """Delete a claim that would never expire, if it is unchanged.
+        """Delete a claim without a lease, which would never expire, if it is unchanged.
 
-        It is not replaced in place: the fence of its former owner would still hold.
+        It is not overwritten, because the fence of its former owner would hold again.
         """
         unchanged = Compare(
             found.key, CompareTarget.MOD_REVISION, CompareResult.EQUAL, found.mod_revision

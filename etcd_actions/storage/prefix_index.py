@@ -1,4 +1,4 @@
-"""The base of an index: the records below a prefix, decoded, in memory."""
+"""The base class of an index in memory: the decoded records below a prefix."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from etcd_actions.storage.undecodable import Undecodable
 from etcd_actions.watch import Change, ReflectorSettings, Replica, open_replica
 
 PATIENCE: Final = 10.0
-"""Seconds that a list waits for the index after a start."""
+"""Seconds for which a reader waits until the index is complete."""
 
 _Record = TypeVar("_Record")
 _Index = TypeVar("_Index", bound="PrefixIndex[Any]")
@@ -41,15 +41,15 @@ class PrefixIndex(ABC, Generic[_Record]):
             patience: Seconds.
 
         Raises:
-            EtcdError: etcd refuses the read, or it took longer.
+            EtcdError: etcd refused the read, or it took longer.
         """
         await self._replica.ready(patience)
 
     async def wait_for(self, revision: int, patience: float = 2.0) -> bool:
-        """Wait until a written record is in the index; False if it is not in time.
+        """Wait until a written record is in the index; False if that takes too long.
 
         Args:
-            revision: Of the transaction that wrote it.
+            revision: The revision of the transaction that wrote it.
             patience: Seconds.
         """
         return await self._replica.wait_for(revision, patience)
@@ -103,7 +103,7 @@ async def keep_index(
         prefix: The prefix of its keys.
         name: The kind of its records, for messages.
         settings: How the prefix is watched.
-        containment: The boundaries of the process.
+        containment: Counts unexpected failures.
     """
     async with open_replica(
         etcd,

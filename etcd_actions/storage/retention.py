@@ -1,18 +1,18 @@
-"""How long recorded actions are kept: etcd leases that expire them.
+"""Leases that expire recorded actions after the retention time.
 
-A subscriber that reconnects finds in its snapshot what ended in between, so a recorded action is
-not deleted at once. The transaction of its mark attaches it to a lease, and etcd deletes it when
-that ends. All actions that are marked within some time, a *bucket*, share a lease: one for each
-would cost etcd more than the objects. A lease is never renewed, and outlives this process.
+A recorded action is not deleted at once, so that a subscriber that reconnects finds its terminal
+state in the snapshot. The transaction of the mark attaches the action to a lease, and etcd deletes
+it when the lease ends. All actions that are marked within some time, a *bucket*, share a lease: one
+for each action would cost etcd more than the objects. A lease is never renewed, and outlives this
+process.
 
-A lease is never too short: it lasts for the full time from the end of its bucket, and for the
-time that a write may take to arrive. An object that is written without a lease (by a Kubernetes API
-server, always; or created again under its name) is detached from it and stays.
+A lease is never too short: it lasts for the retention time after the end of its bucket, and for the
+time that a write may take to arrive. A write without a lease (of a Kubernetes API server, or of an
+object that is created again under the name) detaches the object from it, and the object stays.
 
-An action expires whatever runs below it, as Flyte's own collector deletes it: the time counts from
-its end. What is below it is an orphan then, and is aborted and deleted
-(:mod:`etcd_actions.actions.orphans`), which is logged for each. Only a walk through all of the run
-tree at each mark could prevent that.
+An action expires also if actions below it still run, as Flyte's own collector deletes it. These are
+then orphans: they are aborted, deleted and logged (:mod:`etcd_actions.actions.orphans`). To prevent
+that, each mark would have to read the complete tree of the run.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ from etcd_actions.errors import ConfigError, EtcdError, OutcomeUnknown, Unavaila
 from etcd_actions.etcd.api import Etcd
 
 _LONGEST: Final = 9_000_000_000
-"""Seconds; the longest lease of etcd."""
+"""The longest lease of etcd, in seconds."""
 
 
 class Retention:
     """Leases for recorded actions.
 
     Args:
-        etcd: Grants them.
-        seconds: How long recorded actions are kept, at least.
-        write: Seconds that a write may take to arrive; leases last longer by that.
+        etcd: Grants the leases.
+        seconds: The least time for which recorded actions are kept.
+        write: The most seconds that a write may take to arrive; it is added to each lease.
 
     Raises:
-        ConfigError: ``seconds`` is not a time that etcd can keep.
+        ConfigError: ``seconds`` is not above 0, or longer than a lease can be.
     """
 
     def __init__(self, etcd: Etcd, seconds: float, *, write: float = 10.0) -> None:
@@ -56,16 +56,16 @@ class Retention:
 
     @property
     def granted(self) -> int:
-        """How many leases were granted so far."""
+        """The number of leases that were granted."""
         return self._granted
 
     async def lease(self) -> int:
         """The lease for an action that is marked now.
 
-        Cancelled, it leaves at most a lease that nothing is attached to.
+        After a cancellation there may be a lease without keys.
 
         Raises:
-            EtcdError: etcd granted none.
+            EtcdError: etcd granted no lease.
         """
         while trio.current_time() >= self._until:
             if self._grant is None:
@@ -78,13 +78,13 @@ class Retention:
         return self._lease
 
     def lost(self, lease: int) -> None:
-        """A lease does not exist any more: the next call of :meth:`lease` grants another."""
+        """Note that a lease does not exist any more: the next :meth:`lease` requests another."""
         if lease == self._lease:
             self._until = -math.inf
 
     async def _renew(self) -> None:
         grant = self._grant = _Grant()
-        # Before the request, so that etcd's clock for it starts later.
+        # Before the request: etcd counts from a later time.
         requested = trio.current_time()
         try:
             lease = await self._etcd.lease_grant(self._ttl)
@@ -103,7 +103,7 @@ class Retention:
 
 
 class _Grant:
-    """One request for a lease, which several tasks wait for."""
+    """A request for a lease, for which several tasks wait."""
 
     def __init__(self) -> None:
         self.done = trio.Event()

@@ -1,4 +1,4 @@
-"""TaskActions in etcd: reading one key, and compare-and-swap."""
+"""Reads keys, and changes them by compare-and-swap."""
 
 from __future__ import annotations
 
@@ -30,22 +30,22 @@ Read = Callable[[Get], Awaitable[RangeResult]]
 
 
 class CasResult(NamedTuple):
-    """The result of a compare-and-swap: ``current`` is the key now, None if it is deleted."""
+    """The result of a compare-and-swap: ``current`` is the present key; None if it is deleted."""
 
     applied: bool
     current: KeyValue | None
 
 
 class KeyChange:
-    """A change of one key that may be part of a transaction with others.
+    """A change of one key, as a part of a transaction with others.
 
     Args:
         key: The key.
-        change: Returns the new value for what the key has, None for no change. May raise.
-        seen: The key as it was last read or written; None if it is taken to be absent.
+        change: Returns the new value for the present one; None for no change. May raise.
+        seen: The key as it was last read or written; None if it was absent or not read.
 
     Attributes:
-        seen: The same; each transaction brings it up to date.
+        seen: The argument; each transaction updates it.
     """
 
     __slots__ = ("_change", "_value", "key", "seen")
@@ -62,7 +62,7 @@ class KeyChange:
         self._value: bytes | None = None
 
     def operations(self) -> tuple[Compare, Sequence[Put], Get]:
-        """What a transaction compares, puts if that holds, and reads if it does not."""
+        """The compare of a transaction, its puts if that holds, and its read if it does not."""
         self._value = self._change(self.seen)
         revision = 0 if self.seen is None else self.seen.mod_revision
         unchanged = Compare(self.key, CompareTarget.MOD_REVISION, CompareResult.EQUAL, revision)
@@ -70,7 +70,7 @@ class KeyChange:
         return unchanged, puts, Get(KeyRange.of_key(self.key))
 
     def written(self, revision: int) -> None:
-        """The transaction was done, at a revision."""
+        """Note that the transaction was done, at a revision."""
         if self._value is not None:
             created, version = revision, 1
             if self.seen is not None:
@@ -78,7 +78,7 @@ class KeyChange:
             self.seen = KeyValue(self.key, self._value, created, revision, version)
 
     def found(self, kv: KeyValue | None) -> bool:
-        """The transaction was not done, and read this; returns whether it differs."""
+        """Note the key that the transaction read instead; whether it differs from ``seen``."""
         before, self.seen = self.seen, kv
         return (before and before.mod_revision) != (kv and kv.mod_revision)
 
@@ -86,13 +86,13 @@ class KeyChange:
 class Store:
     """Reads and writes single keys.
 
-    Every method raises :class:`~etcd_actions.errors.EtcdError` when etcd does not do it. A
+    Every method raises :class:`~etcd_actions.errors.EtcdError` if etcd refuses or is not reached. A
     cancelled write may have been applied.
 
     Args:
         etcd: The connection.
-        commit: Does the transactions, as a rule by group commit; etcd itself by default.
-        read: Reads a key, as a rule together with others; etcd itself by default.
+        commit: Does a transaction, usually by group commit; by default ``etcd`` does.
+        read: Reads a key, usually by group commit; by default ``etcd`` does.
     """
 
     def __init__(self, etcd: Etcd, commit: Commit | None = None, read: Read | None = None) -> None:
@@ -101,23 +101,23 @@ class Store:
         self._read = read
 
     async def txn(self, txn: Txn) -> TxnResult:
-        """Do a transaction, maybe grouped with others; each succeeds or fails by itself."""
+        """Do a transaction. It may be grouped with others; each succeeds or fails by itself."""
         return await self._commit(txn)
 
     async def read_txn(self, txn: Txn) -> TxnResult:
-        """Do a transaction that only reads, by itself: so it takes no place in etcd's log.
+        """Do a transaction that only reads, ungrouped, so that etcd does not write it to its log.
 
-        What only compares is given a read: without one a member answers from what it has, and may
-        be behind the others.
+        A transaction that only compares gets a read: without one the member answers from its own
+        state, which may be older than that of the others.
         """
         if not txn.success and not txn.failure:
             txn = Txn(txn.compare, (Get(KeyRange.of_key(txn.compare[0].key)),))
         return await self._etcd.txn(txn)
 
     async def get(self, key: bytes, *, revision: int = 0) -> KeyValue | None:
-        """The key as it is, or was at ``revision``; None if it does, or did, not exist.
+        """The present key, or the key at ``revision``; None if it does not exist there.
 
-        Reads of the present may be grouped with those of other tasks.
+        Reads of the present key may be grouped with those of other tasks.
         """
         keys = KeyRange.of_key(key)
         if revision or self._read is None:
@@ -127,7 +127,7 @@ class Store:
         return found.kvs[0] if found.kvs else None
 
     async def read(self, keys: KeyRange, *, revision: int = 0) -> tuple[list[KeyValue], int]:
-        """All of a range and the revision that it was read at, which is one for all pages."""
+        """All keys of a range, and the revision at which all pages were read."""
         found: list[KeyValue] = []
         try:
             async with open_pages(self._etcd, keys, revision=revision) as pages:
@@ -141,18 +141,18 @@ class Store:
         raise error
 
     async def each(self, keys: KeyRange) -> AsyncGenerator[KeyValue]:
-        """All of a range, page by page, at one revision; to be closed when it is left early."""
+        """All keys of a range at one revision. A caller that leaves early has to close it."""
         async with aclosing(read_pages(self._etcd, keys)) as pages:
             async for page in pages:
                 for kv in page.kvs:
                     yield kv
 
     async def reread(self, change: Change) -> Change | None:
-        """Restore the value of a change; None if it is not needed any more.
+        """Restore the value of a change; None if a newer change makes it unnecessary.
 
-        The value is read at the change's own revision: the newest one would overtake changes, a
-        delete for instance, that are still to come. Where a compaction took that
-        revision, or a restored store never had it, it is good only if it is the newest.
+        The value is read at the change's own revision: the newest value could overtake changes that
+        are still to come, such as a delete. If the revision is compacted, or a restored store does
+        not have it, the value is restored only if it is the newest.
         """
         try:
             kv = await self.get(change.key, revision=change.mod_revision)
@@ -163,7 +163,7 @@ class Store:
         return change.with_value(kv)
 
     async def newest(self, change: Change) -> Change | None:
-        """Restore the value of a change if it is the newest of its key; else None."""
+        """Restore the value of a change; None if the key has a newer one."""
         kv = await self.get(change.key)
         if kv is None or kv.mod_revision != change.mod_revision:
             return None
@@ -186,14 +186,14 @@ class Store:
             seen: The key as it was read.
             value: Its new value.
             lease: Its new lease; by default the present one.
-            fence: A further compare. Where it fails, the key is unchanged.
+            fence: A further compare. If it fails, the key is unchanged.
             companions: Changes of other keys in the same transaction: all are made, or none.
 
         Raises:
             OutcomeUnknown: It may have been applied. The same call may be repeated: it compares
                 the revision.
-            LeaseNotFound: There is no such lease; if it has just expired, the key will be deleted
-                with it.
+            LeaseNotFound: There is no such lease. If the present lease has just expired, etcd
+                deletes the key, too.
         """
         if lease is None:
             lease = seen.lease
@@ -225,7 +225,7 @@ class Store:
     async def replace(
         self, key: bytes, value: bytes, before: KeyValue | None
     ) -> tuple[int, KeyValue | None]:
-        """Write a key if it is as it was read; ``before`` is None for a key that did not exist.
+        """Write a key if it is unchanged since ``before``; None stands for a missing key.
 
         Returns:
             The revision of the write and None; or 0 and the present key.
@@ -240,15 +240,15 @@ class Store:
         return (result.revision, None) if result.succeeded else (0, _first(result.responses[0]))
 
     async def get_or_create(self, key: bytes, value: Callable[[], bytes]) -> KeyValue:
-        """Read a key; if it does not exist, create it. Cancelled, it may exist.
+        """Read a key; if it does not exist, create it. After a cancellation it may exist.
 
         Raises:
-            Unavailable: It was deleted during the call.
+            Unavailable: Another client deleted it during the call.
         """
         kv = await self.get(key)
         if kv is None:
             await self.replace(key, value(), None)
-            # Another process may have been first: its value counts.
+            # Another process may have created it first: then its value is returned.
             kv = await self.get(key)
         if kv is None:
             name = key.decode(errors="backslashreplace")
@@ -256,9 +256,9 @@ class Store:
         return kv
 
     async def change(self, changes: Sequence[KeyChange]) -> bool:
-        """Make changes in one transaction; False if a key was not as it was last seen.
+        """Make changes in one transaction; False, and none is made, if a key differs from ``seen``.
 
-        Nothing is sent if none of them changes the last seen value.
+        No transaction is sent if none of them changes the last seen value.
         """
         operations = [change.operations() for change in changes]
         puts = [put for _, each, _ in operations for put in each]
@@ -276,7 +276,7 @@ class Store:
         fence: Compare | None,
         companions: Sequence[KeyChange],
     ) -> tuple[int | None, KeyValue | None]:
-        """The revision of the change; None if it was not made, and what is there."""
+        """The revision of the change; or None and the present key."""
         key = seen.key
         compares = [Compare.unchanged(key, seen.mod_revision)]
         if fence is not None:
@@ -300,14 +300,14 @@ class Store:
         return None, current
 
     def _not_applied(self, fence: Compare | None) -> None:
-        """A change was not made, though all its keys are as they were seen."""
+        """Called if a change was not made though all its keys are unchanged: a fence failed."""
 
 
 class Fence:
     """A compare for all writes of a :class:`FencedStore`.
 
     Attributes:
-        compare: None for nothing.
+        compare: The compare; None for none.
     """
 
     def __init__(self) -> None:
@@ -315,13 +315,13 @@ class Fence:
 
 
 class FencedStore(Store):
-    """A store whose compare-and-swaps are made only while a fence holds.
+    """A store whose compare-and-swaps succeed only while a fence holds.
 
-    After that each raises :class:`~etcd_actions.errors.Unavailable`, and writes nothing.
+    Otherwise each raises :class:`~etcd_actions.errors.Unavailable`, and writes nothing.
 
     Args:
         store: The store without a fence.
-        fence: Read for each write.
+        fence: The fence; it is read for each write.
     """
 
     def __init__(self, store: Store, fence: Fence) -> None:
@@ -339,11 +339,11 @@ class FencedStore(Store):
 
     def _not_applied(self, fence: Compare | None) -> None:
         if fence is not None:
-            raise Unavailable("it was not written: this process does not lead any more")
+            raise Unavailable("it was not written: this process is not the leader any more")
 
 
 def _learn(changes: Iterable[KeyChange], result: TxnResult, start: int = 0) -> bool:
-    """Bring changes up to date; returns whether a key was not as it was last seen."""
+    """Update changes by a result; returns whether a key differed from its last seen state."""
     differ = False
     for index, change in enumerate(changes, start):
         if result.succeeded:

@@ -1,4 +1,4 @@
-"""Reads values that this package stores as JSON with the number of their form."""
+"""Decodes this package's own values: JSON with the number of its form."""
 
 from __future__ import annotations
 
@@ -25,9 +25,10 @@ class StoredForm(Generic[_T]):
     """Decodes one kind of value.
 
     Args:
-        type_: Its struct; unknown fields are ignored, so a later version changes `form`.
-        what: Its name in messages.
-        times: Its fields that must be times with a zone.
+        type_: The struct of the value. Unknown fields are ignored, so a version that adds a
+            necessary field has to change ``form``.
+        what: The name of the value in messages.
+        times: The fields that must be times with a zone.
         form: The number of the form that this version writes.
     """
 
@@ -43,7 +44,7 @@ class StoredForm(Generic[_T]):
         """Decode a value.
 
         Raises:
-            DecodeError: It is of another kind.
+            DecodeError: It is not such a value.
             LaterForm: It has another form.
         """
         try:

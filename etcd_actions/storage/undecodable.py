@@ -7,16 +7,16 @@ from collections.abc import Callable
 
 
 class Undecodable:
-    """One reason for each key.
+    """The keys whose values cannot be decoded, with one reason for each.
 
     Args:
-        clock: Seconds since 1970.
+        clock: Returns the seconds since 1970.
     """
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
         self._reasons: dict[bytes, str] = {}
-        # In the order in which they were found; more than the keys of the reasons.
+        # When each was found, in order. After begin_again it has keys without a reason, too.
         self._found: dict[bytes, float] = {}
 
     def __len__(self) -> int:
@@ -26,17 +26,20 @@ class Undecodable:
         return key in self._reasons
 
     def add(self, key: bytes, reason: str) -> None:
-        """The value of a key cannot be decoded; it may differ from the one before."""
+        """Note that the value of a key cannot be decoded."""
         self._found.setdefault(key, self._clock())
         self._reasons[key] = reason
 
     def forget(self, key: bytes) -> None:
-        """The key has a value that can be decoded, or none."""
+        """Forget a key: its value can be decoded, or it is deleted."""
         self._reasons.pop(key, None)
         self._found.pop(key, None)
 
     def begin_again(self) -> None:
-        """All keys are read again: what still cannot be decoded is added once more."""
+        """Forget all reasons: all keys are read again, and added again if necessary.
+
+        A key that is added again keeps the time at which it was found.
+        """
         for key in self._found.keys() - self._reasons.keys():
             del self._found[key]
         self._reasons.clear()
@@ -47,5 +50,5 @@ class Undecodable:
 
     @property
     def since(self) -> float | None:
-        """When the first of the present ones was found, in seconds since 1970; None for none."""
+        """When the oldest present key was found, in seconds since 1970; None without one."""
         return next((at for key, at in self._found.items() if key in self._reasons), None)

@@ -150,6 +150,7 @@ class Reflector:
         self._stream: RangeStream | None = None
         self._failed = False
         self._failures = 0
+        self._failure = ""
         self._reconnects: Counter[str] = Counter()
 
     def statistics(self) -> ReflectorStatistics:
@@ -163,6 +164,8 @@ class Reflector:
             events=self._delivery.events,
             reconnects=dict(self._reconnects),
             relists=dict(self._listings.relists),
+            failures=self._failures,
+            failure=self._failure if self._failures else "",
             silence=trio.current_time() - self._delivery.last_received,
         )
 
@@ -302,7 +305,7 @@ class Reflector:
 
     def _report_failure(self, failure: Exception, failures: int, delay: float) -> None:
         """Log the first, second, fourth ... failure in a row: an outage may last for hours."""
-        self._failures = failures
+        self._failures, self._failure = failures, str(failure)
         self._reconnects[type(failure).__name__] += 1
         if failures & (failures - 1) == 0:
             log = _log.warning if failures < _MANY_FAILURES else _log.error

@@ -54,6 +54,8 @@ class ReflectorStatistics:
         events: Number of changes delivered.
         reconnects: Streams lost, by the name of the error.
         relists: Lists after the first, by reason.
+        failures: Attempts in a row that failed to list or to watch; 0 while a stream is open.
+        failure: The last of these failures as text; empty without one.
         silence: Seconds since etcd last sent something; infinite before the first time.
     """
 
@@ -65,4 +67,6 @@ class ReflectorStatistics:
     events: int
     reconnects: dict[str, int]
     relists: dict[str, int]
+    failures: int
+    failure: str
     silence: float

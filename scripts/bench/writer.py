@@ -105,7 +105,7 @@ async def abort(etcd: Etcd, work: Work) -> Figures:
         cpu, clock = time.process_time(), time.perf_counter()
         await client.abort_action(_root(work))
         seconds, cpu = time.perf_counter() - clock, time.process_time() - cpu
-        actions = (await client.list_run_actions(_root(work))).actions
+        actions = (await client.list_run_actions(_root(work).run_id)).actions
     ended = sum(action.phase is Phase.ABORTED for action in actions)
     if ended != work.count + 1:
         raise RuntimeError(f"{ended} of {work.count + 1} are aborted")

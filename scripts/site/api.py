@@ -17,6 +17,7 @@ _MODULES: Mapping[str, Sequence[str]] = {
     "etcd_actions.errors": (),
     "etcd_actions.server": ("ServerSettings", "open_actions_server"),
     "etcd_actions.executor": ("ExecutorSettings", "open_executor"),
+    "etcd_actions.pipeline.watching_settings": ("WatchingStatistics",),
     "etcd_actions.embedded.embedded_etcd": ("open_embedded_etcd",),
     "etcd_actions.testing": (),
 }

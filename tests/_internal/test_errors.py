@@ -7,10 +7,9 @@ import pickle
 from collections.abc import Iterator
 from importlib import import_module
 
-import pytest
-
 from etcd_actions import errors
 from etcd_actions.storage.stored_form import LaterForm
+from tests.support.table import table
 
 # The modules with errors of their own.
 for module in (
@@ -48,7 +47,7 @@ def kinds(of: type[errors.EtcdActionsError]) -> Iterator[type[errors.EtcdActions
 KINDS = sorted(set(kinds(errors.EtcdActionsError)), key=lambda kind: kind.__name__)
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+@table("kind", KINDS, ids=lambda kind: kind.__name__)
 def test_a_copy_is_equal(kind: type[errors.EtcdActionsError]) -> None:
     error = SPECIAL.get(kind.__name__) or kind("message")
     error.add_note("a note")

@@ -53,7 +53,7 @@ async def grow(client: ActionsClient, depth: int, width: int) -> list[str]:
 
 
 async def phases(client: ActionsClient) -> dict[str, Phase]:
-    return {a.action_id.name: a.phase for a in (await client.list_run_actions(ROOT)).actions}
+    return {a.action_id.name: a.phase for a in (await client.list_run_actions(ROOT.run_id)).actions}
 
 
 @pytest.mark.parametrize("codec", first_everyday(CODEC_NAMES))
@@ -179,7 +179,7 @@ async def test_a_crash_at_any_step(etcd: Etcd, prefix: bytes, applied: bool) -> 
                 await client.abort_action(root, "second", "bob")
             else:
                 await client.abort_action(root, "first", "alice")
-            actions = (await client.list_run_actions(root)).actions
+            actions = (await client.list_run_actions(root.run_id)).actions
             assert [each.phase for each in actions] == [Phase.ABORTED] * 5
             reasons = {each.metadata.annotations[ANNOTATION_ABORT_REASON] for each in actions}
             assert reasons == {"first"}
@@ -363,7 +363,7 @@ async def test_a_thousand_are_aborted_while_others_are_enqueued(etcd: Etcd, pref
                     if isinstance(update, ActionUpdate) and update.phase.is_terminal:
                         ended.setdefault(update.action_id.name, []).append(update.phase)
             assert {phase for each in ended.values() for phase in each} == {Phase.ABORTED}
-        actions = (await client.list_run_actions(ROOT)).actions
+        actions = (await client.list_run_actions(ROOT.run_id)).actions
         assert {each.metadata.annotations[ANNOTATION_ABORT_REASON] for each in actions} == {"why"}
 
 
@@ -374,7 +374,7 @@ async def test_two_at_once(etcd: Etcd, prefix: bytes) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(client.abort_action, ROOT, "one")
             nursery.start_soon(client.abort_action, ROOT, "two")
-        actions = (await client.list_run_actions(ROOT)).actions
+        actions = (await client.list_run_actions(ROOT.run_id)).actions
         assert len(actions) == len(names)
         assert len({each.metadata.annotations[ANNOTATION_ABORT_REASON] for each in actions}) == 1
 

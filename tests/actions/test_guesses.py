@@ -114,11 +114,6 @@ class Side:
 
 
 @pytest.fixture
-def keys(prefix: bytes) -> Keyspace:
-    return Keyspace(prefix)
-
-
-@pytest.fixture
 async def side(etcd: Etcd, keys: Keyspace) -> Side:
     """One that has seen a root."""
     side = Side(etcd, keys)

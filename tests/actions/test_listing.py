@@ -16,6 +16,7 @@ from etcd_actions.model import (
     ActionObject,
     Keyspace,
     ObjectMeta,
+    RunId,
     TaskActionSpec,
 )
 from etcd_actions.storage.store import Store
@@ -63,10 +64,14 @@ async def test_a_run_and_nothing_else(etcd: Etcd, prefix: bytes, codec: str) -> 
         stored("t1", kind="trace"),
     ):
         last = await put(etcd, keys, action, codec)
-    listing = await lister.list_run_actions(ROOT)
+    listing = await lister.list_run_actions(ROOT.run_id)
     assert names(listing.actions) == ["a0", "c1"]
     assert listing.revision >= last
-    assert names((await lister.list_run_actions(ROOT, traces=True)).actions) == ["a0", "c1", "t1"]
+    assert names((await lister.list_run_actions(ROOT.run_id, traces=True)).actions) == [
+        "a0",
+        "c1",
+        "t1",
+    ]
 
 
 async def test_the_organisation_counts_where_both_know_it(etcd: Etcd, prefix: bytes) -> None:
@@ -76,7 +81,7 @@ async def test_the_organisation_counts_where_both_know_it(etcd: Etcd, prefix: by
     await put(etcd, keys, stored("a0", "", of=ActionId("p", "d", "r1", "", "o1")))
     await put(etcd, keys, stored("c1"))
     for org, expected in (("o1", ["a0", "c1"]), ("o2", ["c1"]), ("", ["a0", "c1"])):
-        run = ActionId("p", "d", "r1", "", org)
+        run = RunId("p", "d", "r1", org)
         assert names((await lister.list_run_actions(run)).actions) == expected
 
 
@@ -104,7 +109,7 @@ async def test_each_object_tells_its_resource_version(etcd: Etcd, prefix: bytes)
     lister = Lister(Store(etcd), keys)
     first = await put(etcd, keys, stored("a0", ""))
     second = await put(etcd, keys, stored("a0", ""))
-    (action,) = (await lister.list_run_actions(ROOT)).actions
+    (action,) = (await lister.list_run_actions(ROOT.run_id)).actions
     assert action.resource_version == str(second)
     assert (action.create_revision, action.revision) == (first, second)
     assert action == await lister.get_task_action(ROOT)
@@ -140,7 +145,7 @@ async def test_a_bad_value_hides_only_itself(etcd: Etcd, prefix: bytes) -> None:
     bad = ActionId("p", "d", "r1", "c1")
     await etcd.put(keys.task_action(bad), b"no object")
     with structlog.testing.capture_logs() as logs:
-        assert names((await lister.list_run_actions(ROOT)).actions) == ["a0"]
+        assert names((await lister.list_run_actions(ROOT.run_id)).actions) == ["a0"]
     assert [log["event"] for log in logs] == ["value_undecodable"]
     with pytest.raises(DecodeError):
         await lister.get_task_action(bad)

@@ -6,8 +6,6 @@ goes on". And nobody who asks for one action is given, or changes, another one.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-
 import pytest
 import trio
 from flyteidl2.actions.actions_service_pb2 import Action
@@ -18,7 +16,6 @@ from etcd_actions import (
     ActionStatus,
     Phase,
     SnapshotEnd,
-    open_actions_client,
 )
 from etcd_actions.actions.abort import Aborter
 from etcd_actions.codecs import codec_of
@@ -36,17 +33,6 @@ OTHERS = {
     "domain": ActionId("p", "e", "r1", "a0"),
     "organisation": ActionId("p", "d", "r1", "a0", "acme"),
 }
-
-
-@pytest.fixture
-async def client(etcd: Etcd, prefix: bytes) -> AsyncIterator[ActionsClient]:
-    async with open_actions_client(etcd, prefix=prefix) as client:
-        yield client
-
-
-@pytest.fixture
-def keys(prefix: bytes) -> Keyspace:
-    return Keyspace(prefix)
 
 
 async def refusal(client: ActionsClient, action: Action) -> NameTaken:
@@ -188,7 +174,7 @@ async def test_nobody_is_given_or_changes_another_runs_action(
         await client.enqueue(
             flyte.task(ActionId(wanted.project, wanted.domain, "r1", "c1", wanted.org), "a0")
         )
-    assert (await client.list_run_actions(wanted)).actions == []
+    assert (await client.list_run_actions(wanted.run_id)).actions == []
     assert (await client.list_child_actions(wanted)).actions == []
     await client.start_watching()
     async with (

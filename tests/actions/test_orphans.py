@@ -205,7 +205,7 @@ async def test_two_collectors_at_once(etcd: Etcd, prefix: bytes) -> None:
         async with trio.open_nursery() as nursery:
             for _ in range(2):
                 nursery.start_soon(OrphanCollector(Store(etcd), keys).sweep)
-        listing = await client.list_run_actions(ROOT)
+        listing = await client.list_run_actions(ROOT.run_id)
         ended = {each.action_id.name: each for each in listing.actions}
         assert ended["c1"].phase is ended["c2"].phase is Phase.ABORTED
         kvs = (await etcd.range(KeyRange.of_prefix(prefix))).kvs

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,7 @@ from flyteidl2.core.interface_pb2 import Variable
 from flyteidl2.core.types_pb2 import LiteralType, SimpleType
 from flyteidl2.task.run_pb2 import RunSpec
 
-from etcd_actions import ActionId, ActionsClient, ActionUpdate, Phase, open_actions_client
+from etcd_actions import ActionId, ActionsClient, ActionUpdate, Phase
 from etcd_actions.actions.recovery import MOST_SOURCES
 from etcd_actions.actions.stored_action import StoredAction
 from etcd_actions.errors import InvalidArgument
@@ -38,12 +37,6 @@ def recovering(source: str, *again: str, project: str = "p") -> RunSpec:
     )
     spec.recover.force_rerun_actions.extend(again)
     return spec
-
-
-@pytest.fixture
-async def client(etcd: Etcd, prefix: bytes) -> AsyncIterator[ActionsClient]:
-    async with open_actions_client(etcd, prefix=prefix) as client:
-        yield client
 
 
 class Runs:

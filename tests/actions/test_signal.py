@@ -58,11 +58,6 @@ run_definition_pb2 = pytest.importorskip("flyteidl2.workflow.run_definition_pb2"
 ALICE = "alice@example.com"
 
 
-@pytest.fixture
-def keys(prefix: bytes) -> Keyspace:
-    return Keyspace(prefix)
-
-
 def literal(value: bool | int | float | str) -> Literal:
     """A scalar primitive."""
     made: Literal = literals_pb2.Literal()

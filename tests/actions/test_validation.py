@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 
 import pytest
 from flyteidl2.actions.actions_service_pb2 import Action
@@ -23,12 +23,6 @@ ROOT = ActionId("p", "d", "r1", "a0")
 CHILD = ActionId("p", "d", "r1", "c1")
 
 Edit = Callable[[Action, str], None]
-
-
-@pytest.fixture
-async def client(etcd: Etcd, prefix: bytes) -> AsyncIterator[ActionsClient]:
-    async with open_actions_client(etcd, prefix=prefix) as client:
-        yield client
 
 
 async def refused(

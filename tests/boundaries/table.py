@@ -31,27 +31,29 @@ BOUNDARIES = (
         "Reflector.run",
         "the stream ends; the prefix is listed again, compared with what was surely delivered, "
         "and watched on",
-        "watch_lost, listing_again (failed), etcd_watch_relists_total{reason=failed}; readiness "
-        "when it lasts",
+        "watch_lost, listing_again (failed), etcd_actions_watch_relists_total{reason=failed}; "
+        "readiness when it lasts",
     ),
     Boundary(
         "change",
         "Handler.dispatch",
         "that key is tried again after a back-off, for ever; all others go on",
-        "handler_failed, workqueue_failing_keys{name=handlers}; /readyz handlers after 60 s",
+        "handler_failed, etcd_actions_queue_failing_keys{queue=handlers}; /readyz handlers after "
+        "60 s",
     ),
     Boundary(
         "value",
         "Handler.handle_watch_event, and each codec",
         "set aside until the next good write; looked at again each minute where the decoder "
         "failed for want of something else",
-        "value_undecodable, storage_undecodable_keys",
+        "value_undecodable, etcd_actions_undecodable_keys",
     ),
     Boundary(
         "delivery",
         "WorkQueue.worker of the outbox",
         "that action is told and marked again after a back-off, for ever",
-        "handler_failed, workqueue_failing_keys{name=outbox}; /readyz handlers after 60 s",
+        "handler_failed, etcd_actions_queue_failing_keys{queue=outbox}; /readyz handlers after "
+        "60 s",
     ),
     Boundary(
         "run_service",

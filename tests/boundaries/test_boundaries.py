@@ -414,11 +414,11 @@ async def test_a_check_and_a_metric_that_fail_hide_no_other(
         }
         assert checks["listed"].startswith("the check failed: ")
         text = (await metrics.text()).decode()
-        assert "etcd_group_commit_members_total" in text
+        assert "etcd_actions_group_commit_members_total" in text
         assert 'etcd_actions_contained_failures_total{unit="check"}' in text
-        assert "etcd_watch_revision" not in text
+        assert "etcd_actions_watch_revision" not in text
         fault.end()
-        assert "etcd_watch_revision" in (await metrics.text()).decode()
+        assert "etcd_actions_watch_revision" in (await metrics.text()).decode()
         assert all(check.ok for check in await health.ready())
 
 
@@ -428,7 +428,7 @@ async def test_a_metric_that_cannot_be_written_hides_no_other(etcd: Etcd, prefix
         client.containment._failures["\ud800"] = 1
         text = (await metrics.text()).decode()
         assert "etcd_actions_build_info" in text
-        assert "etcd_group_commit_members_total" in text
+        assert "etcd_actions_group_commit_members_total" in text
 
 
 @each_error

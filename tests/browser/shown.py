@@ -8,7 +8,7 @@ from tests.support.chromium import Page
 from tests.support.page_data import Run
 from tests.support.page_site import PageSite
 
-ROWS = "[role=treegrid] [role=row]"
+ROWS = "[role=treegrid] .row[data-key]"
 NAMES = (
     f"[...document.querySelectorAll('{ROWS}')]"
     ".sort((a, b) => a.ariaRowIndex - b.ariaRowIndex).map(each => each.dataset.key)"

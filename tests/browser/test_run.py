@@ -46,7 +46,7 @@ async def test_a_change_is_shown_without_a_reload(page: Page, site: PageSite) ->
     await phase_shown(page, "train", "FAILED")
     await page.until_shown("the last line says why")
     await page.until_shown("failed", ".bar .badge")
-    # It is the same document all the time, and a screen reader is told.
+    # It is the same document all the time, and a screen reader hears of it.
     assert await page.value("window.__same") is True
     await page.until("document.getElementById('announcer').textContent.includes('failed')")
 
@@ -99,9 +99,9 @@ async def test_the_bars_of_the_timeline_are_to_scale(page: Page, site: PageSite)
     await open_run(page, site, run, "?view=timeline")
     boxes = await page.value(
         f"""Object.fromEntries([...document.querySelectorAll('{ROWS}')].map(each => {{
-            const [bar, whole] = [each.querySelector('.gantt'), each.querySelector('.when')]
+            const [bar, all] = [each.querySelector('.gantt'), each.querySelector('.when')]
                 .map(part => part.getBoundingClientRect());
-            const place = [bar.left - whole.left, bar.width].map(part => part / whole.width);
+            const place = [bar.left - all.left, bar.width].map(part => part / all.width);
             return [each.dataset.key, place];
         }}))"""
     )

@@ -31,7 +31,7 @@ def expected(event: Event) -> dict[str, Any]:
         "domain": spec["domain"],
         "uid": metadata["uid"],
         "phase": phase,
-        "attempts": status.get("attempts", 0),
+        "attempts": max(status.get("attempts", 0), 1),
         "terminal": phase in _TERMINAL,
         "recorded": metadata["labels"].get("flyte.org/terminal-status-recorded") == "true",
     }
@@ -45,4 +45,4 @@ def _phase(status: dict[str, Any]) -> str:
             if condition["type"] == "Succeeded":
                 return "SUCCEEDED"
             return "ABORTED" if condition["reason"] == "Aborted" else "FAILED"
-    return "UNSPECIFIED"
+    return "QUEUED"

@@ -25,6 +25,7 @@ from etcd_actions.web import Bind
 from tests.cli.command import Finished, finish
 from tests.support import flyte
 from tests.support.etcd_server import EtcdServer, free_port
+from tests.support.table import table
 
 # Each starts processes.
 pytestmark = pytest.mark.slow
@@ -253,7 +254,7 @@ async def test_a_wrong_token_is_refused(etcd: Etcd, prefix: bytes, tmp_path: Pat
             assert "another" not in ended.err
 
 
-@pytest.mark.parametrize(
+@table(
     ("text", "kind", "field", "value"),
     [
         ("true", "auto", "boolean", True),

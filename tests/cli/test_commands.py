@@ -98,7 +98,7 @@ def test_no_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtu
         (["list", "--limit", "0"], "--limit"),
         (["list", "--run", "a/b"], "'a/b' is no name of a run"),
         (["get"], "ACTION"),
-        (["get", "a/b/c"], "'a/b/c'"),
+        (["get", "a//c"], "'a//c'"),
         (["tree"], "RUN"),
         (["tree", "a/b"], "'a/b'"),
         (["record"], "FILE"),

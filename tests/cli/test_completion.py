@@ -33,7 +33,7 @@ def completed(
 @pytest.mark.parametrize(
     ("line", "wanted"),
     [
-        ("etcd-actions re", {"record", "release-finalizers", "replay"}),
+        ("etcd-actions re", {"record", "release-finalizers", "replay", "report"}),
         ("etcd-actions list --ph", {"--phase"}),
         ("etcd-actions list --phase rec", {"recovered"}),
         ("etcd-actions list --phase RUNNING --phase QU", {"queued"}),

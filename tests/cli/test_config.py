@@ -37,6 +37,7 @@ from etcd_actions.etcd import ConnectionSettings, Tls
 from etcd_actions.etcd.endpoints import Endpoint
 from etcd_actions.model import DEFAULT_KEY_PREFIX
 from tests.cli.command import finish
+from tests.support.table import table
 
 # Two usable texts for each setting.
 SAMPLES: dict[str, tuple[str, str]] = {
@@ -154,7 +155,7 @@ def test_nothing_given() -> None:
     assert (config[GRACE], config[STATS_INTERVAL], config[EMBEDDED_PORT]) == (10, 600, 2379)
 
 
-@pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.name)
+@table("setting", SETTINGS, ids=lambda setting: setting.name)
 def test_flag_before_variable_before_default(setting: Setting[object]) -> None:
     one, two = SAMPLES[setting.name]
     default = values()[setting]
@@ -170,7 +171,7 @@ def test_flag_before_variable_before_default(setting: Setting[object]) -> None:
     assert setting.kind.parse(one) != setting.kind.parse(two)
 
 
-@pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.name)
+@table("setting", SETTINGS, ids=lambda setting: setting.name)
 def test_empty_variable_is_unset_and_empty_flag_an_error(setting: Setting[object]) -> None:
     assert values({setting.variable: ""})[setting].source == "default"
     with pytest.raises(ConfigError, match=f"^{setting.flag}: it is empty"):
@@ -190,7 +191,7 @@ def test_prefix_ends_in_one_slash(given: str) -> None:
     assert load(prefix=given)[PREFIX] == b"/a/b/"
 
 
-@pytest.mark.parametrize(
+@table(
     ("name", "given"),
     [
         ("prefix", "/"),
@@ -231,7 +232,7 @@ def test_a_forgotten_unit_is_guessed() -> None:
         load(dial_timeout="5")
 
 
-@pytest.mark.parametrize(
+@table(
     ("text", "seconds"),
     [
         ("0", 0.0),
@@ -255,7 +256,7 @@ def test_durations_as_go_reads_them(text: str, seconds: float) -> None:
     assert values(keepalive_time=text)[KEEPALIVE_TIME].value == pytest.approx(seconds)
 
 
-@pytest.mark.parametrize(
+@table(
     "text",
     [
         *("5", "1.5", ".", ".s", "s", "5x", "5 s", " 5s", "5s ", "5S", "1d", "1m30", "-5s"),

@@ -15,6 +15,7 @@ from etcd_actions.cli.secret_arguments import visible_arguments
 from tests.cli.command import DEADLINE, environment, until
 from tests.support.etcd_server import EtcdServer
 from tests.support.everyday import first_everyday
+from tests.support.table import table
 
 PASSWORD = "hunter2"
 HIDDEN = "(hidden)"
@@ -23,7 +24,7 @@ MODULE = [sys.executable, "-W", "error", "-m", "etcd_actions"]
 SCRIPT = [str(Path(sys.executable).with_name("etcd-actions"))]
 
 
-@pytest.mark.parametrize(
+@table(
     ("arguments", "visible"),
     [
         (["--password", "x"], ["--password", HIDDEN]),

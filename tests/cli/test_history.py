@@ -25,6 +25,7 @@ from etcd_actions.etcd.api import KeyValue
 from etcd_actions.model import DEFAULT_KEY_PREFIX
 from etcd_actions.watch import Change, ChangeKind
 from tests.data.captured import EVENTS, HERE
+from tests.support.table import table
 
 HISTORY = (HERE / "taskaction_history.jsonl").read_bytes()
 LINES = HISTORY.splitlines(keepends=True)
@@ -125,7 +126,7 @@ def test_what_is_no_object_goes_to_another_namespace_as_it_is(value: bytes) -> N
     ]
 
 
-@pytest.mark.parametrize(
+@table(
     ("data", "kind"),
     [
         (b"", LineReader),
@@ -149,7 +150,7 @@ def test_empty_lines_count_but_say_nothing() -> None:
     assert complaint(b"\n\n{").startswith("file:3: ")
 
 
-@pytest.mark.parametrize(
+@table(
     ("line", "told"),
     [
         (b"{", "truncated"),
@@ -240,7 +241,7 @@ def entry(**changes: Any) -> bytes:
     return packed
 
 
-@pytest.mark.parametrize(
+@table(
     ("made", "told"),
     [
         (lambda: b"\xc1", "no msgpack"),

@@ -16,6 +16,7 @@ from flyteidl2.actions import actions_service_pb2 as pb
 from etcd_actions.cli import service_client
 from etcd_actions.cli.commands import submit
 from etcd_actions.cli.exit_codes import report
+from etcd_actions.cli.formats.run_progress import ActionState
 from etcd_actions.cli.service_client import open_service_client
 from etcd_actions.errors import ConfigError, EtcdActionsError, ServiceRefused, ServiceUnavailable
 from etcd_actions.etcd.endpoints import Endpoint
@@ -164,7 +165,7 @@ async def test_a_stream_of_garbage() -> None:
 
 async def test_updates_that_say_odd_things() -> None:
     """A phase of a later version and an attempt that is no number do not end what follows a run."""
-    seen: list[submit._State] = []
+    seen: list[ActionState] = []
     updates = []
     for phase, uri in ((77, "x"), (4, "a/\u00b3"), (4, "9" * 5000), (5, "a0/2")):
         message = pb.WatchForUpdatesResponse()
@@ -175,7 +176,7 @@ async def test_updates_that_say_odd_things() -> None:
     with grpc_service(lambda *_: iter(updates), streams=True) as service, trio.fail_after(30):
         async with open_service_client(service) as asked, trio.open_nursery() as nursery:
 
-            def note(state: submit._State) -> None:
+            def note(state: ActionState) -> None:
                 seen.append(state)
                 if state.phase is Phase.SUCCEEDED:
                     nursery.cancel_scope.cancel()

@@ -126,7 +126,7 @@ async def test_a_run_without_its_root(etcd: Etcd, prefix: bytes) -> None:
 
 async def test_a_value_that_cannot_be_decoded(etcd: Etcd, prefix: bytes) -> None:
     await etcd.put(prefix + b"flyte/bad-a0", b"rubbish")
-    with pytest.raises(DecodeError, match="flyte/bad-a0 cannot be decoded"):
+    with pytest.raises(DecodeError, match="flyte/bad-a0: JSON is malformed"):
         await find_action(EtcdNames(etcd, prefix, None), "bad-a0")
 
 

@@ -23,6 +23,7 @@ from etcd_actions.cli.commands import submit
 from etcd_actions.cli.commands.completion import check_completion_request
 from etcd_actions.cli.commands.mutations import literal_of
 from etcd_actions.cli.exit_codes import print_message, report
+from etcd_actions.cli.formats.run_progress import ActionState, ProgressPrinter
 from etcd_actions.cli.formats.standard_output import (
     check_input_open,
     chosen_format,
@@ -37,8 +38,9 @@ from etcd_actions.doctor import Finding, Subject, examination, objects
 from etcd_actions.errors import ConfigError, InputError
 from etcd_actions.etcd import ConnectionSettings
 from etcd_actions.etcd.endpoints import parse_endpoints
-from etcd_actions.model import ActionId, Phase
+from etcd_actions.model import Phase
 from tests.cli.command import finish, running
+from tests.support.table import table
 
 
 @pytest.fixture
@@ -94,8 +96,8 @@ def test_an_argument_that_is_none(
         raise AssertionError(line)
 
 
-@pytest.mark.parametrize("text", ["9" * 100_000, "9" * 100_000 + "x", "1." * 50_000, "1h" * 50_000])
-@pytest.mark.parametrize("parse", [values.duration, values.seconds, values.size, values.rate])
+@table("text", ["9" * 100_000, "9" * 100_000 + "x", "1." * 50_000, "1h" * 50_000])
+@table("parse", [values.duration, values.seconds, values.size, values.rate])
 def test_digits_without_an_end_are_refused_at_once(text: str, parse: object) -> None:
     """The parser of durations took time with the cube of their number."""
     assert callable(parse)
@@ -108,7 +110,7 @@ def test_digits_without_an_end_are_refused_at_once(text: str, parse: object) -> 
     assert len(str(raised.value)) < 300
 
 
-@pytest.mark.parametrize(
+@table(
     "text",
     [
         "a b:1",
@@ -135,7 +137,7 @@ def test_an_endpoint_that_is_none(text: str) -> None:
     assert str(raised.value).isprintable()
 
 
-@pytest.mark.parametrize(
+@table(
     ("setting", "text"),
     [
         (ENDPOINTS, "\udcff:1"),
@@ -162,7 +164,7 @@ def test_each_path_may_hold_no_nul() -> None:
         assert "NUL" in str(error)
 
 
-@pytest.mark.parametrize(
+@table(
     ("text", "field"),
     [
         ("1_000", "string_value"),
@@ -260,7 +262,7 @@ def refused(content: bytes, namespace: str | None = None) -> str:
     return str(raised.value)
 
 
-@pytest.mark.parametrize(
+@table(
     ("content", "told"),
     [
         (b'{"type":"PUT","key":"a/b","x":' + b"[" * 100_000, "file:1: it is nested too deeply"),
@@ -294,7 +296,7 @@ def test_a_line_without_an_end_is_bounded(monkeypatch: pytest.MonkeyPatch) -> No
         list(reader.feed(b" "))
 
 
-@pytest.mark.parametrize(
+@table(
     "bomb",
     [
         b"\xdd" + struct.pack(">I", 60_000_000),
@@ -311,7 +313,7 @@ def test_an_entry_that_declares_more_than_there_is(bomb: bytes) -> None:
     assert refused(b"\x81\xa1a" + bomb).startswith("file: offset 0: ")
 
 
-@pytest.mark.parametrize("version", [2, 99, True, 1.0, "1", None, [], 2**63])
+@table("version", [2, 99, True, 1.0, "1", None, [], 2**63])
 def test_a_record_of_another_version(version: object) -> None:
     header = {"format": "etcd-actions-record", "version": version, "prefix": b"/p/"}
     assert "version" in refused(msgpack.packb(header))
@@ -337,9 +339,8 @@ def test_an_attempt_that_is_none(last: str) -> None:
 
 def test_a_state_cannot_drive_the_terminal() -> None:
     written: list[bytes] = []
-    show = submit._Printer(written.append, "table")
-    action = ActionId("p", "d", "r", "a\x1b[2J")
-    show.state(submit._State(action, Phase.FAILED, 1, "E: \x1b]0;x\x07\r\nmore", "\u202e"))
+    show = ProgressPrinter(written.append, "table")
+    show.state(ActionState("a\x1b[2J", Phase.FAILED, 1, "E: \x1b]0;x\x07\r\nmore", "\u202e"))
     (line,) = written
     assert line[:-1].decode().isprintable()
 
@@ -347,7 +348,7 @@ def test_a_state_cannot_drive_the_terminal() -> None:
 def test_a_result_that_is_no_unicode() -> None:
     written: list[bytes] = []
     for form in ("jsonl", "table"):
-        submit._Printer(written.append, form).result({"a": "\ud800", "n": 2**70})
+        ProgressPrinter(written.append, form).result({"a": "\ud800", "n": 2**70})
     assert json.loads(written[0]) == {"result": {"a": "\ud800", "n": 2**70}}
     assert written[1].startswith(b"result: ")
 

@@ -181,7 +181,7 @@ async def metrics_once_ready(listen: str) -> str:
         nonlocal metrics
         with suppress(OSError):
             metrics = await trio.to_thread.run_sync(read_metrics, listen)
-        return "etcd_watch_ready 1.0" in metrics
+        return "etcd_actions_ready 1.0" in metrics
 
     await eventually_holds(is_ready, within=DEADLINE)
     return metrics

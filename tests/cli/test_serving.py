@@ -31,7 +31,7 @@ def common(shared_etcd: EtcdServer, prefix: bytes) -> tuple[str, ...]:
 
 def ready(address: str) -> tuple[int, dict[str, str]]:
     connection = http.client.HTTPConnection(address, timeout=20)
-    connection.request("GET", "/readyz")
+    connection.request("GET", "/readyz", headers={"Accept": "application/json"})
     response = connection.getresponse()
     checks: dict[str, str] = json.loads(response.read())["checks"]
     connection.close()

@@ -12,6 +12,7 @@ import pytest
 
 from etcd_actions.cli.commands.submit_main import Refused, completed, readable, refusal
 from tests.cli.command import finish
+from tests.support.table import table
 
 WHEN = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
@@ -33,7 +34,7 @@ class Outer:
     colours: list[Colour]
 
 
-@pytest.mark.parametrize(
+@table(
     ("value", "kind", "expected"),
     [
         ([WHEN.isoformat()], list[datetime], [WHEN]),

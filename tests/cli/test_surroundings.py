@@ -187,7 +187,9 @@ async def test_only_the_executor_waits_while_etcd_has_no_space(
 
 def ready(address: str) -> dict[str, str]:
     try:
-        with urllib.request.urlopen(f"http://{address}/readyz", timeout=20) as answer:
+        url = f"http://{address}/readyz"
+        request = urllib.request.Request(url, headers={"Accept": "application/json"})
+        with urllib.request.urlopen(request, timeout=20) as answer:
             body = answer.read()
     except urllib.error.HTTPError as refusal:
         with refusal:

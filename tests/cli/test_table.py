@@ -7,9 +7,11 @@ import pytest
 from rich.cells import cell_len
 
 from etcd_actions.change_history.synced import SyncedRow
+from etcd_actions.cli.formats.action_tables import ActionTable, ChangeTable, RowTable
 from etcd_actions.cli.formats.rows import ActionRow, UndecodableRow
-from etcd_actions.cli.formats.table import ActionTable, ChangeTable, age
+from etcd_actions.cli.formats.table import age
 from etcd_actions.model import ErrorState
+from tests.support.table import table
 
 ROW = ActionRow(
     type="MODIFIED",
@@ -39,7 +41,7 @@ def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "100")
 
 
-def lines(table: ChangeTable, *rows: ActionRow | SyncedRow | UndecodableRow) -> list[str]:
+def lines(table: RowTable, *rows: ActionRow | SyncedRow | UndecodableRow) -> list[str]:
     formatted = table.format(rows).decode()
     assert formatted.endswith("\n")
     return formatted.splitlines()
@@ -48,25 +50,66 @@ def lines(table: ChangeTable, *rows: ActionRow | SyncedRow | UndecodableRow) -> 
 def test_header_once_then_rows_below_it() -> None:
     table = ChangeTable(io.StringIO())
     header, row = lines(table, ROW)
-    for title, cell in {"RUN": "r1", "PHASE": "SUCCEEDED", "PARENT": "a0", "REC": "yes"}.items():
+    for title, cell in {"RUN": "r1", "PHASE": "SUCCEEDED", "PARENT": "a0", "ACTION": "a1"}.items():
         assert header.index(title) == row.index(cell)
     assert len(lines(table, ROW, ROW)) == 2
 
 
-@pytest.mark.parametrize("width", [40, 80, 100, 300])
-def test_no_line_is_wider_than_the_terminal(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("width", [20, 40, 60, 80, 120, 300])
+def test_columns_give_way_in_their_order_and_names_never(
+    width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("COLUMNS", str(width))
-    long = msgspec.structs.replace(
-        ROW,
-        run="名" * 90,
-        action="x" * 300,
-        error=ErrorState("E", "USER", "line\nand \x1b[2J" * 90),
-    )
-    made = lines(
-        ChangeTable(io.StringIO()), long, UndecodableRow("k" * 400, 3, "bad\nbad"), SyncedRow(9)
-    )
-    assert len(made) == 4
-    assert max(map(cell_len, made)) <= width
+    failed = msgspec.structs.replace(ROW, error=ErrorState("E", "USER", "line\nand \x1b[2J" * 90))
+    header, row = lines(ChangeTable(io.StringIO()), failed)
+    assert [column in header for column in ("RUN", "ACTION", "PHASE")] == [True] * 3
+    assert [name in row for name in ("r1", "a1", "SUCCEEDED")] == [True] * 3
+    if width >= 40:
+        assert cell_len(header) <= width
+        assert cell_len(row) <= width
+    order = ["DETAIL", "REVISION", "TRY", "PARENT", "CHANGE"]
+    given_up = [column not in header for column in order]
+    assert given_up == sorted(given_up, reverse=True)
+
+
+def test_a_long_name_is_complete_at_any_width(monkeypatch: pytest.MonkeyPatch) -> None:
+    long = msgspec.structs.replace(ROW, run="名" * 90, action="x" * 300)
+    for width in ("20", "80", "0", "nonsense"):
+        monkeypatch.setenv("COLUMNS", width)
+        for file in (io.StringIO(), Tty()):
+            made = re.sub(r"\x1b\[[\d;]*m", "", lines(ChangeTable(file), long)[-1])
+            assert "名" * 90 in made
+            assert "x" * 300 in made
+
+
+def test_a_pipe_gets_all_columns_and_all_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    failed = msgspec.structs.replace(ROW, error=ErrorState("E", "USER", "long " * 90))
+    for columns in ("0", ""):
+        monkeypatch.setenv("COLUMNS", columns)
+        _, row = lines(ChangeTable(io.StringIO()), failed)
+        assert ("long " * 90).strip() in row
+
+
+def test_wide_has_more_columns_and_gives_up_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    row = msgspec.structs.replace(ROW, created_at="2026-01-01T00:00:00Z", project="p", domain="d")
+    header, line = lines(ActionTable(io.StringIO(), wide=True), row)
+    assert header.split() == [
+        *("RUN", "ACTION", "PARENT", "PHASE", "TRY", "REC", "PROJECT", "DOMAIN", "AGE"),
+        *("CREATED", "ENDED", "DETAIL"),
+    ]
+    assert "2026-01-01T00:00:00Z" in line
+
+
+def test_the_header_stays_on_the_screen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LINES", "10")
+    table = ChangeTable(Tty())
+    followed = [lines(table, ROW) for _ in range(30)]
+    screens = [line for each in followed for line in each]
+    for at in range(len(screens) - 9):
+        assert any("REVISION" in line for line in screens[at : at + 9])
+    listed = lines(ActionTable(io.StringIO()), *[ROW] * 30)
+    assert sum("PHASE" in line for line in listed) == 1
 
 
 def test_new_width_brings_a_new_header(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,9 +141,7 @@ def test_a_list_is_as_plain_as_its_reader(monkeypatch: pytest.MonkeyPatch) -> No
         "a0",
         "SUCCEEDED",
         "2",
-        "yes",
         "3h4m",
-        "flyte",
     ]
     monkeypatch.setenv("NO_COLOR", "1")
     assert ActionTable(Tty(), now).format([row]).decode() == plain
@@ -109,7 +150,7 @@ def test_a_list_is_as_plain_as_its_reader(monkeypatch: pytest.MonkeyPatch) -> No
     assert "\x1b" not in ActionTable(Tty(), now).format([row]).decode()
 
 
-@pytest.mark.parametrize(
+@table(
     ("since", "until", "shown"),
     [
         ("", "", ""),
@@ -146,10 +187,10 @@ def test_runs_of_one_name_in_two_projects_can_be_told_apart() -> None:
     """Also where an error has the place of the detail."""
     failed = msgspec.structs.replace(ROW, project="p1", domain="d", error=ErrorState("No", "no"))
     other = msgspec.structs.replace(failed, project="p2")
-    for table in (
+    for each in (
         ChangeTable(io.StringIO(), runs_of_projects=True),
         ActionTable(io.StringIO(), runs_of_projects=True),
     ):
-        _, one, two = table.format([failed, other]).decode().splitlines()
+        _, one, two = each.format([failed, other]).decode().splitlines()
         assert "p1/d/r1" in one
         assert "p2/d/r1" in two

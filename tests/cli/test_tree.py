@@ -9,9 +9,9 @@ import pytest
 from rich.cells import cell_len
 
 from etcd_actions.cli.commands.tree import show_tree
+from etcd_actions.cli.formats.action_tables import TreeTable
 from etcd_actions.cli.formats.action_tree import build_forest
 from etcd_actions.cli.formats.rows import ActionRow
-from etcd_actions.cli.formats.table import TreeTable
 from etcd_actions.errors import ConfigError
 from etcd_actions.etcd.api import Etcd
 from tests.cli.here import here, taskaction
@@ -201,8 +201,8 @@ async def test_table(
     first, second = capfd.readouterr().out.split("\n\n")
     title, header, *lines = first.splitlines()
     assert title == ("p/d/r1 in namespace flyte: 4 actions (2 RUNNING, 1 SUCCEEDED, 1 FAILED)")
-    assert header.split() == ["ACTION", "PHASE", "TRY", "REC", "TIME", "DETAIL"]
-    assert lines[1].split() == ["├─", "b", "SUCCEEDED", "1", "yes", "1m30s", "do_b"]
+    assert header.split() == ["ACTION", "PHASE", "TRY", "TIME", "DETAIL"]
+    assert lines[1].split() == ["├─", "b", "SUCCEEDED", "1", "1m30s", "do_b"]
     assert [line[: header.index("PHASE")].rstrip() for line in lines] == [
         "a0",
         "├─ b",

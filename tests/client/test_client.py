@@ -14,6 +14,7 @@ from etcd_actions import (
     ActionsClient,
     ActionUpdate,
     Phase,
+    RunId,
     SnapshotEnd,
     Subscription,
     WatchingSettings,
@@ -21,7 +22,7 @@ from etcd_actions import (
     open_etcd,
 )
 from etcd_actions.codecs import CODEC_NAMES
-from etcd_actions.errors import ConfigError, InvalidArgument
+from etcd_actions.errors import ConfigError, InvalidArgument, WrongType
 from etcd_actions.etcd import TransportName
 from etcd_actions.etcd.api import Etcd, KeyRange
 from etcd_actions.model import Keyspace
@@ -92,7 +93,7 @@ async def test_a_run_from_its_start_to_its_mark(
             return client.statistics().marks.get("marked", 0) == 2
 
         await eventually(marked)
-        listing = await client.list_run_actions(ROOT)
+        listing = await client.list_run_actions(ROOT.run_id)
         assert [each.is_recorded for each in listing.actions] == [True, True]
         # Our finalizer went with the mark.
         assert [each.metadata.finalizers for each in listing.actions] == [(), ()]
@@ -275,6 +276,26 @@ async def test_identifiers_of_flyte(client: ActionsClient) -> None:
         with pytest.raises(InvalidArgument) as raised:
             await client.get_task_action(bad)
         assert raised.value.field == field
+
+
+async def test_a_run_and_an_action_have_an_identity_each(client: ActionsClient) -> None:
+    """A run is listed by its own; as a parent, in our form or Flyte's, it has its root below it."""
+    await client.enqueue(flyte.task(ROOT))
+    await client.enqueue(flyte.task(CHILD, parent="a0"))
+    assert len((await client.list_run_actions(ROOT.run_id)).actions) == 2
+    nameless = ActionId("p", "d", "r1", "")
+    for parent in (ROOT.run_id, flyte.identifier(nameless)):
+        async with client.subscribe(parent, snapshot=True) as updates:
+            first = await updates.receive()
+            assert isinstance(first, ActionUpdate)
+            assert first.action_id == ROOT
+            assert isinstance(await updates.receive(), SnapshotEnd)
+    with pytest.raises(InvalidArgument, match=r"^action_id\.name: "):
+        client.subscribe(nameless)
+    with pytest.raises(InvalidArgument, match=r"^run\.name: "):
+        client.subscribe_run(RunId("p", "d", ""))
+    with pytest.raises(WrongType, match=r"^run: .* give RunId or RunIdentifier$"):
+        await client.list_run_actions(ROOT)
 
 
 async def test_an_unknown_codec(etcd: Etcd) -> None:

@@ -22,7 +22,7 @@ Call = Callable[[ActionsClient], Awaitable[object]]
 CALLS: dict[str, Call] = {
     "enqueue": lambda c: c.enqueue(flyte.task(ROOT)),
     "put_status": lambda c: c.put_status(ROOT, 1, ActionStatus(Phase.RUNNING)),
-    "list_run_actions": lambda c: c.list_run_actions(ROOT),
+    "list_run_actions": lambda c: c.list_run_actions(ROOT.run_id),
     "list_child_actions": lambda c: c.list_child_actions(ROOT),
     "get_task_action": lambda c: c.get_task_action(ROOT),
     "claimed_by": lambda c: c.claimed_by(ROOT),
@@ -96,7 +96,7 @@ async def test_a_closed_client_raises_the_same_from_each_method(etcd: Etcd, pref
             await CALLS[name](client)
     contexts: list[Callable[[], Any]] = [
         lambda: client.subscribe(ROOT),
-        lambda: client.subscribe_run(ROOT),
+        lambda: client.subscribe_run(ROOT.run_id),
         client.subscribe_all,
         client.open_claims,
         client.watching,

@@ -72,7 +72,7 @@ async def test_runs_of_one_name_in_two_projects_are_kept_apart(
     assert (await client.get_task_action(below(ONE, "t1"))).spec.kind == "trace"
     phases = {}
     for root in BOTH:
-        listed = await client.list_run_actions(root, traces=True)
+        listed = await client.list_run_actions(root.run_id, traces=True)
         assert {each.action_id.project for each in listed.actions} == {root.project}
         phases[root.project] = {each.action_id.name: each.phase for each in listed.actions}
     unset = Phase.UNSPECIFIED
@@ -96,7 +96,7 @@ async def test_subscribers_hear_of_their_own_run(client: ActionsClient, watches:
         await client.start_watching()
     async with (
         client.subscribe(TWO, snapshot=True) as two,
-        client.subscribe_run(TWO) as run,
+        client.subscribe_run(TWO.run_id) as run,
         client.subscribe_all() as everything,
     ):
         assert await snapshot(two) == {"two/a0", "two/c1", "two/w1", "two/t1"}
@@ -216,7 +216,7 @@ async def test_a_project_that_makes_no_namespace_is_an_invalid_argument(
         lambda: client.abort_action(bad),
         lambda: client.signal(bad, flyte.boolean(True)),
         lambda: client.put_status(bad, 1, ActionStatus(Phase.RUNNING)),
-        lambda: client.list_run_actions(bad),
+        lambda: client.list_run_actions(bad.run_id),
     ):
         with pytest.raises(errors.InvalidArgument) as caught:
             await ask()

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import pytest
 import trio
@@ -18,10 +19,12 @@ import etcd_actions
 from etcd_actions import ActionId, ActionsClient, open_actions_client, open_etcd
 from etcd_actions.embedded.embedded_etcd import open_embedded_etcd
 from etcd_actions.errors import BackgroundFailure, NotFound
+from etcd_actions.etcd import EtcdClient
 from etcd_actions.etcd.api import Etcd, KeyRange
 from etcd_actions.etcd.election import open_election
 from etcd_actions.etcd.group_commit import open_group_commit
 from etcd_actions.etcd.paging import open_pages
+from etcd_actions.etcd.quorum import open_quorum_monitor
 from etcd_actions.etcd.session import open_session
 from etcd_actions.executor import ExecutorSettings, open_executor
 from etcd_actions.monitoring import open_monitoring
@@ -66,7 +69,7 @@ CONTEXTS: dict[str, Callable[[Scene], Context]] = {
     "Etcd.watch": lambda s: s.etcd.watch(),
     "open_actions_client": lambda s: open_actions_client(s.etcd, prefix=s.prefix),
     "subscribe": lambda s: s.client.subscribe(ROOT),
-    "subscribe_run": lambda s: s.client.subscribe_run(ROOT),
+    "subscribe_run": lambda s: s.client.subscribe_run(ROOT.run_id),
     "subscribe_all": lambda s: s.client.subscribe_all(),
     "open_claims": lambda s: s.client.open_claims(),
     "open_run_service": lambda s: open_run_service("127.0.0.1:1"),
@@ -75,6 +78,7 @@ CONTEXTS: dict[str, Callable[[Scene], Context]] = {
     "open_election": lambda s: open_election(s.etcd, s.prefix + b"election"),
     "open_session": lambda s: open_session(s.etcd, 15),
     "open_pages": lambda s: open_pages(s.etcd, KeyRange.of_prefix(s.prefix)),
+    "open_quorum_monitor": lambda s: open_quorum_monitor(cast(EtcdClient, s.etcd)),
     "open_run_index": lambda s: open_run_index(s.etcd, s.client.keys),
     "open_registry": lambda s: open_registry(s.etcd, s.client.store, s.client.keys),
     "open_own_run_service": lambda s: open_own_run_service(s.etcd, s.client.keys),
@@ -95,6 +99,7 @@ OPENED_BY_OTHERS = {
     "open_executor_with",
     "open_fork_server",
     "open_listener",
+    "open_replica",
     "open_spool",
     "open_task_index",
 }

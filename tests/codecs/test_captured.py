@@ -16,8 +16,9 @@ from etcd_actions.model import (
     build_action_update,
 )
 from tests.data.captured import EVENTS, HERE, PUTS, Event
+from tests.support.table import table
 
-each_put = pytest.mark.parametrize("event", PUTS, ids=lambda event: event.id)
+each_put = table("event", PUTS, ids=lambda event: event.id)
 
 LABEL = (LABEL_TERMINAL_STATUS_RECORDED, "true")
 
@@ -162,7 +163,7 @@ def marks() -> list[tuple[Event, Event]]:
     return pairs
 
 
-@pytest.mark.parametrize(("before", "after"), marks(), ids=lambda event: event.id)
+@table(("before", "after"), marks(), ids=lambda event: event.id)
 def test_mark_is_the_api_servers_but_for_managed_fields(before: Event, after: Event) -> None:
     """Verify that our mark differs from the API server's only in who set which field.
 
@@ -194,7 +195,7 @@ def test_new_objects_encode_as_stored(event: Event) -> None:
     assert codec.encode_tree(codec.decode_tree(encoded)) == encoded
 
 
-@pytest.mark.parametrize("event", [e for e in PUTS if e.version == 1], ids=lambda event: event.id)
+@table("event", [e for e in PUTS if e.version == 1], ids=lambda event: event.id)
 def test_created_objects_encode_to_the_api_servers_bytes(event: Event) -> None:
     """Verify that a create gives the API server's bytes, less managedFields and empty texts."""
     tree = codec.decode_tree(event.value)

@@ -26,9 +26,10 @@ from tests.codecs.strategies import (
 )
 from tests.data.captured import PUTS, Event
 from tests.support.everyday import examples
+from tests.support.table import table
 
-each_put = pytest.mark.parametrize("event", PUTS, ids=lambda event: event.id)
-each_binary = pytest.mark.parametrize("codec", BINARY, ids=lambda codec: codec.name)
+each_put = table("event", PUTS, ids=lambda event: event.id)
+each_binary = table("codec", BINARY, ids=lambda codec: codec.name)
 chains = st.lists(st.sampled_from(CODECS), min_size=1, max_size=5)
 few = settings(max_examples=examples(60))
 
@@ -154,7 +155,7 @@ def test_a_label_on_captured_values(event: Event, codec: Codec) -> None:
 
 
 @each_binary
-@pytest.mark.parametrize(
+@table(
     ("tree", "reason"),
     [
         ({}, "metadata: not an object"),

@@ -15,6 +15,7 @@ from etcd_actions.codecs import json as codec
 from etcd_actions.codecs.json import Number
 from etcd_actions.errors import DecodeError
 from etcd_actions.model import ActionObject, ObjectMeta, TaskActionSpec
+from tests.support.table import table
 
 SPEC = '"spec":{"actionName":"a1","domain":"d","project":"p","runName":"r"}'
 HEAD = '{"apiVersion":"flyte.org/v1","kind":"TaskAction","metadata":'
@@ -87,7 +88,7 @@ def test_encoding_is_canonical(tree: dict[str, Any]) -> None:
     json.loads(encoded, object_pairs_hook=check)
 
 
-@pytest.mark.parametrize(
+@table(
     ("text", "encoded"),
     [
         ("<>&", rb"\u003c\u003e\u0026"),
@@ -106,7 +107,7 @@ def test_strings_are_escaped_as_go_does(text: str, encoded: bytes) -> None:
     assert codec.encode_tree({text: text}) == b'{"' + encoded + b'":"' + encoded + b'"}\n'
 
 
-@pytest.mark.parametrize(
+@table(
     ("number", "text"),
     [
         (1.0, "1"),
@@ -134,7 +135,7 @@ def test_floats_read_back(number: float) -> None:
     assert float(text) == number
 
 
-@pytest.mark.parametrize(
+@table(
     "text",
     ["1.0", "1e5", "1E+05", "-0.0", "0.10", "1E400", "3.141592653589793238462643", "1" * 300],
 )
@@ -151,7 +152,7 @@ def test_number_survives_copies() -> None:
         assert (same, same.text) == (1.5, "1.50")
 
 
-@pytest.mark.parametrize(
+@table(
     ("item", "error"),
     [
         (b"bytes", TypeError),
@@ -240,7 +241,7 @@ def mutated(old: str, new: str) -> bytes:
     return SMALLEST.replace(old.encode(), new.encode())
 
 
-@pytest.mark.parametrize(
+@table(
     ("value", "reason"),
     [
         (b"", "the value is empty"),
@@ -376,7 +377,7 @@ def test_label_on_damaged_bytes(
     assert after == before
 
 
-@pytest.mark.parametrize(
+@table(
     ("metadata", "labelled"),
     [
         ('{"name":"n"}', '{"labels":{"l":"v"},"name":"n"}'),

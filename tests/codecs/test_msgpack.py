@@ -16,6 +16,7 @@ from etcd_actions.errors import DecodeError
 from etcd_actions.model import ActionObject, ObjectMeta, TaskActionSpec, TaskActionStatus
 from tests.codecs.strategies import JSON, MSGPACK
 from tests.data.captured import PUTS
+from tests.support.table import table
 
 
 def unpacked(value: bytes) -> Any:
@@ -27,7 +28,7 @@ def packed(tree: Any) -> bytes:
     return magic.MSGPACK + bytes(msgpack.packb(tree))
 
 
-@pytest.mark.parametrize("event", PUTS[::7], ids=lambda event: event.id)
+@table("event", PUTS[::7], ids=lambda event: event.id)
 def test_another_library_reads_it(event: Any) -> None:
     """Plain msgpack with sorted keys, and the template in its own bytes."""
     tree = JSON.decode_tree(event.value)
@@ -41,7 +42,7 @@ def test_another_library_reads_it(event: Any) -> None:
     assert read["metadata"] == tree["metadata"]
 
 
-@pytest.mark.parametrize("event", PUTS[::7], ids=lambda event: event.id)
+@table("event", PUTS[::7], ids=lambda event: event.id)
 def test_another_library_writes_it(event: Any) -> None:
     """Another order of keys, text for binary: the same object."""
     tree = JSON.decode_tree(event.value)
@@ -51,7 +52,7 @@ def test_another_library_writes_it(event: Any) -> None:
     assert MSGPACK.summarize(value) == JSON.summarize(event.value)
 
 
-@pytest.mark.parametrize(
+@table(
     ("number", "stored"),
     [
         (7, 7),
@@ -73,7 +74,7 @@ def test_numbers(number: float, stored: object) -> None:
     assert JSON.encode_tree(MSGPACK.decode_tree(value)) == JSON.encode_tree({"x": [number]})
 
 
-@pytest.mark.parametrize(
+@table(
     ("item", "reason"),
     [
         (msgpack.ExtType(2, b"1"), "an extension of type 2"),

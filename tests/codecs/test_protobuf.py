@@ -13,8 +13,9 @@ from etcd_actions.errors import DecodeError
 from etcd_actions.model import LABEL_TERMINAL_STATUS_RECORDED
 from tests.codecs.strategies import JSON, PROTOBUF
 from tests.data.captured import PUTS, Event
+from tests.support.table import table
 
-each_put = pytest.mark.parametrize("event", PUTS, ids=lambda event: event.id)
+each_put = table("event", PUTS, ids=lambda event: event.id)
 
 LABEL = (LABEL_TERMINAL_STATUS_RECORDED, "true")
 
@@ -47,7 +48,7 @@ def of(tree: dict[str, Any]) -> pb.TaskAction:
 # --- the schema ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", message_forms.VIEWS)
+@table("name", message_forms.VIEWS)
 def test_schema_has_the_fields_of_the_view(name: str) -> None:
     """A field that the view gets has to get one in the schema, under the same names."""
     descriptor = pb.DESCRIPTOR.message_types_by_name[name]
@@ -74,7 +75,7 @@ def test_captured_values_are_all_typed(event: Event) -> None:
 # --- where things go ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
+@table(
     ("spec", "field", "stored"),
     [
         ({"project": ""}, "project", ""),
@@ -99,7 +100,7 @@ def test_what_has_no_exact_place_is_other(spec: dict[str, Any], field: str, stor
     assert PROTOBUF.decode_tree(packed(message)) == {"spec": spec}
 
 
-@pytest.mark.parametrize(
+@table(
     "tree",
     [
         {},
@@ -196,8 +197,8 @@ def with_later_field(value: bytes, field: bytes) -> bytes:
     return packed(message)
 
 
-@pytest.mark.parametrize("field", LATER)
-@pytest.mark.parametrize("event", PUTS[::20], ids=lambda event: event.id)
+@table("field", LATER)
+@table("event", PUTS[::20], ids=lambda event: event.id)
 def test_fields_of_later_versions(event: Event, field: str) -> None:
     """Reading passes over them, the mark keeps them, a change of the tree is refused."""
     value = PROTOBUF.encode_tree(JSON.decode_tree(event.value))

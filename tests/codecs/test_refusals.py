@@ -12,12 +12,15 @@ from etcd_actions.codecs import Codec, codec_of, magic
 from etcd_actions.errors import DecodeError
 from tests.codecs.strategies import BINARY, CODECS, JSON, MSGPACK, PROTOBUF
 from tests.data.captured import PUTS
+from tests.support.table import table
 
 SMALL = min((event.value for event in PUTS), key=len)
 LAST = max((event.value for event in PUTS if len(event.value) < 4000), key=len)
 
 each_codec = pytest.mark.parametrize("codec", CODECS, ids=lambda codec: codec.name)
+all_codecs = table("codec", CODECS, ids=lambda codec: codec.name)
 each_binary = pytest.mark.parametrize("codec", BINARY, ids=lambda codec: codec.name)
+all_binarys = table("codec", BINARY, ids=lambda codec: codec.name)
 
 
 def decoders(codec: Codec) -> list[Callable[[bytes], object]]:
@@ -97,8 +100,8 @@ def test_truncated_anywhere(codec: Codec) -> None:
             assert refused(decoder, value[:length])
 
 
-@each_codec
-@pytest.mark.parametrize("behind", [b"\x00", b"{}", b"\x80", b"\x0a\x00"])
+@all_codecs
+@table("behind", [b"\x00", b"{}", b"\x80", b"\x0a\x00"])
 def test_bytes_behind_the_end(codec: Codec, behind: bytes) -> None:
     value = form(codec, SMALL) + behind
     for decoder in decoders(codec):
@@ -135,7 +138,7 @@ def test_a_promise_of_much_takes_no_memory() -> None:
 # --- reasons ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
+@table(
     ("value", "reason"),
     [
         (b"k8s:enc:aescbc:v1:key1:\x8b", "encrypted at rest by a Kubernetes API server: take"),
@@ -157,7 +160,7 @@ def test_first_bytes_tell_what_it_is(value: bytes, reason: str) -> None:
             decoder(value)
 
 
-@pytest.mark.parametrize(
+@table(
     ("codec", "value", "reason"),
     [
         (PROTOBUF, b'{"kind":', "the value is not protobuf but JSON"),
@@ -175,8 +178,8 @@ def test_the_wrong_codec_says_so(codec: Codec, value: bytes, reason: str) -> Non
             decoder(value)
 
 
-@each_codec
-@pytest.mark.parametrize(
+@all_codecs
+@table(
     ("change", "reason"),
     [
         ({"kind": "Pod"}, r"a Pod of flyte\.org/v1, and no TaskAction"),
@@ -210,8 +213,8 @@ def test_nulls_count_as_absent(codec: Codec) -> None:
 # --- what cannot be encoded ---------------------------------------------------------------
 
 
-@each_binary
-@pytest.mark.parametrize(
+@all_binarys
+@table(
     ("item", "error"),
     [
         (b"bytes", TypeError),

@@ -28,14 +28,15 @@ from tests.codecs.strategies import (
 from tests.codecs.test_json import task_actions as canonical
 from tests.data.captured import DELETES, PUTS, Event
 from tests.support.everyday import examples
+from tests.support.table import table
 
 MARK = (LABEL_TERMINAL_STATUS_RECORDED, "true", FINALIZER_RECORD)
 OTHER = "flyte.org/plugin-finalizer"
 SPEC = '"spec":{"actionName":"a1","domain":"d","project":"p","runName":"r"}'
 HEAD = '{"apiVersion":"flyte.org/v1","kind":"TaskAction","metadata":'
 
-each_codec = pytest.mark.parametrize("codec", CODECS, ids=lambda codec: codec.name)
-each_put = pytest.mark.parametrize("event", PUTS, ids=lambda event: event.id)
+each_codec = table("codec", CODECS, ids=lambda codec: codec.name)
+each_put = table("event", PUTS, ids=lambda event: event.id)
 finalizers = st.sampled_from([None, [], *([FINALIZER_RECORD], [OTHER])]) | st.lists(
     st.sampled_from([FINALIZER_RECORD, OTHER, "<é>"]), max_size=4
 )
@@ -116,7 +117,7 @@ def test_other_forms_of_json(
     assert [*released[1:]] == holding
 
 
-@pytest.mark.parametrize(
+@table(
     ("metadata", "released", "delete"),
     [
         (
@@ -278,7 +279,7 @@ def test_msgpack_copies_the_other_fields() -> None:
 
 
 @each_codec
-@pytest.mark.parametrize(
+@table(
     ("tree", "reason"),
     [
         ({}, "metadata: not an object"),

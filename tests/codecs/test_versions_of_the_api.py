@@ -25,22 +25,24 @@ from etcd_actions.storage.store import Store
 from tests.data.captured import PUTS, Event
 from tests.record.test_outbox import Scripted, watching
 from tests.support import flyte
+from tests.support.table import table
 from tests.support.waiting import eventually
 
 VERSIONS = ("flyte.org/v1beta1", "flyte.org/v2")
 MARK = (LABEL_TERMINAL_STATUS_RECORDED, "true", FINALIZER_RECORD)
 
 each_form = pytest.mark.parametrize("form", CODEC_NAMES)
-each_version = pytest.mark.parametrize("version", VERSIONS)
+all_forms = table("form", CODEC_NAMES)
+each_version = table("version", VERSIONS)
 
 
 def tree_at(value: bytes, version: str) -> dict[str, Any]:
     return {**JSON.decode_tree(value), "apiVersion": version}
 
 
-@each_form
+@all_forms
 @each_version
-@pytest.mark.parametrize("event", PUTS, ids=[event.id for event in PUTS])
+@table("event", PUTS, ids=[event.id for event in PUTS])
 def test_captured_values_at_another_version_are_read_and_marked_without_a_loss(
     event: Event, version: str, form: str
 ) -> None:
@@ -63,9 +65,9 @@ def test_captured_values_at_another_version_are_read_and_marked_without_a_loss(
     assert codec.decode_tree(labelled)["apiVersion"] == version
 
 
-@each_form
+@all_forms
 @each_version
-@pytest.mark.parametrize(
+@table(
     ("change", "reason"),
     [
         ({"spec": {"project": "p"}}, "missing required field"),
@@ -87,8 +89,8 @@ def test_what_the_fields_of_another_version_forbid_names_the_version(
         )
 
 
-@each_form
-@pytest.mark.parametrize(
+@all_forms
+@table(
     ("type_", "seen"),
     [
         ({"apiVersion": "v1", "kind": "Pod"}, "a Pod of v1,"),
@@ -100,7 +102,7 @@ def test_what_the_fields_of_another_version_forbid_names_the_version(
         ({"apiVersion": "flyte.org/v2\n"}, "a TaskAction of flyte.org/v2"),
     ],
 )
-@pytest.mark.parametrize("spec", [{}, {"spec": None}], ids=["with-spec", "without-spec"])
+@table("spec", [{}, {"spec": None}], ids=["with-spec", "without-spec"])
 def test_another_kind_or_group_is_said_to_be_no_task_action(
     form: str, type_: dict[str, Any], seen: str, spec: dict[str, Any]
 ) -> None:

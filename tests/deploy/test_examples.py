@@ -3,117 +3,18 @@
 from __future__ import annotations
 
 import configparser
-import json
 import re
 import shlex
 import tomllib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
 import yaml
 
-from etcd_actions import ActionId, ActionStatus, Phase, open_actions_client
-from etcd_actions._internal.histogram import Distribution
 from etcd_actions.config import SETTINGS, Environment, File, resolve
-from etcd_actions.etcd.api import Etcd
-from etcd_actions.executor import ExecutorStatistics
-from etcd_actions.monitoring.health import Health
-from etcd_actions.monitoring.metrics import Metrics
-from etcd_actions.server import ServerStatistics
 from tests.cli.command import ROOT
-from tests.support import flyte
-from tests.support.waiting import eventually
 
 DEPLOY = ROOT / "docs" / "deploy"
-FUNCTIONS = {"by", "histogram_quantile", "increase", "max", "rate", "sum", "up"}
-SDK_ROOT = ActionId("p", "d", "r1", "a0", "o")
-
-
-def expressions() -> Iterator[tuple[str, str]]:
-    """Each expression of the alerts and the dashboard, and where it stands."""
-    alerts = yaml.safe_load((DEPLOY / "alerts.yml").read_text())
-    for group in alerts["groups"]:
-        for rule in group["rules"]:
-            yield rule["alert"], rule["expr"]
-    dashboard = json.loads((DEPLOY / "grafana-dashboard.json").read_text())
-    for panel in dashboard["panels"]:
-        for target in panel.get("targets", ()):
-            yield panel["title"], target["expr"]
-
-
-@pytest.fixture
-async def exposed(etcd: Etcd, prefix: bytes) -> dict[str, set[str]]:
-    """The metrics of a process in which everything happened, each with its labels."""
-    async with open_actions_client(etcd, prefix=prefix) as client:
-        await client.start_watching()
-        await client.enqueue(flyte.task(SDK_ROOT))
-        await client.put_status(SDK_ROOT, 1, ActionStatus(Phase.SUCCEEDED))
-        await eventually(lambda: client.statistics().marks.get("marked") == 1)
-        metrics = Metrics(client, Health(client, etcd, prefix, silence_limit=30))
-        metrics.server = lambda: ServerStatistics(
-            calls={("Enqueue", "ok"): 1},
-            seconds={"Enqueue": 1},
-            times={"Enqueue": Distribution((0, 0, 2, 1, *(0,) * 14), 0.5)},
-            open_streams=0,
-            updates=0,
-            conflated=0,
-            protocol_errors=0,
-        )
-        metrics.executor = lambda: ExecutorStatistics(
-            running=0,
-            waiting=0,
-            open_actions=0,
-            started=0,
-            adopted=0,
-            ended={"FAILED": 1},
-            retries=0,
-            cache={"CACHE_HIT": 1},
-        )
-        with client.containment.unit("action", "flyte/r1-a0", parks=True):
-            raise RuntimeError("a unit that is parked")
-        families = list(metrics.collect())
-    found = {each.name: set(each.labels) for family in families for each in family.samples}
-    labels = {
-        "etcd_watch_reconnects_total": {"cause"},
-        "etcd_watch_relists_total": {"reason"},
-        "etcd_actions_run_service_calls_total": {"call", "result"},
-    }
-    for family in families:
-        # Counters that nothing has counted yet have no sample.
-        name = f"{family.name}_total"
-        if not family.samples and name in labels:
-            found[name] = labels[name]
-    return found
-
-
-async def test_every_metric_and_label_is_there(exposed: dict[str, set[str]]) -> None:
-    used = set()
-    for where, expression in expressions():
-        bare = re.sub(r'"[^"]*"', "", expression)
-        for names in re.findall(r"by \(([^)]*)\)", bare):
-            labels = {name.strip() for name in names.split(",")} - {"instance"}
-            found = re.findall(r"[a-z_]+_[a-z_]+", bare)
-            metric = next(each for each in found if each not in FUNCTIONS)
-            assert labels <= exposed[metric], where
-        bare = re.sub(r"by \([^)]*\)|\[[^\]]*\]", "", bare)
-        for metric, matchers in re.findall(r"([a-z][a-z_]*[a-z])\s*(?:\{([^}]*)\})?", bare):
-            if metric in FUNCTIONS:
-                continue
-            assert metric in exposed, f"{where}: {metric}"
-            used.add(metric)
-            labels = set(re.findall(r"([a-z_]+)\s*(?:=~|!~|!=|=)", matchers)) - {"job"}
-            assert labels <= exposed[metric], where
-    assert len(used) > 30
-
-
-def test_every_alert_is_explained() -> None:
-    told = (ROOT / "docs" / "operations.md").read_text()
-    alerts = yaml.safe_load((DEPLOY / "alerts.yml").read_text())
-    names = [rule["alert"] for group in alerts["groups"] for rule in group["rules"]]
-    assert names
-    assert [name for name in names if f"`{name}`" not in told] == []
 
 
 def settings_in(environment: dict[str, str]) -> None:

@@ -20,6 +20,7 @@ from etcd_actions.testing import EtcdFactory, EtcdServer, OwnEtcd
 from tests.cli.command import ROOT as ROOT_DIRECTORY
 from tests.doctor.illness import PREFIX, diagnose
 from tests.support import flyte
+from tests.support.table import table
 
 READ, WRITE, BOTH = PermissionType.READ, PermissionType.WRITE, PermissionType.READWRITE
 
@@ -191,7 +192,7 @@ async def test_a_user_who_is_not_asked_for(shared_etcd: EtcdServer) -> None:
     assert diagnosis.code in (ExitCode.OK, ExitCode.WARNINGS)
 
 
-@pytest.mark.parametrize(
+@table(
     ("permissions", "gaps"),
     [
         ([], [(b"b", b"d")]),

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractAsyncContextManager, ExitStack, nullcontext
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager
 from typing import Literal, Protocol, cast
 
 import pytest
 
 from etcd_actions.etcd import ConnectionSettings, EtcdClient, TransportName, open_connection
 from etcd_actions.etcd.endpoints import parse_endpoints
-from etcd_actions.testing import EtcdServer, MemoryStore, OwnEtcd
+from etcd_actions.testing import EtcdServer, MemoryClient, MemoryStore, OwnEtcd
 from etcd_actions.testing.choice import EtcdSource
 from etcd_actions.testing.container import EtcdImage, engine_problem
 from etcd_actions.testing.plugin import requested_etcd
@@ -40,6 +40,14 @@ def transport(request: pytest.FixtureRequest) -> TransportName:
     return cast(TransportName, request.param)
 
 
+@asynccontextmanager
+async def _closing(client: MemoryClient) -> AsyncIterator[EtcdClient]:
+    try:
+        yield client
+    finally:
+        client.close()
+
+
 class Connect(Protocol):
     """Opens a connection to an etcd of the conformance suite."""
 
@@ -65,7 +73,7 @@ def connect(
     ) -> AbstractAsyncContextManager[EtcdClient]:
         if conformance_transport == "memory":
             client = memory.client(endpoints=endpoints, request_timeout=request_timeout)
-            return nullcontext(client)
+            return _closing(client)
         return open_connection(
             ConnectionSettings(
                 endpoints=parse_endpoints(endpoints),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 import pytest
 import trio
@@ -94,6 +94,34 @@ async def test_put_range_delete(etcd: EtcdClient, prefix: bytes) -> None:
     assert (await etcd.range(whole(prefix), count_only=True)).total == 2
     assert (await etcd.delete(whole(prefix))).deleted == 2
     assert (await etcd.range(whole(prefix))).kvs == []
+
+
+async def test_a_closed_connection_raises_the_same_from_each_method(
+    conformance_server: EtcdServer | MemoryStore, connect: Connect, prefix: bytes
+) -> None:
+    async with connect(conformance_server.endpoint) as etcd:
+        await etcd.put(prefix, b"1")
+    keys = KeyRange.of_key(prefix)
+    calls: list[Callable[[], Awaitable[object]]] = [
+        lambda: etcd.range(keys),
+        lambda: etcd.put(prefix, b"2"),
+        lambda: etcd.delete(keys),
+        lambda: etcd.txn(Txn((), [Get(keys)])),
+        lambda: etcd.compact(1),
+        lambda: etcd.lease_grant(5),
+        lambda: etcd.lease_keep_alive(1),
+        lambda: etcd.lease_revoke(1),
+        etcd.status,
+        etcd.alarms,
+        etcd.members,
+        etcd.auth_enabled,
+        lambda: etcd.user_roles("root"),
+        lambda: etcd.role_permissions("root"),
+        etcd.watch().__aenter__,
+    ]
+    for call in calls:
+        with pytest.raises(trio.ClosedResourceError, match=r"^the connection to etcd is closed$"):
+            await call()
 
 
 async def test_transaction_takes_one_branch_at_one_revision(

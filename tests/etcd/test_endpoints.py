@@ -6,6 +6,7 @@ import pytest
 
 from etcd_actions.errors import ConfigError
 from etcd_actions.etcd.endpoints import Endpoint, parse_endpoints
+from tests.support.table import table
 
 
 @pytest.mark.parametrize(
@@ -29,7 +30,7 @@ def test_ipv6_is_bracketed_again() -> None:
     assert str(Endpoint("::1", 2379)) == "[::1]:2379"
 
 
-@pytest.mark.parametrize(
+@table(
     ("text", "complaint"),
     [
         ("", "no etcd endpoint"),

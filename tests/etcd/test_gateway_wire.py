@@ -28,6 +28,7 @@ from etcd_actions.etcd.api import (
 from etcd_actions.etcd.gateway import wire as gateway_wire
 from etcd_actions.etcd.gateway.wire import Refusal
 from etcd_actions.etcd.rpc import Rpc
+from tests.support.table import table
 
 ID = 2**64 - 5
 KEYS = KeyRange(b"a", b"b\xff")
@@ -155,9 +156,7 @@ def as_json(message: Message, *, spaces: bool = False) -> bytes:
     return json.dumps(fields, separators=(", ", ": ") if spaces else (",", ":")).encode()
 
 
-@pytest.mark.parametrize(
-    ("method", "request_"), REQUESTS, ids=lambda each: getattr(each, "name", "")
-)
+@table(("method", "request_"), REQUESTS, ids=lambda each: getattr(each, "name", ""))
 def test_requests(method: Rpc[Any, Any], request_: Any) -> None:
     """The JSON is that of the message that goes over gRPC."""
     to_message, _ = messages.of_method(method)
@@ -175,8 +174,8 @@ def test_every_method_is_known() -> None:
     assert {method.name for method, _ in ANSWERS} == methods
 
 
-@pytest.mark.parametrize("spaces", [False, True])
-@pytest.mark.parametrize(("method", "message"), ANSWERS, ids=lambda each: getattr(each, "name", ""))
+@table("spaces", [False, True])
+@table(("method", "message"), ANSWERS, ids=lambda each: getattr(each, "name", ""))
 def test_answers(method: Rpc[Any, Any], message: Message, spaces: bool) -> None:
     """The result is that of gRPC, types included."""
     body = as_json(message, spaces=spaces)
@@ -197,8 +196,8 @@ def test_watch_requests() -> None:
     assert progress.HasField("progress_request")
 
 
-@pytest.mark.parametrize("spaces", [False, True])
-@pytest.mark.parametrize(
+@table("spaces", [False, True])
+@table(
     "message",
     [
         pb.WatchResponse(header=HEADER, watch_id=1, created=True),
@@ -274,7 +273,7 @@ def test_refusals_within_a_stream(error: bytes) -> None:
     assert gateway_wire.decode(rpc.LEASE_KEEP_ALIVE, line + b"\n") == expected
 
 
-@pytest.mark.parametrize(
+@table(
     "body",
     [b"", b"<html>", b"null", b"[]", b'"oh"', b'{"status":"down"}', b'{"error":"oh"}', b"\xff"],
 )
@@ -283,7 +282,7 @@ def test_what_is_no_refusal(body: bytes) -> None:
     assert gateway_wire.decode_refusal(body) is None
 
 
-@pytest.mark.parametrize(
+@table(
     "body",
     [
         b"",

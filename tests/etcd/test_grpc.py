@@ -7,7 +7,6 @@ import trio
 import trio.testing
 
 from etcd_actions import open_etcd
-from etcd_actions.errors import Unavailable
 from etcd_actions.etcd import ConnectionSettings
 from etcd_actions.etcd.api import Etcd, KeyRange, WatchCreate
 from etcd_actions.etcd.endpoints import parse_endpoints
@@ -88,14 +87,14 @@ async def test_a_client_that_was_closed_connects_no_more(
     with trio.fail_after(30):
         async with open_etcd(shared_etcd.endpoint) as etcd:
             await etcd.put(prefix + b"k", b"")
-        with pytest.raises(Unavailable, match="closed"):
+        with pytest.raises(trio.ClosedResourceError, match="closed"):
             await etcd.put(prefix + b"k", b"")
         async with trio.open_nursery() as nursery, open_etcd(shared_etcd.endpoint) as other:
             closing = trio.Event()
 
             async def late() -> None:
                 await closing.wait()
-                with pytest.raises(Unavailable, match="closed"):
+                with pytest.raises(trio.ClosedResourceError, match="closed"):
                     await other.put(prefix + b"k", b"")
 
             await other.put(prefix + b"k", b"")

@@ -49,6 +49,7 @@ from tests.support.everyday import first_everyday
 from tests.support.load import make_run
 from tests.support.recording import until_stored
 from tests.support.scene import all_marked
+from tests.support.table import table
 from tests.support.waiting import eventually_holds
 
 
@@ -61,7 +62,7 @@ LEASED = Put(b"/p/a", b"", 7)
 UNTOUCHED = Compare(b"/p/a", CompareTarget.MOD_REVISION, CompareResult.EQUAL, 1)
 
 
-@pytest.mark.parametrize(
+@table(
     ("method", "request_", "words"),
     [
         (rpc.RANGE, rpc.RangeRequest(KeyRange.of_key(b"/p/a")), "read on the key /p/a"),

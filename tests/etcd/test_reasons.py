@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
-
 from etcd_actions.errors import EtcdError, NoSpace, OutcomeUnknown, Unavailable
 from etcd_actions.etcd.gateway import errors as gateway_errors
 from etcd_actions.etcd.gateway.errors import CallInfo
@@ -11,6 +9,7 @@ from etcd_actions.etcd.gateway.wire import Refusal
 from etcd_actions.etcd.grpc import errors as grpc_errors
 from etcd_actions.etcd.reasons import REASONS, Reason
 from etcd_actions.http2 import CallFailed, Code
+from tests.support.table import table
 
 _CODES = [
     Code.UNAVAILABLE,
@@ -43,8 +42,8 @@ def both(code: Code, text: str, *, writes: bool) -> list[EtcdError]:
     ]
 
 
-@pytest.mark.parametrize("code", _CODES, ids=lambda code: code.name)
-@pytest.mark.parametrize("reason", REASONS, ids=lambda reason: reason.text)
+@table("code", _CODES, ids=lambda code: code.name)
+@table("reason", REASONS, ids=lambda reason: reason.text)
 def test_a_known_text_means_the_same_whatever_its_code(reason: Reason, code: Code) -> None:
     """So a write that a member refused is never of unknown outcome; and another is asked."""
     for error in both(code, f"etcdserver: {reason.text}", writes=True):
@@ -56,7 +55,7 @@ def test_a_known_text_means_the_same_whatever_its_code(reason: Reason, code: Cod
     assert failed.broken or not reason.elsewhere
 
 
-@pytest.mark.parametrize("text", OPEN)
+@table("text", OPEN)
 def test_what_may_have_been_proposed_is_of_unknown_outcome(text: str) -> None:
     """A read that fails so is Unavailable; a write may have been applied, or may be yet."""
     for error in both(Code.UNAVAILABLE, text, writes=True):

@@ -152,7 +152,7 @@ async def test_executor(client: ActionsClient, shared_etcd: EtcdServer, prefix: 
         await client.enqueue(task(action("bad"), "a0", name="fail"))
 
         async def phases() -> dict[str, Phase]:
-            listing = await client.list_run_actions(action("a0"))
+            listing = await client.list_run_actions(action("a0").run_id)
             return {each.action_id.name: each.phase for each in listing.actions}
 
         async def have_ended() -> bool:

@@ -18,6 +18,7 @@ from etcd_actions.errors import InvalidArgument
 from etcd_actions.executor import ExecutorSettings
 from etcd_actions.executor.attempts.attempt_command import HOST_MARK, Command, build_command
 from etcd_actions.model import ActionObject, ObjectMeta, TaskActionSpec
+from tests.support.table import table
 
 SETTINGS = ExecutorSettings(
     python=Path(sys.executable), service="127.0.0.1:1", state_dir=Path("/nowhere")
@@ -51,7 +52,7 @@ def build(action: ActionObject, template: TaskTemplate) -> Command:
     return build_command(action, template, 1, SETTINGS)
 
 
-@pytest.mark.parametrize(
+@table(
     ("spec", "given", "field"),
     [
         ({}, template("a\0b"), "spec.taskTemplate.container.args"),
@@ -109,7 +110,7 @@ def test_who_a_task_is_cannot_be_changed_by_its_environment() -> None:
 MARK = {HOST_MARK: "true"}
 
 
-@pytest.mark.parametrize(
+@table(
     ("given", "runs"),
     [
         (template("run"), True),

@@ -18,6 +18,7 @@ from etcd_actions.executor.scheduling.ages import Ages
 from etcd_actions.model import ActionObject, ObjectMeta, PhaseTransition, TaskActionSpec
 from etcd_actions.model.durations import LONGEST, age_of, limit_of, seconds_of
 from etcd_actions.model.taskaction import TaskActionStatus
+from tests.support.table import table
 
 INT64 = st.integers(-(2**63), 2**63 - 1)
 INT32 = st.integers(-(2**31), 2**31 - 1)
@@ -132,7 +133,7 @@ def test_what_ends_first_is_what_it_ends_with() -> None:
     assert (end, error.code) == (1100, "DEADLINE_EXCEEDED")
 
 
-@pytest.mark.parametrize(
+@table(
     ("timestamp", "age"),
     [
         ("1970-01-01T00:00:00Z", 1000.0),

@@ -19,9 +19,10 @@ from etcd_actions.executor.attempts.attempt_directory import (
 )
 from etcd_actions.executor.attempts.outcome import clear, outcome_of
 from tests.executor.objects import an_object
+from tests.support.table import table
 
 
-@pytest.mark.parametrize(
+@table(
     ("argument", "expected"),
     [
         ("{{.input}}", "in"),
@@ -43,7 +44,7 @@ def test_a_value_is_not_looked_into() -> None:
     assert substitute(["{{.a}}"], {"a": "{{.b}}", "b": "x"}) == ["{{.b}}"]
 
 
-@pytest.mark.parametrize(
+@table(
     ("uri", "path"),
     [
         ("/a/b", "/a/b"),

@@ -18,6 +18,7 @@ from etcd_actions._internal.secret_sources import (
 )
 from etcd_actions.etcd.api import Etcd, KeyRange
 from tests.executor.tasks import ROOT, Machine, until
+from tests.support.table import table
 
 VALUE = "hunter2-of-the-test"
 
@@ -126,7 +127,7 @@ def test_the_end_of_a_line_is_no_part_of_a_file(tmp_path: Path) -> None:
     assert SecretSource("a", "file", str(tmp_path / "secret")).read() == "a\nb"
 
 
-@pytest.mark.parametrize(
+@table(
     "text",
     [
         f"name={VALUE}",

@@ -21,6 +21,7 @@ from etcd_actions.executor.attempts.fork_server import UNIT, ForkServer
 from etcd_actions.executor.attempts.start_errors import NotStarted, not_started
 from tests.executor.attempts import WAYS, WORKING_SDK, Bench, Way, lives, make_sdk, open_bench
 from tests.support.odd_files import KINDS
+from tests.support.table import table
 from tests.support.waiting import eventually
 
 
@@ -165,7 +166,7 @@ async def test_what_the_machine_lacks_is_not_the_actions_fault(
         assert await bench.run("raise SystemExit(3)") == 3
 
 
-@pytest.mark.parametrize(
+@table(
     ("number", "where", "by_machine"),
     [
         (errno.EAGAIN, "program", True),

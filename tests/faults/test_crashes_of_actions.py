@@ -54,7 +54,7 @@ async def test_in_the_middle_of_an_abort(
         async with open_actions_client(
             etcd, prefix=prefix, run_service=service, settings=SETTINGS
         ) as client:
-            before = (await client.list_run_actions(ROOT)).actions
+            before = (await client.list_run_actions(ROOT.run_id)).actions
             # What is below is ended side by side: of that some may have got through.
             if times == 2:
                 assert any(action.phase is Phase.UNSPECIFIED for action in before)
@@ -64,7 +64,7 @@ async def test_in_the_middle_of_an_abort(
                 await until_stored(
                     etcd, keys, lambda stored: len(stored) == 5 and marked_all(stored)
                 )
-            after = (await client.list_run_actions(ROOT)).actions
+            after = (await client.list_run_actions(ROOT.run_id)).actions
             assert {action.phase for action in after} == {Phase.ABORTED}
         for name in ("a0", "c1", "c2", "g1", "g2"):
             assert service.of(name)[-1] is Phase.ABORTED

@@ -43,7 +43,7 @@ CROWDED = {
 # What an operator sees of it, by attack: one of these at least grows.
 _PROTOCOL = ("etcd_actions_http_protocol_errors_total",)
 _CLOSED = ("etcd_actions_http_connections_closed_total", "etcd_actions_http_connections_refused")
-_CALLS = ("etcd_actions_server_handled_total",)
+_CALLS = ("etcd_actions_requests_total",)
 _CONTAINED = ("etcd_actions_contained_failures_total",)
 COUNTED = {
     "idle": _CLOSED,

@@ -18,7 +18,7 @@ from etcd_actions.follow import Handler
 from etcd_actions.follow.workqueue import WorkQueueSettings
 from etcd_actions.pipeline.processor import open_processor
 from etcd_actions.watch import Change
-from tests.pipeline.test_processor import RecordingRunService
+from tests.pipeline.processing import RecordingRunService
 from tests.support.load import make_run, with_annotation
 from tests.support.waiting import eventually
 

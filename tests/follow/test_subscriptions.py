@@ -20,7 +20,7 @@ from etcd_actions.follow.subscriptions import (
     Subscription,
     Subscriptions,
 )
-from etcd_actions.model import ActionId, ActionUpdate, ErrorState, Phase, Summary
+from etcd_actions.model import ActionId, ActionUpdate, ErrorState, Phase, RunId, Summary
 
 
 def action(name: str, *, run: str = "r1", project: str = "p", org: str = "") -> ActionId:
@@ -245,7 +245,7 @@ def test_the_root_may_be_called_like_its_run() -> None:
 def test_what_is_above_the_root() -> None:
     """Flyte's own interface subscribes to the root of a run by an empty parent."""
     subscriptions = Subscriptions()
-    subscription = subscriptions.subscribe(action(""))
+    subscription = subscriptions.subscribe(RunId("p", "d", "r1"))
     subscriptions.notify(update(action("a0"), parent=""))
     subscriptions.notify(update(action("c1")))
     assert names(subscription) == ["a0"]

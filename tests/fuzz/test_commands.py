@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 
 from etcd_actions.cli import command_line, exit_codes, secret_arguments
 from etcd_actions.cli.commands.get import _formatted, _stored_object
+from etcd_actions.cli.formats.action_tables import ActionTable, TreeTable
 from etcd_actions.cli.formats.action_tree import build_forest
 from etcd_actions.cli.formats.details import details
 from etcd_actions.cli.formats.rows import ActionRow, stored_row
 from etcd_actions.cli.formats.standard_output import JsonLines
-from etcd_actions.cli.formats.table import ActionTable, TreeTable
 from etcd_actions.codecs import json as json_codec
 from etcd_actions.codecs import msgpack, protobuf
 from etcd_actions.etcd.api import KeyValue

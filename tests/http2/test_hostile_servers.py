@@ -29,6 +29,7 @@ from tests.support.http2_peer import (
     trailers,
     whole,
 )
+from tests.support.table import table
 
 
 class TestBounds:
@@ -159,7 +160,7 @@ def test_a_server_of_another_kind(server: bytes, problem: str) -> None:
         ClientConnection().receive(server)
 
 
-@pytest.mark.parametrize(
+@table(
     ("server", "code"),
     [
         (frames.frame(frames.SETTINGS, 0, 0, bytes(5)), ErrorCode.FRAME_SIZE_ERROR),

@@ -33,6 +33,7 @@ from etcd_actions.images import (
     unsupported_parts,
 )
 from etcd_actions.images.unsupported import own_variables
+from tests.support.table import table
 
 SDK_BASE = "ghcr.io/flyteorg/flyte:py3.11-v2.12.1"
 
@@ -87,7 +88,7 @@ def test_what_the_sdk_puts_below_each_image_is_no_problem() -> None:
     assert unsupported_parts(found, "3.11") == []
 
 
-@pytest.mark.parametrize(
+@table(
     ("layer", "what", "remedy"),
     [
         (Layer(apt_packages=AptPackages(packages=["vim"])), "'vim'", "with_apt_packages()"),
@@ -132,7 +133,7 @@ def test_a_lock_needs_uv() -> None:
     assert "uv.lock" in problem.what
 
 
-@pytest.mark.parametrize(
+@table(
     ("data", "field"),
     [
         (b"\xff", "spec"),

@@ -17,6 +17,7 @@ from etcd_actions.model.conditions import FOLLOWERS, MAX_HISTORY, MAX_MESSAGE, r
 from etcd_actions.model.phase import CONDITION_WAITING, phase_of
 from etcd_actions.model.taskaction import ActionObject
 from tests.data.captured import PUTS, Event
+from tests.support.table import table
 
 T0 = datetime(2026, 11, 23, 16, 14, 3, tzinfo=UTC)
 T1 = T0 + timedelta(minutes=1)
@@ -75,7 +76,7 @@ def test_there_are_turns_of_every_kind() -> None:
     }
 
 
-@pytest.mark.parametrize(("before", "after"), _turns(), ids=lambda event: event.id)
+@table(("before", "after"), _turns(), ids=lambda event: event.id)
 def test_it_is_what_the_executor_wrote(before: Event, after: Event) -> None:
     """Conditions and history to the byte, for every turn of the captured runs."""
     tree, wanted = json.decode_tree(before.value), json.decode_tree(after.value)["status"]
@@ -108,7 +109,7 @@ def test_the_end_labels_are_the_executors() -> None:
 # --- every phase ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("phase", PHASES, ids=lambda phase: phase.name)
+@table("phase", PHASES, ids=lambda phase: phase.name)
 def test_every_phase_reads_back(phase: Phase) -> None:
     tree = blank()
     assert write_phase(tree, phase, now=T0)
@@ -117,9 +118,7 @@ def test_every_phase_reads_back(phase: Phase) -> None:
     assert ("flyte.org/termination-status" in labels) == phase.is_terminal
 
 
-@pytest.mark.parametrize(
-    ("before", "phase"), [*itertools.product(PHASES, PHASES)], ids=lambda phase: phase.name
-)
+@table(("before", "phase"), [*itertools.product(PHASES, PHASES)], ids=lambda phase: phase.name)
 def test_every_phase_reads_back_after_every_other(before: Phase, phase: Phase) -> None:
     """Also where it may not follow: a forced write must not leave two truths."""
     tree = blank()
@@ -133,7 +132,7 @@ def test_every_phase_reads_back_after_every_other(before: Phase, phase: Phase) -
     assert len(true) == (2 if phase is Phase.WAITING_FOR_RESOURCES else 1)
 
 
-@pytest.mark.parametrize(
+@table(
     ("phase", "conditions"),
     [
         (Phase.QUEUED, ["Progressing=True/Queued"]),
@@ -162,7 +161,7 @@ def test_the_table(phase: Phase, conditions: list[str]) -> None:
     assert told(tree) == [f"{each} since 14:03Z" for each in conditions]
 
 
-@pytest.mark.parametrize(
+@table(
     ("phase", "flytes"),
     [
         (Phase.WAITING_FOR_RESOURCES, Phase.QUEUED),
@@ -347,7 +346,7 @@ def test_a_long_message_is_cut() -> None:
     assert {len(each["message"]) for each in tree["status"]["conditions"]} == {MAX_MESSAGE}
 
 
-@pytest.mark.parametrize(
+@table(
     ("phase", "reason", "problem"),
     [
         (Phase.FAILED, "TimedOut", "means TIMED_OUT, not FAILED"),

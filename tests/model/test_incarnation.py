@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from etcd_actions.executor.attempts.attempt_directory import AttemptDirectory
 from etcd_actions.model import Incarnation
+from tests.support.table import table
 
 SAFE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,120}")
 HOSTILE = [
@@ -51,7 +52,7 @@ def test_only_the_same_object_has_the_same_name(one: Incarnation, other: Incarna
     assert (one == other) is (one.path_component == other.path_component)
 
 
-@pytest.mark.parametrize(
+@table(
     "other",
     [
         Incarnation(b"/r/ns/b", 7, "u"),

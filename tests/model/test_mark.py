@@ -30,6 +30,7 @@ from tests.codecs.strategies import CODECS, JSON
 from tests.data.captured import PUTS
 from tests.support.endings import captured
 from tests.support.everyday import examples
+from tests.support.table import table
 
 NOW = datetime(2026, 11, 28, tzinfo=UTC)
 WHO = subject_digest("p", "d", "r", "a1", "u")
@@ -37,6 +38,7 @@ OTHER = subject_digest("p", "d", "r", "a1", "v")
 WHY = details_digest(ErrorState("c", "USER", "m"), "", "")
 MARK = mark_text(Phase.FAILED, 2, 7, WHO, WHY)
 each_codec = pytest.mark.parametrize("codec", CODECS, ids=lambda codec: codec.name)
+all_codecs = table("codec", CODECS, ids=lambda codec: codec.name)
 
 
 def read(
@@ -45,7 +47,7 @@ def read(
     return read_state(mark, phase, attempts, revision, WHO, details)[:5]
 
 
-@pytest.mark.parametrize("phase", list(Phase))
+@table("phase", list(Phase))
 def test_without_an_annotation_the_label_counts_on_any_ending(phase: Phase) -> None:
     assert read(None, phase) == (phase, 2, phase.is_terminal, False, not phase.is_terminal)
 
@@ -85,8 +87,8 @@ def test_another_ending_is_not_recorded(
     assert read(MARK, phase, attempts, revision, details) == (phase, attempts, False, False, False)
 
 
-@pytest.mark.parametrize("phase", [phase for phase in Phase if not phase.is_terminal])
-@pytest.mark.parametrize("attempts", [0, 1, 2])
+@table("phase", [phase for phase in Phase if not phase.is_terminal])
+@table("attempts", [0, 1, 2])
 def test_an_older_status_says_the_ending_that_was_recorded(phase: Phase, attempts: int) -> None:
     """Whatever its details were: they went with the status."""
     assert read(MARK, phase, attempts, details="") == (Phase.FAILED, 2, True, True, False)
@@ -108,7 +110,7 @@ def test_a_newer_attempt_and_another_incarnation_go_on(
     assert read(mark, Phase.RUNNING, attempts, revision) == going_on
 
 
-@pytest.mark.parametrize(
+@table(
     "mark",
     [
         "",
@@ -125,7 +127,7 @@ def test_a_newer_attempt_and_another_incarnation_go_on(
         MARK.replace("FAILED", "FALLEN"),
     ],
 )
-@pytest.mark.parametrize("phase", [Phase.FAILED, Phase.RUNNING])
+@table("phase", [Phase.FAILED, Phase.RUNNING])
 def test_a_malformed_mark_is_as_no_label(mark: str, phase: Phase) -> None:
     """It is told once more, which harms nobody."""
     assert read(mark, phase) == (phase, 2, False, False, False)
@@ -173,8 +175,8 @@ ENDED = [
 ]
 
 
-@each_codec
-@pytest.mark.parametrize("tree", ENDED)
+@all_codecs
+@table("tree", ENDED)
 def test_every_reader_reads_the_same(codec: Codec, tree: dict[str, Any]) -> None:
     """The whole object, its summary, and what is told of it; in each form the same mark."""
     update = build_action_update(JSON.decode(JSON.encode_tree(tree)), key=b"k", revision=9)

@@ -17,6 +17,7 @@ from etcd_actions.model import (
     task_action_name,
 )
 from tests.data.captured import EVENTS
+from tests.support.table import table
 
 parts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="/"), min_size=1)
 
@@ -52,7 +53,7 @@ def test_keys_round_trip(namespace: str, name: str) -> None:
     assert parse_key(DEFAULT_KEY_PREFIX, key) == (namespace, name)
 
 
-@pytest.mark.parametrize("key", sorted({event.key for event in EVENTS}), ids=bytes.decode)
+@table("key", sorted({event.key for event in EVENTS}), ids=bytes.decode)
 def test_captured_keys(key: bytes) -> None:
     """Verify that the keys of a real API server parse and are built again."""
     namespace, name = parse_key(DEFAULT_KEY_PREFIX, key)
@@ -62,7 +63,7 @@ def test_captured_keys(key: bytes) -> None:
     assert key.startswith(run_key_prefix(DEFAULT_KEY_PREFIX, namespace, run))
 
 
-@pytest.mark.parametrize(
+@table(
     "rest",
     [b"", b"flyte", b"flyte/", b"/name", b"flyte/a/b", b"flyte//name", b"flyte/\xff", b"\xff/a"],
 )
@@ -114,7 +115,7 @@ def test_shards(namespace: str, name: str, expected: str) -> None:
     assert shard(namespace, name) == expected
 
 
-@pytest.mark.parametrize(
+@table(
     ("base", "expected"),
     [
         ("s3://bucket/p/d/r", "s3://bucket/vy/p/d/r/a0/1"),

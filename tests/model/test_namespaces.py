@@ -6,6 +6,7 @@ import pytest
 
 from etcd_actions.errors import InvalidArgument
 from etcd_actions.model import ActionId, Keyspace, NamespaceTemplate
+from tests.support.table import table
 
 ROOT = ActionId("p", "d", "r1", "a0")
 
@@ -26,7 +27,7 @@ def test_the_placeholders_are_flytes(text: str, expected: str) -> None:
     assert NamespaceTemplate(text).namespace_of("flytesnacks", "development") == expected
 
 
-@pytest.mark.parametrize(
+@table(
     ("text", "word"),
     [
         ("flyte", "neither {project} nor {domain}"),

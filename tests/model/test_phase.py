@@ -3,6 +3,7 @@
 import pytest
 
 from etcd_actions.model import Condition, Phase, phase_of
+from tests.support.table import table
 
 
 def condition(text: str) -> Condition:
@@ -12,7 +13,7 @@ def condition(text: str) -> Condition:
     return Condition(kind, status, reason)
 
 
-@pytest.mark.parametrize(
+@table(
     ("conditions", "phase"),
     [
         ([], Phase.UNSPECIFIED),
@@ -52,7 +53,7 @@ def test_numbers_are_flytes() -> None:
     assert {phase.name: phase.value for phase in Phase} == theirs
 
 
-@pytest.mark.parametrize("phase", Phase, ids=lambda phase: phase.name)
+@table("phase", Phase, ids=lambda phase: phase.name)
 def test_terminal(phase: Phase) -> None:
     """Verify which phases are an end, as in Flyte's isTerminalPhase."""
     ends = {"SUCCEEDED", "FAILED", "ABORTED", "TIMED_OUT", "RECOVERED"}

@@ -23,6 +23,7 @@ from etcd_actions.model import (
     flyte,
 )
 from tests.data.captured import PUTS
+from tests.support.table import table
 
 SPEC = TaskActionSpec("p", "d", "r", "a1")
 
@@ -105,7 +106,7 @@ def test_bad_times(text: str) -> None:
         _ = ObjectMeta("n", deletion_timestamp=text).deleted_at
 
 
-@pytest.mark.parametrize("text", ["%", "YQ", "YQ=", "YQ==YQ==", "Y Q==", "é", "YR==="])
+@table("text", ["%", "YQ", "YQ=", "YQ==YQ==", "Y Q==", "é", "YR==="])
 def test_bad_base64(text: str) -> None:
     """Verify that each field of bytes is refused by its name."""
     spec = msgspec.structs.replace(SPEC, task_template=text, condition_spec=text)

@@ -28,8 +28,9 @@ from etcd_actions.model import (
     unpack,
 )
 from tests.data.captured import PUTS, Event
+from tests.support.table import table
 
-each_put = pytest.mark.parametrize("event", PUTS, ids=lambda event: event.id)
+each_put = table("event", PUTS, ids=lambda event: event.id)
 
 KEY = b"/registry/flyte.org/taskactions/flyte/run1-a1"
 
@@ -102,7 +103,7 @@ def test_an_update_of_an_object() -> None:
     }
 
 
-@pytest.mark.parametrize(
+@table(
     ("text", "most"),
     [
         ("2", 2),
@@ -157,8 +158,8 @@ def test_bad_signal() -> None:
         _ = update.signal_value
 
 
-@pytest.mark.parametrize("phase", PHASES, ids=lambda phase: phase.name)
-@pytest.mark.parametrize("packed", [False, True], ids=["object", "summary"])
+@table("phase", PHASES, ids=lambda phase: phase.name)
+@table("packed", [False, True], ids=["object", "summary"])
 def test_deletion(phase: Phase, packed: bool) -> None:
     """Verify Flyte's guards: a deletion aborts what was not over and keeps an end."""
     action = make(phase)

@@ -39,10 +39,12 @@ ROOT = ActionId("p", "d", "r1", "a0", "o")
 LOOPBACK = Bind("127.0.0.1", 0)
 
 
-async def get(monitoring: Monitoring, path: str, method: str = "GET") -> tuple[int, str]:
+async def get(
+    monitoring: Monitoring, path: str, method: str = "GET", accept: str = "*/*"
+) -> tuple[int, str]:
     def ask() -> tuple[int, str]:
         connection = http.client.HTTPConnection(str(monitoring.address), timeout=20)
-        connection.request(method, path)
+        connection.request(method, path, headers={"Accept": accept})
         response = connection.getresponse()
         body = response.read().decode()
         connection.close()
@@ -52,7 +54,7 @@ async def get(monitoring: Monitoring, path: str, method: str = "GET") -> tuple[i
 
 
 async def ready(monitoring: Monitoring) -> tuple[int, dict[str, str]]:
-    status, body = await get(monitoring, "/readyz")
+    status, body = await get(monitoring, "/readyz", accept="application/json")
     told = json.loads(body)
     assert told["ready"] == (status == 200)
     assert (told["status"] == "not ready") == (status != 200)
@@ -106,6 +108,39 @@ async def test_it_is_ready_once_all_is_listed(
     assert (status, checks["draining"]) == (503, "it is about to end")
 
 
+async def test_in_words(client: ActionsClient, monitoring: Monitoring) -> None:
+    """As text it names what fails; verbose, or as JSON, all."""
+    assert await get(monitoring, "/readyz") == (
+        503,
+        "not ready\n[-] listed: the first list is not finished\n[-] stream: nothing is watched\n",
+    )
+    await client.start_watching()
+    assert await get(monitoring, "/readyz") == (200, "ready\n")
+    names = ("draining", "listed", "stream", "handlers", "contained", "etcd", "values")
+    lines = "".join(f"[+] {name}: ok\n" for name in names)
+    assert await get(monitoring, "/readyz?verbose") == (200, f"ready\n{lines}")
+
+
+async def test_a_lost_stream_and_a_lost_quorum_are_named(
+    client: ActionsClient, monitoring: Monitoring, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await client.start_watching()
+    statistics = client.statistics()
+    assert statistics.reflector is not None
+    for failures, is_ready in ((2, True), (3, False), (8, False)):
+        lost = replace(
+            statistics.reflector, streaming=False, failures=failures, failure="no leader"
+        )
+        found = replace(statistics, reflector=lost)
+        monkeypatch.setattr(client, "statistics", lambda found=found: found)
+        words = f"no stream is open: {failures} attempts failed, the last with: no leader"
+        status, checks = await ready(monitoring)
+        assert (status, checks["stream"]) == ((200, "ok") if is_ready else (503, words))
+    words = "quorum lost: 1 of 3 members up (10.0.0.5:2379)"
+    monitoring.health.quorum_loss = lambda: words
+    assert (await ready(monitoring))[1]["stream"] == words
+
+
 async def test_before_etcd_is_heard_it_says_so(
     client: ActionsClient, monitoring: Monitoring, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -135,15 +170,15 @@ async def test_metrics_tell_that_etcd_does_not_answer_before_the_stream_is_silen
         open_monitoring(client, etcd, LOOPBACK, prefix=prefix, silence_limit=600) as monitoring,
     ):
         await client.start_watching()
-        assert (await samples(monitoring))["etcd_watch_ready",] == 1
+        assert (await samples(monitoring))["etcd_actions_ready",] == 1
         own_etcd.suspend()
         with trio.fail_after(60):
-            while (await samples(monitoring))["etcd_watch_ready",] == 1:
+            while (await samples(monitoring))["etcd_actions_ready",] == 1:
                 await trio.lowlevel.checkpoint()
         assert monitoring.health.is_serving
         own_etcd.resume()
         with trio.fail_after(60):
-            while (await samples(monitoring))["etcd_watch_ready",] == 0:
+            while (await samples(monitoring))["etcd_actions_ready",] == 0:
                 await trio.lowlevel.checkpoint()
 
 
@@ -161,7 +196,7 @@ async def test_an_etcd_that_is_away_is_told(own_etcd: OwnEtcd, prefix: bytes) ->
         with trio.fail_after(60):
             while told.get("etcd", "ok") == "ok" or told["stream"] == "ok":
                 _, told = await ready(monitoring)
-        assert (await samples(monitoring))["etcd_watch_ready",] == 0
+        assert (await samples(monitoring))["etcd_actions_ready",] == 0
         own_etcd.resume()
         with trio.fail_after(60):
             while (await ready(monitoring))[0] != 200:
@@ -202,10 +237,10 @@ async def test_a_handler_that_keeps_failing_degrades_it(
         assert "r1-a0" in checks["handlers"]
         assert "it refuses" in checks["handlers"]
         found = await samples(monitoring)
-        assert found["etcd_watch_ready",] == 0
+        assert found["etcd_actions_ready",] == 0
         assert found["etcd_actions_run_service_calls_total", "record", "failed"] >= 1
-        assert found["workqueue_failing_keys", "outbox"] == 1
-        assert found["workqueue_retries_total", "outbox"] >= 1
+        assert found["etcd_actions_queue_failing_keys", "outbox"] == 1
+        assert found["etcd_actions_queue_retries_total", "outbox"] >= 1
 
 
 async def test_values_that_cannot_be_read_degrade_it_in_words(
@@ -214,7 +249,7 @@ async def test_values_that_cannot_be_read_degrade_it_in_words(
     """It stays fit: they hurt only themselves, and another process reads them no better."""
 
     async def told() -> dict[str, Any]:
-        status, body = await get(monitoring, "/readyz")
+        status, body = await get(monitoring, "/readyz", accept="application/json")
         assert status == 200
         answer: dict[str, Any] = json.loads(body)
         return answer
@@ -235,7 +270,7 @@ async def test_values_that_cannot_be_read_degrade_it_in_words(
     assert f"{prefix.decode()}flyte/r-0: the value is not JSON but encrypted at rest" in values
     assert values.endswith("see etcd-actions doctor")
     assert monitoring.health.is_serving
-    assert (await samples(monitoring))["etcd_watch_ready",] == 1
+    assert (await samples(monitoring))["etcd_actions_ready",] == 1
     for key in keys:
         await etcd.delete(KeyRange.of_key(key))
     await eventually(unreadable(0))
@@ -250,34 +285,58 @@ async def test_metrics_follow_what_happens(client: ActionsClient, monitoring: Mo
     await get(monitoring, "/readyz")
     async with client.subscribe(ROOT, snapshot=True):
         found = await samples(monitoring)
-    assert found["etcd_watch_synced",] == found["etcd_watch_streaming",] == 1
-    assert found["etcd_watch_events_total",] >= 2
-    assert found["etcd_watch_keys",] == 1
+    assert found["etcd_actions_watch_synced",] == found["etcd_actions_watch_streaming",] == 1
+    assert found["etcd_actions_watch_events_total",] >= 2
+    assert found["etcd_actions_watch_keys",] == 1
     assert found["etcd_actions_marks_total", "marked"] == 1
-    assert found["etcd_actions_elected",] == 1
-    assert found["etcd_actions_tasks",] > 10
+    assert found["etcd_actions_leader",] == 1
+    assert found["etcd_actions_trio_tasks",] > 10
     assert found["etcd_actions_subscriptions",] == 1
     assert found["etcd_actions_subscriber_lag_updates",] == 2
-    assert found["etcd_group_commit_members_total",] >= 2
-    groups = found["etcd_group_commit_groups_total",]
-    assert found["etcd_group_commit_size_bucket", "128.0"] == groups
-    assert found["etcd_group_commit_size_bucket", "+Inf"] == groups
-    assert found["etcd_group_commit_size_count",] == groups
-    assert found["etcd_group_commit_size_sum",] == found["etcd_group_commit_members_total",]
-    assert found["workqueue_adds_total", "handlers"] >= 2
-    assert found["workqueue_work_duration_seconds_total", "handlers"] > 0
-    assert found["workqueue_queue_duration_seconds_total", "handlers"] == 0
-    assert found["storage_decode_errors_total",] == 0
-    assert found["etcd_group_commit_seconds_count",] == groups
+    assert found["etcd_actions_group_commit_members_total",] >= 2
+    groups = found["etcd_actions_group_commit_groups_total",]
+    assert found["etcd_actions_group_commit_size_bucket", "128.0"] == groups
+    assert found["etcd_actions_group_commit_size_bucket", "+Inf"] == groups
+    assert found["etcd_actions_group_commit_size_count",] == groups
+    assert (
+        found["etcd_actions_group_commit_size_sum",]
+        == found["etcd_actions_group_commit_members_total",]
+    )
+    assert found["etcd_actions_queue_adds_total", "handlers"] >= 2
+    assert found["etcd_actions_handler_seconds_sum", "handlers"] > 0
+    assert found["etcd_actions_queue_wait_seconds_sum", "handlers"] == 0
+    assert found["etcd_actions_decode_errors_total",] == 0
+    assert found["etcd_actions_group_commit_seconds_count",] == groups
     for queue in ("handlers", "outbox"):
-        turns = found["workqueue_turn_seconds_count", queue]
-        assert found["workqueue_turn_seconds_bucket", "30.0", queue] == turns > 0
-        spent = found["workqueue_work_duration_seconds_total", queue]
-        assert found["workqueue_turn_seconds_sum", queue] == pytest.approx(spent)
-    assert found["workqueue_wait_seconds_count", "outbox"] >= 1
+        turns = found["etcd_actions_handler_seconds_count", queue]
+        assert found["etcd_actions_handler_seconds_bucket", "30.0", queue] == turns > 0
+    assert found["etcd_actions_queue_wait_seconds_count", "outbox"] >= 1
+    # What is delivered after its mark, or before the last state of its key, is not reported.
+    assert found["etcd_actions_report_lag_seconds_count",] >= 1
+    assert 0 < found["etcd_actions_report_lag_seconds_sum",] < 60
+    assert found["process_resident_memory_bytes",] > 1 << 20
+    assert found["process_open_fds",] > 3
+    assert any(name[0] == "python_info" for name in found)
+    ours = ("etcd_actions_", "process_", "python_")
+    assert [name[0] for name in found if not name[0].startswith(ours)] == []
     for call in ("record", "status"):
-        accepted = found["etcd_actions_run_service_calls_total", call, "accepted"]
+        accepted = found["etcd_actions_run_service_calls_total", call, "no_run_service"]
         assert found["etcd_actions_run_service_call_seconds_count", call] == accepted > 0
+
+
+async def test_without_a_run_service_no_call_is_accepted(etcd: Etcd, prefix: bytes) -> None:
+    async with (
+        open_actions_client(etcd, prefix=prefix) as client,
+        open_monitoring(client, etcd, LOOPBACK, prefix=prefix, silence_limit=30) as monitoring,
+    ):
+        await client.start_watching()
+        await client.enqueue(flyte.task(ROOT))
+        await client.put_status(ROOT, 1, ActionStatus(Phase.SUCCEEDED))
+        await eventually(lambda: client.statistics().marks.get("marked") == 1)
+        found = await samples(monitoring)
+    results = {name[2] for name in found if name[0] == "etcd_actions_run_service_calls_total"}
+    assert results == {"no_run_service"}
+    assert found["etcd_actions_report_lag_seconds_count",] == 1
 
 
 async def test_server_and_executor_are_measured_where_they_are(
@@ -287,12 +346,10 @@ async def test_server_and_executor_are_measured_where_they_are(
     assert not [name for name in await samples(monitoring) if "executor" in name[0]]
     monitoring.metrics.server = lambda: ServerStatistics(
         calls={("Enqueue", "ok"): 3},
-        seconds={"Enqueue": 0.5},
         times={"Enqueue": Distribution((0, 0, 2, 1, *(0,) * 14), 0.5)},
         open_streams=2,
         updates=5,
         conflated=1,
-        protocol_errors=0,
     )
     monitoring.metrics.executor = lambda: ExecutorStatistics(
         running=3,
@@ -302,6 +359,7 @@ async def test_server_and_executor_are_measured_where_they_are(
         adopted=1,
         ended={"FAILED": 2},
         retries=1,
+        attempt_times={"FAILED": Distribution((0,) * 8 + (2,) + (0,) * 6, 100.0)},
         cache={"CACHE_HIT": 1},
     )
     monitoring.metrics.collected = lambda: Removed(records=2, objects=9, bytes=1000)
@@ -315,13 +373,16 @@ async def test_server_and_executor_are_measured_where_they_are(
     assert found["etcd_actions_collected_total", "run"] == 2
     assert found["etcd_actions_collected_total", "object"] == 9
     assert found["etcd_actions_collected_bytes_total",] == 1000
-    assert found["etcd_actions_server_handled_total", "ok", "Enqueue"] == 3
-    assert found["etcd_actions_server_handling_seconds_total", "Enqueue"] == 0.5
-    assert found["etcd_actions_server_call_seconds_bucket", "0.00025", "Enqueue"] == 0
-    assert found["etcd_actions_server_call_seconds_bucket", "0.0005", "Enqueue"] == 2
-    assert found["etcd_actions_server_call_seconds_bucket", "+Inf", "Enqueue"] == 3
-    assert found["etcd_actions_server_call_seconds_sum", "Enqueue"] == 0.5
-    assert found["etcd_actions_server_open_streams",] == 2
+    assert found["etcd_actions_requests_total", "ok", "Enqueue"] == 3
+    assert found["etcd_actions_request_seconds_sum", "Enqueue"] == 0.5
+    assert found["etcd_actions_request_seconds_bucket", "0.00025", "Enqueue"] == 0
+    assert found["etcd_actions_request_seconds_bucket", "0.0005", "Enqueue"] == 2
+    assert found["etcd_actions_request_seconds_bucket", "+Inf", "Enqueue"] == 3
+    assert found["etcd_actions_request_seconds_sum", "Enqueue"] == 0.5
+    assert found["etcd_actions_open_streams",] == 2
     assert found["etcd_actions_executor_running",] == 3
     assert found["etcd_actions_executor_ended_total", "FAILED"] == 2
     assert found["etcd_actions_executor_cache_total", "CACHE_HIT"] == 1
+    assert found["etcd_actions_executor_attempt_seconds_bucket", "30.0", "FAILED"] == 0
+    assert found["etcd_actions_executor_attempt_seconds_bucket", "60.0", "FAILED"] == 2
+    assert found["etcd_actions_executor_attempt_seconds_sum", "FAILED"] == 100

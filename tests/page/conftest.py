@@ -1,5 +1,6 @@
-"""A client that watches."""
+"""A client that watches, and an index of runs."""
 
 from tests.server.conftest import client
+from tests.server.front.conftest import lists
 
-__all__ = ["client"]
+__all__ = ["client", "lists"]

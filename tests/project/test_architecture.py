@@ -7,7 +7,7 @@ import tomllib
 from functools import cache
 from pathlib import Path
 
-import pytest
+from tests.support.table import table
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "etcd_actions"
@@ -92,7 +92,7 @@ def test_each_name_of_the_page_exists() -> None:
     assert wrong == {}
 
 
-@pytest.mark.parametrize(
+@table(
     ("name", "why"),
     [
         ("watch/resume.py", None),
@@ -119,7 +119,7 @@ def test_the_table_of_packages_has_the_order_of_the_import_contract() -> None:
     assert [{n.rstrip("/").removesuffix(".py") for n in _QUOTED.findall(r)} for r in rows] == layers
 
 
-@pytest.mark.parametrize(
+@table(
     "page",
     [
         p

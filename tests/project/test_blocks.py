@@ -44,6 +44,7 @@ from etcd_actions.testing import EtcdServer, OwnEtcd
 from tests.cli.command import environment, finish
 from tests.support.documents import ROOT, Block, block, blocks
 from tests.support.flyte import condition, task
+from tests.support.table import table
 
 # Why a block is not run, and what has to be in it for that to be so.
 REASONS = {
@@ -77,7 +78,7 @@ def runs(document: str, language: str, number: int = 0) -> Callable[[Test], Test
     return decorate
 
 
-@pytest.mark.parametrize("each", blocks(), ids=lambda each: each.where)
+@table("each", blocks(), ids=lambda each: each.where)
 def test_a_block_is_run_or_says_why_not(each: Block) -> None:
     kind, _, text = each.note.partition(": ")
     if each in RUN:
@@ -100,7 +101,7 @@ def test_each_reason_is_given_somewhere() -> None:
 SHELL = [each for each in blocks() if each.language in ("sh", "console")]
 
 
-@pytest.mark.parametrize("each", SHELL, ids=lambda each: each.where)
+@table("each", SHELL, ids=lambda each: each.where)
 def test_its_commands_are_there_and_take_these_arguments(each: Block) -> None:
     for program, *arguments in each.commands():
         name = Path(program).name

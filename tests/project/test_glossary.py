@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-import pytest
+from tests.support.table import table
 
 ROOT = Path(__file__).parents[2]
 GLOSSARY = ROOT / "docs" / "glossary.md"
@@ -92,7 +92,7 @@ def test_each_ceiling_is_of_a_word_of_the_glossary() -> None:
     assert set(ceilings()) <= set(words_of(GLOSSARY.read_text()))
 
 
-@pytest.mark.parametrize(
+@table(
     ("text", "word", "number"),
     [
         ("Nobody is told.", "told", 1),

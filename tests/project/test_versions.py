@@ -19,6 +19,7 @@ from etcd_actions.etcd.versions import (
 )
 from etcd_actions.testing import EtcdServer
 from etcd_actions.watch import Change, Reflector, ReflectorSettings, store_identity
+from tests.support.table import table
 from tests.support.waiting import eventually
 
 
@@ -36,7 +37,7 @@ def test_parse(text: str, version: tuple[int, int, int]) -> None:
     assert EtcdVersion.parse(text) == version
 
 
-@pytest.mark.parametrize("text", ["", "3", "3.5", "3.5.x", "3.5.1.2", "etcd 3.5.1", "३.५.१"])
+@table("text", ["", "3", "3.5", "3.5.x", "3.5.1.2", "etcd 3.5.1", "३.५.१"])
 def test_parse_refuses_what_is_no_version(text: str) -> None:
     with pytest.raises(ValueError, match="is no version of etcd"):
         EtcdVersion.parse(text)
@@ -50,7 +51,7 @@ def test_orders_by_number_not_by_text() -> None:
     assert EtcdVersion.parse("3.4.9") < EtcdVersion.parse("3.4.23")
 
 
-@pytest.mark.parametrize(
+@table(
     ("text", "loses"),
     [
         ("3.3.27", True),
@@ -68,7 +69,7 @@ def test_loses_writes_when_killed(text: str, loses: bool) -> None:
     assert loses_writes_when_killed(EtcdVersion.parse(text)) is loses
 
 
-@pytest.mark.parametrize(
+@table(
     ("text", "reliable"),
     [
         ("3.3.27", False),
@@ -89,7 +90,7 @@ def numbers(text: str) -> set[int]:
     return {bug.number for bug in known_bugs(EtcdVersion.parse(text))}
 
 
-@pytest.mark.parametrize(
+@table(
     ("number", "having", "free"),
     [
         (13766, ["3.5.0", "3.5.2"], ["3.3.27", "3.4.9", "3.5.3", "3.6.0"]),

@@ -12,6 +12,7 @@ from etcd_actions.errors import RunServiceActionUnknown, RunServiceRejected, Run
 from etcd_actions.http2 import Code
 from etcd_actions.run_service import status_codes
 from etcd_actions.run_service.status_codes import Meaning
+from tests.support.table import table
 
 DOCS = Path(__file__).parents[2] / "docs" / "run-service.md"
 
@@ -38,7 +39,7 @@ TABLE = {
 }
 
 
-@pytest.mark.parametrize("code", Code)
+@table("code", Code)
 def test_each_code(code: Code) -> None:
     assert (status_codes.meaning(code), status_codes.meaning_of_call(code)) == TABLE[code]
 

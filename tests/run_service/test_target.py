@@ -7,6 +7,7 @@ import pytest
 from etcd_actions.errors import ConfigError
 from etcd_actions.etcd.endpoints import Endpoint
 from etcd_actions.run_service.target import parse_target
+from tests.support.table import table
 
 
 @pytest.mark.parametrize(
@@ -23,7 +24,7 @@ def test_good_ones(text: str, target: Endpoint) -> None:
     assert parse_target(text) == target
 
 
-@pytest.mark.parametrize(
+@table(
     ("text", "problem"),
     [
         ("", "run service ''"),

@@ -6,7 +6,6 @@ import json
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,6 +17,7 @@ from etcd_actions.model.earlier_attempts import MOST_TOGETHER, earlier_attempts,
 from etcd_actions.model.names import ANNOTATION_ATTEMPTS
 from etcd_actions.runs.attempts import MOST_ATTEMPTS, attempts
 from etcd_actions.runs.run_record import ActionHistory, Attempt, Failure
+from tests.support.table import table
 
 BEGIN = datetime(2026, 11, 28, 12, 0, tzinfo=UTC)
 
@@ -146,7 +146,7 @@ def test_a_history_fills_in_what_the_object_does_not_say() -> None:
     assert other[0].failure is None
 
 
-@pytest.mark.parametrize(
+@table(
     "text",
     [
         "",

@@ -87,7 +87,7 @@ async def test_an_end_that_is_not_reported_keeps_its_run(etcd: Etcd, prefix: byt
             assert (kept.result, kept.removed) == (Result.KEPT, Removed())
             assert "the end of a0 is not recorded yet" in kept.kept
             assert kept.kept.endswith("there is no leader now") == force
-        assert len((await client.list_run_actions(root("r"))).actions) == 1
+        assert len((await client.list_run_actions(root("r").run_id)).actions) == 1
 
 
 async def test_a_foreign_finalizer_keeps_its_run(scene: Scene) -> None:

@@ -24,6 +24,7 @@ from etcd_actions.runs.filters import (
     microseconds,
     moment,
 )
+from tests.support.table import table
 
 PHASES = {"QUEUED": 1, "RUNNING": 4, "SUCCEEDED": 5, "RECOVERED": 10}
 
@@ -165,7 +166,7 @@ def refused(*filters: Filter) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize(
+@table(
     ("wanted", "said"),
     [
         (Filter(field="nme", values=["x"]), r"\[0\].field: .*'nme'.* name, .*labels.KEY"),

@@ -17,7 +17,7 @@ import pytest
 import structlog.testing
 import trio
 
-from etcd_actions import ActionId, ActionsClient, Phase, open_actions_client, open_etcd
+from etcd_actions import ActionId, ActionsClient, Phase, RunId, open_actions_client, open_etcd
 from etcd_actions.actions.status import ActionStatus
 from etcd_actions.app.collectors import run_collector
 from etcd_actions.blobs import BlobError, BlobStore, open_blob_store
@@ -90,7 +90,7 @@ class Scene:
             await self.client.put_status(child, 1, ActionStatus(Phase.SUCCEEDED))
 
     async def _recorded(self, name: str, children: int, open_child: bool) -> bool:
-        listing = await self.client.list_run_actions(ActionId("p", "d", name, "a0"))
+        listing = await self.client.list_run_actions(RunId("p", "d", name))
         recorded = sum(each.is_recorded for each in listing.actions)
         return recorded == children + 1 - open_child
 
@@ -494,7 +494,7 @@ async def test_a_large_run_is_collected_while_a_younger_one_goes_on(scene: Scene
         await done.wait()
     assert removed.records == 1
     await eventually_holds(lambda: scene.is_gone("old"))
-    listing = await scene.client.list_run_actions(root)
+    listing = await scene.client.list_run_actions(root.run_id)
     assert len(listing.actions) == 101
 
 

@@ -18,6 +18,7 @@ from tests.schedules.processes import Life
 from tests.schedules.readers import Reader, State
 from tests.schedules.run_service import Landing
 from tests.schedules.writers import Write
+from tests.support.table import table
 
 RUNNING, QUEUED, UNSPECIFIED = Phase.RUNNING, Phase.QUEUED, Phase.UNSPECIFIED
 SUCCEEDED, FAILED, ABORTED = Phase.SUCCEEDED, Phase.FAILED, Phase.ABORTED
@@ -310,7 +311,7 @@ LIES: dict[str, tuple[Plant, str]] = {
 }
 
 
-@pytest.mark.parametrize("lie", LIES)
+@table("lie", LIES)
 def test_each_lie_is_found(lie: str) -> None:
     plant, kind = LIES[lie]
     evidence = honest()

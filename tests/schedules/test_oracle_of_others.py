@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import pytest
-
 from etcd_actions import Phase
 from tests.schedules import oracle
 from tests.schedules.oracle import Evidence
@@ -33,6 +31,7 @@ from tests.schedules.test_oracle import (
     streams,
     told,
 )
+from tests.support.table import table
 
 
 def refused_record(name: str) -> Plant:
@@ -212,14 +211,14 @@ MORE_LIES: dict[str, tuple[Plant, str]] = {
 }
 
 
-@pytest.mark.parametrize("truth", TRUTHS)
+@table("truth", TRUTHS)
 def test_what_others_may_do_is_believed(truth: str) -> None:
     evidence = honest()
     TRUTHS[truth](evidence)
     assert oracle.always(evidence) + oracle.finally_(evidence) == []
 
 
-@pytest.mark.parametrize("lie", MORE_LIES)
+@table("lie", MORE_LIES)
 def test_each_lie_about_what_others_do_is_found(lie: str) -> None:
     plant, kind = MORE_LIES[lie]
     evidence = honest()

@@ -61,7 +61,7 @@ async def again(client: ActionsClient, run: str, run_spec: RunSpec | None = None
 
 
 async def statuses(client: ActionsClient, run: str) -> list[int]:
-    actions = (await client.list_run_actions(root(run))).actions
+    actions = (await client.list_run_actions(root(run).run_id)).actions
     return sorted(each.status.cache_status for each in actions if each.spec.parent_action_name)
 
 

@@ -79,7 +79,7 @@ async def test_two_projects_runs_of_one_name_both_come_to_their_own_results(
         async with open_actions_client(etcd, prefix=prefix, namespace_template=TEMPLATE) as client:
             for project, (width, _) in PROJECTS.items():
                 root = ActionId(project, "development", RUN, "a0")
-                actions = (await client.list_run_actions(root)).actions
+                actions = (await client.list_run_actions(root.run_id)).actions
                 # The root, its branch, and the leaves.
                 assert len(actions) == 2 + width
                 for action in actions:

@@ -236,7 +236,7 @@ async def test_calls_are_counted(client: ActionsClient, server: ActionsServer) -
         )
     statistics = server.statistics()
     assert statistics.calls == {("Enqueue", "ok"): 1, ("Abort", "invalid_argument"): 1}
-    assert set(statistics.seconds) == {"Enqueue", "Abort"}
+    assert set(statistics.times) == {"Enqueue", "Abort"}
 
 
 @pytest.mark.slow

@@ -161,12 +161,14 @@ class Page:
     Attributes:
         problems: What a page without defects does not have: exceptions, errors on the console,
             what its content security policy has refused.
+        requests: The URLs that the page has requested.
     """
 
     def __init__(self, devtools: Devtools, session: str) -> None:
         self._devtools = devtools
         self._session = session
         self.problems: list[str] = []
+        self.requests: list[str] = []
 
     async def call(self, method: str, **parameters: Any) -> dict[str, Any]:
         """Send a command to the page."""
@@ -175,6 +177,8 @@ class Page:
     def take(self, event: str, parameters: dict[str, Any]) -> None:
         """Note an event."""
         match event:
+            case "Network.requestWillBeSent":
+                self.requests.append(parameters["request"]["url"])
             case "Runtime.exceptionThrown":
                 self.problems.append(_why(parameters["exceptionDetails"]))
             case "Runtime.consoleAPICalled" if parameters["type"] in ("error", "assert"):

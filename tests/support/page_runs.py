@@ -132,11 +132,11 @@ def demonstration(now: datetime) -> Iterator[Run]:
         creator="mira",
         steps=[Step(name="a0", parent="", task="reindex", phases=[(QUEUED, 0), (WAITING, 1)])],
     )
-    endings = (SUCCEEDED, SUCCEEDED, FAILED, SUCCEEDED, SUCCEEDED, ABORTED, SUCCEEDED, SUCCEEDED)
+    ends = (SUCCEEDED, SUCCEEDED, FAILED, SUCCEEDED, SUCCEEDED, ABORTED, SUCCEEDED, SUCCEEDED)
     people = ("mira", "jonas", "ci", "ci", "amara")
     tasks = ("forecast.nightly", "search.reindex", "reports.weekly", "forecast.backfill")
     for number in range(24):
-        how = endings[number % len(endings)]
+        how = ends[number % len(ends)]
         took = 40 + (number * 137) % 900
         task = tasks[number % len(tasks)]
         short = task.rpartition(".")[2]
@@ -222,6 +222,20 @@ def forecast(started: datetime) -> Run:
         labels={"team": "forecast", "schedule": "nightly"},
         steps=steps,
     )
+
+
+def forecast_log() -> str:
+    """What a task of :func:`forecast` has printed so far."""
+    lines = ["09:37:45 INFO  reading 412,883 rows of s3://sales/2026-11-28/iberia"]
+    for fold in range(1, 4):
+        lines.append(f"09:38:{fold * 11:02} INFO  fold {fold} of 5: 96 features, horizon 14 days")
+        for epoch in range(1, 9):
+            loss = 0.412 / (epoch + fold) ** 0.7
+            second = fold * 11 + epoch
+            lines.append(f"09:38:{second:02} DEBUG epoch {epoch}: loss {loss:.4f}")
+        lines.append(f"09:38:{fold * 11 + 9:02} INFO  fold {fold}: mape {0.081 - fold / 250:.3f}")
+    lines.insert(14, "09:38:23 WARN  7 rows of 2026-02-29 were dropped: there is no such day")
+    return "\n".join(lines) + "\n"
 
 
 def _tag(number: int) -> str:

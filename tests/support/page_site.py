@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast
 
 from flyteidl2.core.literals_pb2 import Literal, Primitive, Scalar
 from flyteidl2.task.common_pb2 import Inputs, NamedLiteral, Outputs
@@ -16,16 +17,20 @@ from flyteidl2.task.common_pb2 import Inputs, NamedLiteral, Outputs
 from etcd_actions import ActionId, ActionsClient, Phase, open_actions_client
 from etcd_actions._internal.containment import Containment
 from etcd_actions.actions.status import ActionStatus
+from etcd_actions.app.cluster_sources import cluster_sources
 from etcd_actions.app.front_door import open_front_door
 from etcd_actions.app.listeners import server_settings
 from etcd_actions.app.run_services import open_run_services
 from etcd_actions.config import SETTINGS, Config
 from etcd_actions.config.resolution import resolve
+from etcd_actions.config.settings import READY_WITHIN
 from etcd_actions.config.sources import Flags
 from etcd_actions.etcd.api import Etcd
+from etcd_actions.etcd.client import EtcdClient
 from etcd_actions.executor.attempts.attempt_directory import AttemptDirectory
 from etcd_actions.executor.attempts.attempt_log import LocalLogs
 from etcd_actions.model import ErrorState, Keyspace
+from etcd_actions.monitoring import Health
 from etcd_actions.server import ActionsServer, open_actions_server
 from tests.support.page_data import Run, put_runs
 
@@ -117,7 +122,9 @@ async def open_page_site(
             )
         )
         await client.start_watching()
-        front = await enter(open_front_door(config, client, etcd))
+        health = Health(client, etcd, prefix, silence_limit=config[READY_WITHIN])
+        cluster = cluster_sources(cast(EtcdClient, etcd), health, lambda: None)
+        front = await enter(open_front_door(config, client, etcd, cluster))
         assert front.logs is not None
         logs = replace(front.logs, source=LocalLogs(directory / "logs"))
         front = replace(front, logs=logs, reads_local_files=True)

@@ -16,6 +16,7 @@ from tests.support import oracle
 from tests.support.load import make_action, with_annotation
 from tests.support.oracle import Entry, Skipped
 from tests.support.recording import Told
+from tests.support.table import table
 
 A, B = b"/p/a", b"/p/b"
 
@@ -68,7 +69,7 @@ def test_keys_may_be_interleaved_differently() -> None:
     assert oracle.delivery_problems(by_key, HISTORY) == []
 
 
-@pytest.mark.parametrize(
+@table(
     ("mutate", "expected"),
     [
         pytest.param(lambda c: c[:2] + c[3:], "missing", id="a change is left out"),
@@ -162,7 +163,7 @@ def test_another_incarnation_needs_a_mark_of_its_own() -> None:
     assert kinds(oracle.mark_problems(history[:-1], MARK_TOLD)) == {"unmarked"}
 
 
-@pytest.mark.parametrize(
+@table(
     ("history", "accepted", "expected"),
     [
         pytest.param(MARK_HISTORY[:2], MARK_TOLD, "unmarked", id="no mark"),

@@ -173,18 +173,21 @@ def main(descriptor: int) -> None:
 def _fork(request: bytes, streams: list[int]) -> int:
     """Fork a command, which becomes a child of the tests' process; returns its id."""
     reading, writing = os.pipe()
+    held, holding = os.pipe()
     between = os.fork()
     if between == 0:
         command = os.fork()
         if command == 0:
+            # It begins once it has its new parent: all others have closed their end.
+            os.close(holding)
+            os.read(held, 1)
             _become(request, streams)
         os.write(writing, str(command).encode())
         os._exit(0)
-    os.close(writing)
-    with os.fdopen(reading, "rb") as pipe:
-        command = int(pipe.read())
-    # Only now the command has its new parent.
+    command = int(os.read(reading, 64))
     os.waitpid(between, 0)
+    for each in (reading, writing, holding, held):
+        os.close(each)
     return command
 
 

@@ -11,6 +11,7 @@ from etcd_actions.testing import choice, etcd_process
 from etcd_actions.testing.choice import choose, is_endpoint
 from etcd_actions.testing.container import DEFAULT_IMAGE, EtcdImage
 from etcd_actions.testing.etcd_process import EtcdBinary, binaries_on_path, etcdctl_for
+from tests.support.table import table
 
 
 def program(folder: Path, version: str) -> Path:
@@ -141,9 +142,7 @@ def test_what_is_an_endpoint(wanted: str) -> None:
     assert is_endpoint(wanted)
 
 
-@pytest.mark.parametrize(
-    "wanted", ["contaner", ":2379", "a:1,b:2", "https://a:1", "a:port", "a:0", "user@a:1"]
-)
+@table("wanted", ["contaner", ":2379", "a:1,b:2", "https://a:1", "a:port", "a:0", "user@a:1"])
 def test_what_is_nothing(wanted: str) -> None:
     """The option is named, or the endpoint."""
     with pytest.raises(ConfigError, match=r"--etcd=|endpoint"):

@@ -29,6 +29,7 @@ from etcd_actions.registry.task_record import encode as encode_task
 from etcd_actions.runs.run_record import ActionHistory, Attempt, encode
 from etcd_actions.uploads import SweepResult
 from tests.support import flyte
+from tests.support.table import table
 from tests.uploads.world import KEEP, ROOT, World
 
 NAME = "0123456789abcdef"
@@ -54,7 +55,7 @@ def spec_of(uri: str) -> TaskSpec:
     return spec
 
 
-@pytest.mark.parametrize(
+@table(
     "text",
     [
         f"/blobs/{KEY}",
@@ -74,9 +75,9 @@ def test_however_a_url_is_written_it_is_a_reference(text: str) -> None:
     assert keeps(b"\x0a\x20" + text.encode() + b"2\x04abc")
 
 
-@pytest.mark.parametrize("depth", [1, 2, 3])
-@pytest.mark.parametrize("before", range(5))
-@pytest.mark.parametrize("encode_it", [base64.b64encode, base64.urlsafe_b64encode])
+@table("depth", [1, 2, 3])
+@table("before", range(5))
+@table("encode_it", [base64.b64encode, base64.urlsafe_b64encode])
 def test_bytes_in_json_are_searched(
     depth: int, before: int, encode_it: Callable[[bytes], bytes]
 ) -> None:
@@ -110,7 +111,7 @@ def test_what_is_of_another_upload_is_no_reference(other: str) -> None:
     assert not keeps(f"/blobs/{other}".encode())
 
 
-@pytest.mark.parametrize(
+@table(
     ("name", "text", "kept"),
     [
         ("dir", "dir", True),
@@ -131,7 +132,7 @@ def test_a_name_of_ones_own_is_a_reference_as_far_as_it_can_be_read(
     assert keeps(data, f"named/{name}") is kept
 
 
-@pytest.mark.parametrize(
+@table(
     ("key", "unit"),
     [
         (KEY, UNIT),

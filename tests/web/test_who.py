@@ -17,6 +17,7 @@ from etcd_actions.errors import ConfigError
 from etcd_actions.web import Bind, peers
 from etcd_actions.web.hosts import Hosts
 from etcd_actions.web.peers import Peers, open_peers
+from tests.support.table import table
 from tests.support.waiting import eventually
 from tests.web.listeners import connect, get, h2_client, request, rest, served
 
@@ -254,7 +255,7 @@ async def test_beyond_this_machine_every_name_is_answered() -> None:
         await eventually(lambda: server.listener.statistics().open_connections == 0)
 
 
-@pytest.mark.parametrize(
+@table(
     ("host", "is_loopback"),
     [
         ("localhost", True),

@@ -22,7 +22,7 @@ from etcd_actions.codecs import codec_of
 from etcd_actions.errors import DecodeError
 from etcd_actions.etcd.api import KeyRange, KeyValue, RangeResult
 from etcd_actions.etcd.paging import open_pages
-from etcd_actions.model import Summary, parse_key
+from etcd_actions.model import Phase, Summary, parse_key
 from etcd_actions.storage.watched_keys import watched_keys
 
 
@@ -48,7 +48,7 @@ class Filter:
             self.run in (None, action.run)
             and self.project in (None, action.project)
             and self.domain in (None, action.domain)
-            and (not self.phases or action.phase.name in self.phases)
+            and (not self.phases or (action.phase or Phase.QUEUED).name in self.phases)
             and self.parent in (None, action.parent)
             and not (self.unrecorded and action.recorded)
         )
@@ -190,6 +190,6 @@ def warn_undecodable(count: int, *, shown: bool) -> None:
 def _lines(form: str, *, runs_of_projects: bool) -> Format:
     if form == "jsonl":
         return JsonLines()
-    from etcd_actions.cli.formats.table import ActionTable  # noqa: PLC0415 (rich is slow to import)
+    from etcd_actions.cli.formats.action_tables import ActionTable  # noqa: PLC0415 (rich is slow to import)
 
     return ActionTable(sys.stdout, runs_of_projects=runs_of_projects)

@@ -9,7 +9,6 @@ import secrets
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -24,14 +23,15 @@ from flyteidl2.actions import actions_service_pb2 as pb
 
 from etcd_actions import errors
 from etcd_actions._internal.backoff import Backoff
-from etcd_actions._internal.quoting import printable, quoted
+from etcd_actions._internal.quoting import quoted
 from etcd_actions.app.executor import sdk_python
 from etcd_actions.app.stop import Stop
 from etcd_actions.cli.backends import Backend, EtcdBackend
 from etcd_actions.cli.commands.submit_endpoint import open_run_endpoint
 from etcd_actions.cli.exit_codes import ExitCode, print_message
 from etcd_actions.cli.formats.changes import Change, print_change
-from etcd_actions.cli.formats.standard_output import Write, chosen_format, standard_output
+from etcd_actions.cli.formats.run_progress import ActionState, ProgressPrinter
+from etcd_actions.cli.formats.standard_output import chosen_format, standard_output
 from etcd_actions.cli.options import CommonOptions
 from etcd_actions.cli.service_client import ServiceClient
 from etcd_actions.cli.signals import open_stop
@@ -80,17 +80,6 @@ class Submission:
     detach: bool
 
 
-@dataclass(frozen=True)
-class _State:
-    """The state of an action, of either kind of update."""
-
-    action_id: ActionId
-    phase: Phase
-    attempts: int
-    error: str
-    short_name: str = ""
-
-
 async def submit_program(common: CommonOptions, submission: Submission, output: str | None) -> int:
     """Create the run, follow it, and return the exit code."""
     by_change = output in ("name", "json")
@@ -132,11 +121,11 @@ async def _follow(backend: Backend, root: ActionId, form: str, stop: Stop, sdk: 
     """Print the states of a run until it has ended, then its result; returns the exit code."""
     name = f"{root.project}/{root.domain}/{root.run}"
     with standard_output() as write:
-        printer = _Printer(write, form)
+        printer = ProgressPrinter(write, form)
         ended = await _until_ended(backend, root, printer, stop)
         if ended is None:
             print_message(
-                f"the run continues: etcd-actions tree {name} shows it, abort {name}/a0 ends it"
+                f"the run continues: etcd-actions attach {name} follows it, abort {name} ends it"
             )
             return ExitCode.OK
         if ended.phase is not Phase.SUCCEEDED:
@@ -148,57 +137,17 @@ async def _follow(backend: Backend, root: ActionId, form: str, stop: Stop, sdk: 
     return ExitCode.OK
 
 
-class _Printer:
-    """Prints each state once."""
-
-    def __init__(self, write: Write, form: str) -> None:
-        self._write = write
-        self._form = form
-        self._started = time.monotonic()
-        self._printed: dict[str, tuple[Phase, int]] = {}
-
-    def state(self, state: _State) -> None:
-        name, current = state.action_id.name, (state.phase, state.attempts)
-        if state.phase is Phase.UNSPECIFIED or self._printed.get(name) == current:
-            return
-        self._printed[name] = current
-        seconds, phase = round(time.monotonic() - self._started, 3), state.phase.name
-        if self._form == "jsonl":
-            row: dict[str, object] = {"seconds": seconds, "action": name, "phase": phase}
-            rest = {"name": state.short_name, "attempt": state.attempts, "error": state.error}
-            self._write(_line(row | {key: value for key, value in rest.items() if value}))
-            return
-        error = f"  {state.error.splitlines()[0]}" if state.error else ""
-        attempt = f" (attempt {state.attempts})" if state.attempts > 1 else ""
-        line = f"{seconds:8.3f}  {name:<26}{state.short_name:<16} {phase}{attempt}{error}"
-        self._write(f"{printable(line)}\n".encode())
-
-    def result(self, value: Any) -> None:
-        if self._form == "jsonl":
-            self._write(_line({"result": value}))
-        else:
-            self._write(f"result: {json.dumps(value, indent=2)}\n".encode())
-
-
-def _line(row: object) -> bytes:
-    """A row as JSON; text of a task that is no Unicode has escapes."""
-    try:
-        return msgspec.json.encode(row) + b"\n"
-    except UnicodeEncodeError:
-        return json.dumps(row).encode() + b"\n"
-
-
 async def _until_ended(
-    backend: Backend, root: ActionId, printer: _Printer, stop: Stop
-) -> _State | None:
+    backend: Backend, root: ActionId, printer: ProgressPrinter, stop: Stop
+) -> ActionState | None:
     """Print the states until the root has ended; None if the end is requested before."""
-    ended: list[_State] = []
+    ended: list[ActionState] = []
     with stop.interrupts():
         async with trio.open_nursery() as nursery:
 
-            def note(state: _State) -> None:
+            def note(state: ActionState) -> None:
                 printer.state(state)
-                if state.action_id.name == ROOT_ACTION and state.phase.is_terminal:
+                if state.action == ROOT_ACTION and state.phase.is_terminal:
                     ended.append(state)
                     nursery.cancel_scope.cancel("the run has ended")
 
@@ -211,15 +160,15 @@ async def _until_ended(
 
 
 async def _follow_in_etcd(
-    backend: EtcdBackend, root: ActionId, note: Callable[[_State], None]
+    backend: EtcdBackend, root: ActionId, note: Callable[[ActionState], None]
 ) -> None:
-    async with backend.client.subscribe_run(root) as updates:
+    async with backend.client.subscribe_run(root.run_id) as updates:
         async for update in updates:
             if isinstance(update, ActionUpdate):
                 error = execution_error(update)
                 note(
-                    _State(
-                        update.action_id,
+                    ActionState(
+                        update.action_id.name,
                         update.phase,
                         max(update.attempts, 1),
                         f"{error.code}: {error.message}" if error else "",
@@ -232,7 +181,7 @@ class _Tree:
     """Follows a run through the service, whose streams have an action and its children."""
 
     def __init__(
-        self, service: ServiceClient, nursery: trio.Nursery, note: Callable[[_State], None]
+        self, service: ServiceClient, nursery: trio.Nursery, note: Callable[[ActionState], None]
     ) -> None:
         self._service = service
         self._nursery = nursery
@@ -261,16 +210,17 @@ class _Tree:
             await trio.sleep(_BACKOFF.delay(max(failures, 1)))
 
     def _accept(self, update: Any, parent: ActionId) -> None:
-        state = _State(
-            ActionId(parent.project, parent.domain, parent.run, update.action_id.name, parent.org),
+        state = ActionState(
+            update.action_id.name,
             _phase(update.phase),
             _attempt(update.output_uri),
             f"{update.error.code}: {update.error.message}" if update.HasField("error") else "",
         )
         self._note(state)
-        if state.action_id.name not in self._followed and not state.phase.is_terminal:
-            self._followed.add(state.action_id.name)
-            self._nursery.start_soon(self.follow, state.action_id)
+        if state.action not in self._followed and not state.phase.is_terminal:
+            self._followed.add(state.action)
+            child = msgspec.structs.replace(parent, name=state.action)
+            self._nursery.start_soon(self.follow, child)
 
 
 def _attempt(output_uri: str) -> int:

@@ -86,7 +86,7 @@ def _filter(text: str) -> Filter:
 
 
 def _table(tree: Tree, lines: list[TreeLine]) -> bytes:
-    from etcd_actions.cli.formats.table import TreeTable  # noqa: PLC0415 (rich is slow to import)
+    from etcd_actions.cli.formats.action_tables import TreeTable  # noqa: PLC0415 (rich is slow to import)
 
     phases = Counter(row.phase for row in tree.actions)
     count = len(tree.actions)

@@ -35,7 +35,7 @@ async def watch_until_signal(common: CommonOptions, output: str | None, prev_kv:
     """Write every change to standard output until a signal, or until its reader has ended."""
     lines: Format = JsonLines()
     if chosen_format(output, elsewhere="jsonl") == "table":
-        from etcd_actions.cli.formats.table import ChangeTable  # noqa: PLC0415 (rich is slow)
+        from etcd_actions.cli.formats.action_tables import ChangeTable  # noqa: PLC0415 (rich is slow)
 
         several = common.config.namespace_template is not None
         lines = ChangeTable(sys.stdout, runs_of_projects=several)

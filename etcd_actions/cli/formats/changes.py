@@ -18,6 +18,7 @@ class Change(msgspec.Struct, kw_only=True, omit_defaults=True):
             letter.
         result: What became of it, in one word such as ``enqueued``.
         aborted: The names of the ended actions; None if the service does not report them.
+        parts: Number of the deleted parts by kind.
     """
 
     name: str
@@ -26,11 +27,22 @@ class Change(msgspec.Struct, kw_only=True, omit_defaults=True):
     attempt: int = 0
     aborted: Sequence[str] | None = None
     reason: str = ""
+    parts: dict[str, int] = {}
 
 
 def plural(number: int, noun: str) -> str:
     """A number with its noun, which forms its plural by an s: ``1 action``, ``2 actions``."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def size_text(size: int) -> str:
+    """A number of bytes for people."""
+    number, unit = float(size), "B"
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if number < 1024 or unit == "TiB":
+            break
+        number /= 1024
+    return f"{number:.0f} {unit}" if unit == "B" or number >= 10 else f"{number:.1f} {unit}"
 
 
 class Changes:

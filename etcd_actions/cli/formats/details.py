@@ -7,8 +7,9 @@ from datetime import UTC, datetime
 from typing import IO
 
 from etcd_actions._internal.quoting import printable
+from etcd_actions.cli.formats.action_tables import phase_cell
 from etcd_actions.cli.formats.rows import ActionRow, stored_row
-from etcd_actions.cli.formats.table import Cell, Line, Terminal, age, aligned, phase_cell
+from etcd_actions.cli.formats.table import Cell, Line, Terminal, age, aligned
 from etcd_actions.codecs import codec_of
 from etcd_actions.etcd.api import KeyValue
 from etcd_actions.model import ActionObject

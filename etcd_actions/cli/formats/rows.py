@@ -15,6 +15,7 @@ from etcd_actions.model import (
     ActionObject,
     ActionUpdate,
     ErrorState,
+    Phase,
     build_action_update,
     pack,
     parse_key,
@@ -31,14 +32,14 @@ class ActionRow(msgspec.Struct, frozen=True, gc=False, kw_only=True, omit_defaul
 
     ``type`` is the kind of the change, or ACTION for a stored state. A field that is None is
     unknown: no readable value of a deleted key was seen. Only ``parent`` is also None for the
-    root of a run.
+    root of a run. The service does not deliver the fields of :data:`OF_ETCD`.
     """
 
     type: str
-    key: str
-    namespace: str
+    key: str = ""
+    namespace: str = ""
     name: str
-    revision: int
+    revision: int = 0
     run: str | None
     action: str | None
     parent: str | None
@@ -61,6 +62,17 @@ class ActionRow(msgspec.Struct, frozen=True, gc=False, kw_only=True, omit_defaul
     """A deletion that was concluded from a list, not seen."""
     partial: bool = False
     """Made from the cached last state."""
+
+    @property
+    def path(self) -> str:
+        """The name that commands take."""
+        if self.run is None or self.action is None:
+            return f"{self.namespace}/{self.name}"
+        return f"{self.project}/{self.domain}/{self.run}/{self.action}"
+
+
+OF_ETCD = ("key", "namespace", "revision", "recorded", "uid", "output_uri")
+"""The fields of rows that only etcd has."""
 
 
 class UndecodableRow(msgspec.Struct, frozen=True, gc=False, tag="UNDECODABLE"):
@@ -190,8 +202,9 @@ def _row(
         run=update.action_id.run,
         action=update.action_id.name,
         parent=update.parent or None,
-        phase=update.phase.name,
-        attempts=update.attempts,
+        phase=(update.phase or Phase.QUEUED).name,
+        # Queued for the first one: attempts count from 1, as in Flyte's messages.
+        attempts=max(update.attempts, 1),
         terminal=update.phase.is_terminal,
         recorded=update.recorded,
         project=update.action_id.project,

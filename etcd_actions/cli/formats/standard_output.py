@@ -104,6 +104,48 @@ def print_result(
             write(msgspec.json.Encoder().encode_lines(rows))
 
 
+class Named(Protocol):
+    """A row with the name that commands take."""
+
+    @property
+    def path(self) -> str:
+        """The name."""
+        ...
+
+
+def print_rows(
+    form: str,
+    rows: Sequence[Named],
+    document: object,
+    table: Callable[[bool], bytes],
+    write: Write | None = None,
+) -> None:
+    """Print rows in any of :data:`~etcd_actions.cli.printing.FORMATS`.
+
+    Args:
+        form: The format.
+        rows: The rows.
+        document: All of them, for ``json`` and ``yaml``.
+        table: Formats them for people; gets whether ``-o wide`` was given.
+        write: Writes to standard output; by default it is opened here.
+    """
+    if write is None:
+        with standard_output() as opened:
+            print_rows(form, rows, document, table, opened)
+    elif form in ("table", "wide"):
+        write(table(form == "wide"))
+    elif form == "name":
+        write("".join(f"{row.path}\n" for row in rows).encode())
+    elif form == "jsonl":
+        write(msgspec.json.Encoder().encode_lines(rows))
+    elif form == "yaml":
+        from etcd_actions.cli.formats.yaml import as_yaml  # noqa: PLC0415 (rarely needed)
+
+        write(as_yaml(document))
+    else:
+        write(msgspec.json.format(msgspec.json.encode(document)) + b"\n")
+
+
 def write_all(descriptor: int, data: bytes) -> None:
     """Write bytes, in as many pieces as it takes."""
     view = memoryview(data)

@@ -1,4 +1,4 @@
-"""From HTTP's failures and the gateway's error bodies to this package's errors."""
+"""Translates failures of HTTP, and the gateway's error bodies, into this package's errors."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _BY_CODE: dict[int, type[errors.EtcdError]] = {
 """gRPC's status codes."""
 
 _UNKNOWN_METHOD = b"Not Found"
-"""What the gateway answers, in plain text and with 404, to a path that it does not know."""
+"""The gateway's answer, in plain text and with status 404, to an unknown path."""
 
 
 _OTHER_NAME = (62, 64)
@@ -36,25 +36,25 @@ _OTHER_NAME = (62, 64)
 
 
 class ConnectFailed(OSError):
-    """Why there is no connection, in words that can be shown as they are."""
+    """There is no connection; the text is the reason, for people."""
 
 
 class CallInfo(NamedTuple):
-    """The call: its name for messages, and whether it may have changed anything."""
+    """A call: its name in messages, and whether it writes."""
 
     what: str
     writes: bool = False
 
 
 class Failed(NamedTuple):
-    """An error, and whether it says that the member cannot be reached."""
+    """An error, and whether it means that the member cannot be reached."""
 
     error: errors.EtcdError
     broken: bool
 
 
 def from_refusal(refusal: Refusal, call: CallInfo) -> Failed:
-    """The error for what etcd says instead of an answer; as over gRPC."""
+    """The error for a refusal by etcd; the same as over gRPC."""
     text = refusal.text
     broken = (
         refusal.code == _UNAVAILABLE
@@ -68,7 +68,7 @@ def from_refusal(refusal: Refusal, call: CallInfo) -> Failed:
 
 
 def from_status(status: int, body: bytes, call: CallInfo) -> Failed:
-    """The error for an answer that is none of etcd's: a proxy's, as a rule."""
+    """The error for an answer that is not etcd's, but for example a proxy's."""
     if status == http.HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
         text = f"{call.what}: a proxy says that the request is too large (HTTP 413)"
         return Failed(errors.RequestTooLarge(text), broken=False)
@@ -84,7 +84,7 @@ def from_nonsense(call: CallInfo, reason: str) -> Failed:
 
 
 def from_exception(error: BaseException, call: CallInfo, *, sent: bool) -> Failed:
-    """The error for a request that failed on its way there or back."""
+    """The error for a request without an answer; ``sent`` is whether any of it may have left."""
     reason = failure_reason(root_cause(error))
     if not sent:
         return Failed(lost(call, f"cannot connect: {reason}", sent=False), broken=True)
@@ -92,13 +92,13 @@ def from_exception(error: BaseException, call: CallInfo, *, sent: bool) -> Faile
 
 
 def lost(call: CallInfo, reason: str, *, sent: bool = True) -> errors.Unavailable:
-    """The error for a request without an answer of etcd's; ``sent`` where it may have got there."""
+    """The error for a request without etcd's answer; ``sent`` is whether it may have arrived."""
     kind = errors.OutcomeUnknown if call.writes and sent else errors.Unavailable
     return kind(f"{call.what}: {reason}")
 
 
 def root_cause(error: BaseException) -> BaseException:
-    """What requests and urllib3 have wrapped: the innermost error of socket, TLS or HTTP."""
+    """The innermost error of socket, TLS or HTTP, which requests and urllib3 wrap."""
     found = error
     at: BaseException | None = error
     while at is not None:
@@ -111,13 +111,13 @@ def root_cause(error: BaseException) -> BaseException:
 
 
 def is_silence(error: BaseException) -> bool:
-    """Whether a wait for the other side ended, while the connection may be sound."""
+    """Whether the other side was silent for too long, while the connection may be intact."""
     cause = root_cause(error)
     return isinstance(cause, TimeoutError) and cause.errno != errno.ETIMEDOUT
 
 
 def failure_reason(cause: BaseException) -> str:
-    """An error in words that hold neither addresses of objects nor contents of messages."""
+    """An error in words, without addresses of objects and contents of messages."""
     match cause:
         case ConnectFailed():
             return str(cause)

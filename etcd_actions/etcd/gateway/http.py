@@ -1,11 +1,11 @@
-"""HTTP/1.1 to one member: etcd3-py's client, on connections that can be cut from outside.
+"""HTTP/1.1 to one member: etcd3-py's client, on connections that another thread can end.
 
-requests blocks and has no way to give up a request. So each one has an :class:`Exchange`,
-which knows its socket from the moment of dialling on: shutting that down ends whatever the
-thread waits for, be it the connection, the handshake or the answer.
+The library requests blocks, and cannot cancel a request. So each request has an :class:`Exchange`,
+which has the socket from the attempt to connect on. Shutting the socket down ends each wait of the
+thread: for the connection, the handshake or the answer.
 
-etcd3-py brings the session, the headers and the API prefix. Its own encoding and decoding,
-which take milliseconds, and its errors are not used.
+The session, the headers and the API prefix are etcd3-py's. Its encoding and decoding, which take
+milliseconds, and its errors are not used.
 """
 
 from __future__ import annotations
@@ -38,14 +38,15 @@ FAILURES = (
     OSError,
     UnicodeError,
 )
-"""What can come out of a request."""
+"""The exceptions of a request."""
 
 _API_PREFIX = "/v3"
-"""Of etcd 3.4 and all since."""
+"""The prefix of etcd 3.4 and all later versions."""
 
 _GREETING = "/version"
 _LONGEST_GREETING = 64 * 1024
 _AWAY = (502, 503, 504)
+"""The statuses of a proxy whose etcd cannot be reached."""
 
 _IDLE_LIMIT = 5.0
 """Seconds after which a connection is not used again: its other end may be closing it."""
@@ -56,10 +57,10 @@ class Exchange:
 
     Attributes:
         dialled: Whether it tried to connect.
-        sent: Whether anything of it may have left this machine. Final after :meth:`cut`.
+        sent: Whether any of it may have left this machine. It does not change after :meth:`cut`.
 
     Args:
-        silence: How many seconds the other side may be silent at a time.
+        silence: The longest silence of the other side, in seconds.
     """
 
     def __init__(self, silence: float) -> None:
@@ -72,7 +73,7 @@ class Exchange:
         self._descriptor = -1
 
     def cut(self) -> None:
-        """End it at once, from any thread; what waits for its socket fails."""
+        """End it at once, from any thread; a thread that waits for its socket gets an error."""
         with self._lock:
             self._cut.set()
             if self._descriptor >= 0:
@@ -84,23 +85,23 @@ class Exchange:
             self._release()
 
     def wait_cut(self, seconds: float) -> bool:
-        """Wait so long, less if it is cut before; returns whether it is."""
+        """Wait for at most ``seconds`` until it is cut; returns whether it is."""
         return self._cut.wait(seconds)
 
     def bound_silence(self, seconds: float) -> None:
-        """How long the other side may be silent from now on. For the thread that reads."""
+        """Limit the silence of the other side from now on. For the thread that reads."""
         if self._socket is not None:
             self._socket.settimeout(seconds)
 
     def dial(self, connecting: socket.socket) -> None:
-        """The socket that is about to connect."""
+        """Note the socket that is about to connect."""
         with self._lock:
             self._check()
             self.dialled = True
             self._hold(connecting)
 
     def send(self, connected: socket.socket) -> None:
-        """The socket that is about to send."""
+        """Note the socket that is about to send."""
         with self._lock:
             self._check()
             self.sent = True
@@ -108,7 +109,7 @@ class Exchange:
                 self._hold(connected)
             if self._socket is not connected:
                 self._socket = connected
-                # Until the answer urllib3 uses the timeout for connecting.
+                # Before the answer urllib3 applies the timeout of connecting.
                 connected.settimeout(self.silence)
 
     def _check(self) -> None:
@@ -116,8 +117,8 @@ class Exchange:
             raise ConnectionAbortedError("given up")
 
     def _hold(self, held: socket.socket) -> None:
-        # A descriptor of its own: a handshake moves the socket to another object, and a
-        # connection that is closed while its answer is still being read forgets it.
+        # A duplicate, because a handshake moves the descriptor to another object, and a connection
+        # that is closed while its answer is read drops it.
         self._release()
         self._descriptor = os.dup(held.fileno())
 
@@ -129,7 +130,7 @@ class Exchange:
 
 
 class _Current(threading.local):
-    """The exchange that a thread is at."""
+    """The present exchange of a thread."""
 
     exchange: Exchange | None = None
 
@@ -144,7 +145,7 @@ class _Tracked(HTTPConnection):
     _give_up = 0.0
 
     def connect(self) -> None:
-        """Connect, and receive something before anything that matters is sent."""
+        """Connect, and receive an answer before the first request is sent."""
         self._give_up = time.monotonic() + _seconds(self.timeout)
         try:
             self._establish()
@@ -158,7 +159,7 @@ class _Tracked(HTTPConnection):
         if self.sock is not None and time.monotonic() - self._used > _IDLE_LIMIT:
             self.close()
         if self.sock is None:
-            # Not in the midst of sending, as http.client would.
+            # Here, because http.client would connect while it sends.
             self.connect()
         super().request(*args, **kwargs)
         self._used = time.monotonic()
@@ -170,11 +171,11 @@ class _Tracked(HTTPConnection):
 
     def _establish(self) -> None:
         super().connect()
-        # Whether to verify was settled with the context: no warning at each connection.
+        # The context decides about verification; this avoids a warning at each connection.
         self.is_verified = True
 
     def _new_conn(self) -> socket.socket:
-        """As urllib3's, but the timeout is for all addresses, and a dial can be cut."""
+        """As urllib3's, but the timeout is for all addresses, and the exchange can be cut."""
         failure: OSError = ConnectFailed("the host has no address")
         addresses = socket.getaddrinfo(self._dns_host, self.port, type=socket.SOCK_STREAM)
         for family, kind, protocol, _, address in addresses:
@@ -194,11 +195,11 @@ class _Tracked(HTTPConnection):
         raise failure
 
     def _greet(self) -> bool:
-        """Read the version; any answer will do. False when the connection ends with it.
+        """Read the server's version; returns False if the answer ends the connection.
 
-        A listener that takes connections and says nothing is found here, a certificate that
-        is refused after the handshake too: so no write is sent to them, whose outcome would
-        be unknown.
+        Any answer will do. A listener that accepts connections and sends nothing is detected here,
+        and a certificate that is refused after the handshake, too. So no write, whose outcome
+        would be unknown, is sent to such a server.
         """
         host = f"[{self.host}]" if ":" in self.host else self.host
         self.sock.settimeout(self._remaining())
@@ -243,7 +244,7 @@ class _TlsPool(urllib3.HTTPSConnectionPool):
 
 
 class _Adapter(HTTPAdapter):
-    """Hands requests the connections above, and the context instead of file names."""
+    """Makes the library use the connections above, and the context instead of file names."""
 
     def __init__(self, connections: int, **of_connections: Any) -> None:
         self._of_connections = of_connections
@@ -262,33 +263,33 @@ class _Adapter(HTTPAdapter):
         return host, {}
 
     def cert_verify(self, conn: Any, url: Any, verify: Any, cert: Any) -> None:
-        """The context does."""
+        """The context verifies."""
 
 
 class _Client(etcd3.Client):  # type: ignore[misc] # etcd3-py has no types
-    """etcd3-py's client that sends nothing when it is made, and raises nothing of its own."""
+    """etcd3-py's client, without the request at its creation, and without its errors."""
 
     def _retrieve_version(self) -> None:
-        """It would send a request, wait and fail."""
+        """Send no request."""
 
     def _verify_version(self) -> None:
-        """Of no version."""
+        """Check no version."""
 
     def _get_prefix(self) -> None:
         self.api_prefix = _API_PREFIX
 
     @staticmethod
     def _raise_for_status(resp: requests.Response) -> None:
-        """The status is examined together with the answer."""
+        """Do not raise: the transport examines the status with the answer."""
 
     def _post(self, url: str, **kwargs: Any) -> requests.Response:
-        # With an underscore it is no header to many proxies.
+        # Many proxies refuse a header with an underscore.
         kwargs["headers"].pop("user_agent", None)
         response: requests.Response = super()._post(url, **kwargs)
         return response
 
     def adopt(self, adapter: HTTPAdapter) -> None:
-        """Use this adapter, and nothing of the environment: no proxy, no netrc."""
+        """Use this adapter, and no settings of the environment: no proxy, no netrc."""
         self._session.close()
         self._session.trust_env = False
         for scheme in ("http://", "https://"):
@@ -304,8 +305,8 @@ class Body:
     Args:
         first: Sent at once.
         second: Sent after ``pause`` seconds.
-        pause: Ends early when the exchange is cut.
-        exchange: What it is part of.
+        pause: Seconds; it ends early when the exchange is cut.
+        exchange: The exchange of the request.
     """
 
     def __init__(self, first: bytes, second: bytes, pause: float, exchange: Exchange) -> None:
@@ -324,11 +325,11 @@ class Body:
 
 
 class HttpSession:
-    """Sends requests to one member. Its methods block; they are for threads.
+    """Sends requests to one member. Its methods block: call them in threads.
 
     Args:
         endpoint: The member.
-        settings: How to reach it. Files are read here.
+        settings: How to reach it. The files are read at once.
         connections: How many connections to keep for the next requests.
 
     Raises:
@@ -363,13 +364,13 @@ class HttpSession:
         """Send a request and wait for the head of the answer.
 
         Args:
-            exchange: The request; it is to be finished when the answer has been read.
-            path: Below the API prefix.
-            body: JSON.
-            headers: Besides the usual ones.
+            exchange: The exchange of the request. The caller finishes it after reading the answer.
+            path: The path below the API prefix.
+            body: The JSON.
+            headers: Further headers.
 
         Raises:
-            FAILURES: It did not get there, or no answer came.
+            FAILURES: The request was not sent, or no answer arrived.
         """
         _current.exchange = exchange
         try:
@@ -380,7 +381,7 @@ class HttpSession:
                 raw=True,
                 timeout=(min(self._dial_timeout, exchange.silence), exchange.silence),
                 headers=dict(headers),
-                # A redirect would take the token elsewhere.
+                # A redirect would send the token to another server.
                 allow_redirects=False,
             )
         finally:
@@ -388,7 +389,7 @@ class HttpSession:
         return response
 
     def close(self) -> None:
-        """Close what is not in use; the rest is closed by those who use it."""
+        """Close the unused connections; each of the others is closed after its use."""
         self._client.close()
 
 
@@ -409,14 +410,14 @@ def _shut_down(descriptor: int) -> None:
     try:
         shared.shutdown(socket.SHUT_RDWR)
     except OSError:
-        # It is not connected, or no longer.
+        # It is not connected.
         return
     finally:
         shared.detach()
 
 
 def _socket_options(settings: ConnectionSettings) -> list[tuple[int, int, int]]:
-    """A network path that has gone is found by the system, where it can."""
+    """The options by which the system detects a broken network path, as far as it has them."""
     probes = 3
     idle = max(1, round(settings.keepalive_time))
     pause = max(1, round(settings.keepalive_timeout / probes))

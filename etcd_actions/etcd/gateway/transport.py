@@ -1,10 +1,10 @@
-"""etcd over its JSON gateway, HTTP/1.1: for networks that pass nothing else.
+"""Connections over etcd's JSON gateway, HTTP/1.1: for networks that pass nothing else.
 
-Calls run in threads, which a limiter of their own bounds. A call that is cancelled or out of
-time has its socket shut down, so its thread ends with it.
+Calls run in threads, whose number a limiter of their own bounds. The socket of a call that is
+cancelled, or that times out, is shut down, so its thread ends, too.
 
-The gateway authenticates by token only: etcd ignores the common name of a client's
-certificate there.
+The gateway authenticates by token only: etcd ignores the common name of a client's certificate
+there.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from etcd_actions.etcd.gateway import errors, wire
 from etcd_actions.etcd.gateway.errors import CallInfo, Failed
 from etcd_actions.etcd.gateway.wire import Refusal
 from etcd_actions.etcd.rpc import Request, Result, Rpc
-from etcd_actions.etcd.transport import Connection
+from etcd_actions.etcd.transport import Connection, MemberConnection
 
 try:
     from etcd_actions.etcd.gateway.http import Exchange, HttpSession, call_headers
@@ -36,20 +36,20 @@ except ModuleNotFoundError as missing:
     ) from missing
 
 _CALLS = 32
-"""Calls at a time; a write that waits for a slow disk keeps its thread."""
+"""The most calls at a time; a write that waits for a slow disk keeps its thread."""
 
 _SPARE_SECONDS = 1.0
-"""Trio's deadline comes before the socket's."""
+"""Seconds by which the socket's timeout is longer than trio's deadline."""
 
 
 def gateway_connections(settings: ConnectionSettings) -> Callable[[Endpoint], Connection]:
-    """What makes connections over the gateway. They share the bound on threads."""
+    """The function that makes connections over the gateway. They share the limit of threads."""
     limiter = trio.CapacityLimiter(_CALLS)
     return lambda endpoint: GatewayConnection(endpoint, settings, limiter)
 
 
-class GatewayConnection:
-    """Implements :class:`~etcd_actions.etcd.transport.Connection`.
+class GatewayConnection(MemberConnection):
+    """A connection to one member over the gateway.
 
     Raises:
         ConfigError: A file of the TLS settings cannot be used; the message names it.
@@ -58,27 +58,16 @@ class GatewayConnection:
     def __init__(
         self, endpoint: Endpoint, settings: ConnectionSettings, limiter: trio.CapacityLimiter
     ) -> None:
-        self._endpoint = endpoint
+        super().__init__(endpoint)
         self._settings = settings
         self._limiter = limiter
-        self._broken = False
         self._session = HttpSession(endpoint, settings, connections=_CALLS)
-
-    @property
-    def endpoint(self) -> Endpoint:
-        """The member's address."""
-        return self._endpoint
-
-    @property
-    def broken(self) -> bool:
-        """Whether a call or a stream has found that the member cannot be reached."""
-        return self._broken
 
     async def call(
         self, rpc: Rpc[Request, Result], request: Request, *, token: str, within: float
     ) -> Result:
         """Do one call; see the protocol."""
-        info = CallInfo(f"{rpc.name} at {self._endpoint}", rpc.writes)
+        info = CallInfo(f"{rpc.name} at {self.endpoint}", rpc.writes)
         try:
             body = wire.encode(rpc, request)
         except Exception as error:
@@ -102,16 +91,16 @@ class GatewayConnection:
                 exchange.cut()
                 raise
             except Exception as error:
-                # There can be no more threads, or the call itself failed in its own.
+                # No thread can be started, or the call raised an unexpected exception.
                 reason = f"failed unexpectedly: {describe(error)}"
                 raise errors.lost(info, reason, sent=exchange.sent) from error
             if isinstance(result, Failed):
-                self._broken = self._broken or result.broken
+                self.broken = self.broken or result.broken
                 raise result.error
             return result
-        # A slow disk delays writes, which says nothing of the connection; reads do.
+        # A slow disk delays writes, so only a slow read shows a broken connection.
         if exchange.dialled if not exchange.sent else not rpc.writes:
-            self._broken = True
+            self.broken = True
         raise errors.lost(info, f"no answer within {within:.3g} s", sent=exchange.sent)
 
     @asynccontextmanager
@@ -121,8 +110,8 @@ class GatewayConnection:
             self._session,
             self._settings,
             call_headers(token, leader=True),
-            f"watch at {self._endpoint}",
-            self._break,
+            f"watch at {self.endpoint}",
+            self.note_broken,
         )
         try:
             yield stream
@@ -132,9 +121,6 @@ class GatewayConnection:
     def close(self) -> None:
         """Free the connection."""
         self._session.close()
-
-    def _break(self) -> None:
-        self._broken = True
 
     def _answer(
         self,
@@ -147,7 +133,7 @@ class GatewayConnection:
         """The thread's part: send, read, decode."""
         try:
             response = self._session.post(exchange, rpc.path, body, headers=headers)
-            # Read to its end, so that the connection can be used again.
+            # It is read to its end, so that the connection can be used again.
             answer: bytes = response.raw.read(decode_content=True)
         except Exception as error:
             return errors.from_exception(error, info, sent=exchange.sent)

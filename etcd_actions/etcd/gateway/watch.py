@@ -1,14 +1,14 @@
-"""A watch stream over the JSON gateway: requests in one body, one line a message.
+"""A watch stream over the JSON gateway: requests in a body, one line for each message.
 
-The gateway reads the requests of a watch from the body of one POST and only answers when
-the body has ended; nothing can be added to it later. Nor may there be two watchers in one: at
-the first answer Go's HTTP server throws away what it has not read of the body, and a second
-watcher may never be created. So each has a POST of its own, a *leg* of the stream, with a
-thread that reads it; all append to one buffer, which is bounded: past its limit the threads
-wait until trio has emptied it, and TCP holds etcd back.
+The gateway reads the requests of a watch from the body of one POST, and answers only when the body
+has ended. So no request can be added later. Two watchers in one body are not possible either: at
+the first answer Go's HTTP server drops the unread part of the body, and the second watcher may
+never be created. So each watcher has a POST of its own, a *leg* of the stream, with a thread that
+reads it. All threads append to one bounded buffer. While it is full they wait until trio has
+emptied it, and TCP stops etcd.
 
-There are no pings, and etcd says nothing for ten minutes when nothing changes. A leg that
-has been silent for some seconds ends the stream, for its reader to open another.
+HTTP/1.1 has no pings, and etcd sends nothing for ten minutes if nothing changes. A leg that is
+silent for some seconds ends the stream, and its reader opens another one.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ _BUFFERED_BYTES = 16 * 1024 * 1024
 _CLOSE_TIMEOUT = 5.0
 
 _LONGEST_SILENCE = 15.0
-"""Seconds; less where the settings' keep-alive times say so."""
+"""Seconds; the keep-alive times of the settings can make it shorter."""
 
 _SYNC_TIME = 0.25
 """Seconds between a watcher's request and the one for progress.
 
-etcd leaves a request for progress unanswered while a watcher of the stream is not yet
-in step with the store; it looks after those ten times a second.
+etcd does not answer a request for progress while a watcher of the stream lags; it serves the
+watchers that lag ten times a second.
 """
 
 _READ_SIZE = 256 * 1024
@@ -58,11 +58,11 @@ class _Leg:
     """One POST with its watcher.
 
     Attributes:
-        exchange: What can be cut.
-        live: The ids that have not ended.
-        created: Those of them that etcd has confirmed.
-        revision: The newest that etcd has sent on it.
-        cluster_id: Which cluster it is.
+        exchange: The exchange of the POST; cutting it ends the thread.
+        live: The ids of the watchers that have not ended.
+        created: The ids of those that etcd has confirmed.
+        revision: The newest revision in its messages.
+        cluster_id: The id of the cluster.
         ended: Set when its thread has ended.
     """
 
@@ -96,7 +96,7 @@ class GatewayWatchStream:
         self._pending: dict[int, WatchCreate] = {}
         self._wants_progress = False
         self._legs: set[_Leg] = set()
-        # Guards what follows, and the sets of the legs.
+        # Guards the attributes below, and the sets of the legs.
         self._changed = threading.Condition()
         self._buffer: deque[WatchResponse] = deque()
         self._buffered_events = 0
@@ -167,7 +167,7 @@ class GatewayWatchStream:
         self._parking.wake()
 
     async def aclose(self) -> None:
-        """End the stream and its threads. Not interrupted by cancellation, but bounded."""
+        """End the stream and its threads, in at most five seconds, also when cancelled."""
         self._pending.clear()
         self._end(None)
         for leg in self._legs:
@@ -179,7 +179,7 @@ class GatewayWatchStream:
             _log.warning("watch_stream_thread_did_not_end", seconds=_CLOSE_TIMEOUT)
 
     def _open_legs(self) -> None:
-        """Send the requests of this turn."""
+        """Open a leg for each request that was queued in this turn."""
         while self._pending and not self._over:
             self._open_leg(self._pending.pop(next(iter(self._pending))))
         self._wants_progress = False
@@ -197,17 +197,17 @@ class GatewayWatchStream:
         try:
             thread.start()
         except RuntimeError as error:
-            # Called by trio itself, which an exception would end.
+            # trio calls this method: an exception would end the event loop.
             self._legs.discard(leg)
             self.fail(Unavailable(f"{self._info.what}: no thread can be started: {error}"))
 
     def _ring_soon(self) -> None:
-        # An event loop that has ended has no reader.
+        # After the end of the event loop there is no reader.
         with suppress(trio.RunFinishedError):
             self._token.run_sync_soon(self._parking.wake, idempotent=True)
 
     def _end(self, failure: EtcdError | None) -> None:
-        """Let nothing more into the buffer. The first cause is the one that is reported."""
+        """Accept no more messages. The first failure is the one that is reported."""
         with self._changed:
             if not self._over:
                 self._over = True
@@ -215,12 +215,12 @@ class GatewayWatchStream:
             self._changed.notify_all()
 
     def _read(self, leg: _Leg, body: bytes | Body) -> None:
-        """The thread of a leg: fill the buffer until it ends, however it ends."""
+        """The thread of a leg: fill the buffer until the leg ends."""
         failure: EtcdError | None = Unavailable(f"{self._info.what}: its thread failed")
         try:
             failure = self._follow(leg, body)
         except BaseException as error:
-            # A thread has no one who could catch it, and an answer may be anything.
+            # No caller catches an exception of a thread, and the answer may have any content.
             failure = Unavailable(f"{self._info.what}: {describe(error)}")
         finally:
             leg.exchange.finish()
@@ -265,7 +265,7 @@ class GatewayWatchStream:
         return Unavailable(f"{info.what}: etcd ended the stream")
 
     def _take(self, leg: _Leg, message: WatchResponse, size: int) -> bool:
-        """Put a message into the buffer, when there is space; False when the leg has ended."""
+        """Put a message into the buffer when it has space; returns False if the leg has ended."""
         with self._changed:
             while self._is_full() and not self._over and leg.live:
                 self._changed.wait()
@@ -282,7 +282,7 @@ class GatewayWatchStream:
         return not has_ended
 
     def _meant_for(self, leg: _Leg, message: WatchResponse) -> Sequence[WatchResponse]:
-        """What a message of a leg says on the stream, of which the leg is a part."""
+        """The messages of the stream that a message of one of its legs stands for."""
         watch_id = message.watch_id
         if watch_id in leg.live:
             if message.created:
@@ -291,11 +291,11 @@ class GatewayWatchStream:
                 leg.live.discard(watch_id)
             return (message,)
         if watch_id >= 0:
-            # Cancelled from this side.
+            # This client has cancelled the watcher.
             return ()
         if message.created or message.canceled:
             return (message,)
-        # Progress of all watchers of the leg, which are not all of the stream.
+        # The progress of the leg's watchers, which are not all watchers of the stream.
         return [
             WatchResponse(each, message.revision, message.cluster_id)
             for each in sorted(leg.live & leg.created)
@@ -306,7 +306,7 @@ class GatewayWatchStream:
 
 
 def _lines(raw: urllib3.HTTPResponse) -> Iterator[bytes]:
-    """The complete lines of an answer; what follows the last of them is dropped."""
+    """The complete lines of an answer; the rest behind the last line is dropped."""
     pieces: list[bytes] = []
     size = 0
     while data := raw.read1(_READ_SIZE, decode_content=True):

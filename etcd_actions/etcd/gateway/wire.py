@@ -1,9 +1,9 @@
-"""Between the values of :mod:`etcd_actions.etcd.api` and the JSON of etcd's gateway.
+"""Converts between the values of :mod:`etcd_actions.etcd.api` and the JSON of etcd's gateway.
 
 The JSON is protobuf's: 64-bit numbers are strings, bytes are base64, enums are names, and
 zeros are omitted. The answers that can be large (ranges, transactions, watches) are decoded without
-the messages, which is several times as fast. An answer without etcd's header is not etcd's: a
-proxy's ``{"status": "ok"}`` must not be read as an empty range.
+protobuf's messages, which is several times as fast. An answer without etcd's header is refused: a
+proxy's ``{"status": "ok"}`` must not be decoded as an empty range.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ class _Line(_Message, frozen=True, gc=False):
 
 
 class _WatchLine(_Message, frozen=True, gc=False):
-    """One message of a watch stream: :class:`_Line` in one go."""
+    """One message of a watch stream: :class:`_Line` with its result decoded."""
 
     result: _Watched | None = None
     error: _Error | None = None
@@ -237,7 +237,7 @@ def _refusal(error: _Error) -> Refusal:
 
 
 def _fields(message: Message) -> dict[str, Any]:
-    """The JSON of a request: its fields by name, as far as they are set."""
+    """The JSON of a request: its fields that are set, by name."""
     return {
         field.name: value
         if field.message_type is None
@@ -259,7 +259,7 @@ def _txn_result(answer: _Txn, revision: int) -> TxnResult:
 
 
 def _operation_result(answer: _Operation, revision: int) -> OperationResult:
-    """Nested headers carry no revision, so it is handed down; nor a cluster id."""
+    """The answer to an operation. Nested headers have no revision and no cluster id."""
     if answer.response_range is not None:
         return _range_result(answer.response_range, _NO_HEADER, revision)
     if answer.response_put is not None:

@@ -1,1 +1,1 @@
-"""The transport ``grpc``: etcd over HTTP/2."""
+"""The transport ``grpc``: etcd's gRPC API, over HTTP/2."""

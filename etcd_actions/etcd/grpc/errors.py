@@ -1,4 +1,4 @@
-"""From a failed call to this package's errors."""
+"""Translates a failed call into this package's errors."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ _BY_CODE: dict[Code, type[errors.EtcdError]] = {
 def from_failure(failure: CallFailed, *, what: str, writes: bool = False) -> errors.EtcdError:
     """The error for a failed call.
 
-    A write is known not to have happened only where etcd refused it, or where etcd certainly
-    has not started it (:attr:`~etcd_actions.http2.CallFailed.not_done`); any other failure
-    is an :class:`~etcd_actions.errors.OutcomeUnknown`.
+    A write was certainly not applied only if etcd refused it, or if etcd certainly has not started
+    it (:attr:`~etcd_actions.http2.CallFailed.not_done`). Any other failure of a write is an
+    :class:`~etcd_actions.errors.OutcomeUnknown`.
     """
     details = failure.details
     message = f"{what}: {explained(details) or failure.code.name}"
@@ -39,11 +39,11 @@ def from_failure(failure: CallFailed, *, what: str, writes: bool = False) -> err
 
 
 def unwritable(error: Exception, *, what: str) -> errors.EtcdError:
-    """The error for a request that no message can be made of; nothing was sent."""
+    """The error for a request that cannot be encoded; nothing was sent."""
     return errors.InvalidRequest(f"{what}: the request cannot be written: {describe(error)}")
 
 
 def unreadable(error: BaseException, *, what: str, writes: bool = False) -> errors.EtcdError:
-    """The error for an answer that cannot be read; what it answers was done."""
+    """The error for an answer that cannot be decoded; the call itself was done."""
     kind = errors.OutcomeUnknown if writes else errors.Unavailable
     return kind(f"{what}: the answer cannot be read: {describe(error)}")

@@ -1,8 +1,8 @@
 """Connections over gRPC, by :mod:`etcd_actions.http2`: the default transport.
 
-A connection that stopped answering (a stopped process, a dropped network path) looks healthy
-to TCP for minutes. Three things find it: HTTP/2 pings, a deadline on each call, and the
-watcher's own probe.
+TCP does not detect for minutes that a connection does not answer any more, as after a stop of the
+process or a broken network path. Three mechanisms do: HTTP/2 pings, a deadline on each call, and
+the probe of the reflector.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from etcd_actions.etcd.grpc.watch import GrpcWatchStream
 from etcd_actions.etcd.reasons import is_member_error
 from etcd_actions.etcd.rpc import Request, Result, Rpc
 from etcd_actions.etcd.tls import client_context
-from etcd_actions.etcd.transport import Connection
+from etcd_actions.etcd.transport import Connection, MemberConnection
 from etcd_actions.http2 import (
     CallFailed,
     Channel,
@@ -39,18 +39,17 @@ _WATCH = "/etcdserverpb.Watch/Watch"
 def grpc_connections(
     settings: ConnectionSettings, nursery: trio.Nursery
 ) -> Callable[[Endpoint], Connection]:
-    """What makes connections over gRPC. Their tasks run in the nursery."""
+    """The function that makes connections over gRPC. Their tasks run in the nursery."""
     return lambda endpoint: GrpcConnection(endpoint, settings, nursery)
 
 
-class GrpcConnection:
-    """Implements :class:`~etcd_actions.etcd.transport.Connection`."""
+class GrpcConnection(MemberConnection):
+    """A connection to one member over gRPC."""
 
     def __init__(
         self, endpoint: Endpoint, settings: ConnectionSettings, nursery: trio.Nursery
     ) -> None:
-        self._endpoint = endpoint
-        self._broken = False
+        super().__init__(endpoint)
         self._patience = settings.request_timeout
         tls = settings.tls_for(endpoint)
         self._channel = Channel(
@@ -69,22 +68,12 @@ class GrpcConnection:
             ),
         )
 
-    @property
-    def endpoint(self) -> Endpoint:
-        """The member's address."""
-        return self._endpoint
-
-    @property
-    def broken(self) -> bool:
-        """Whether a call or a stream has found that the member cannot be reached."""
-        return self._broken
-
     async def call(
         self, rpc: Rpc[Request, Result], request: Request, *, token: str, within: float
     ) -> Result:
         """Do one call; see the protocol."""
         encode, decode = messages.of_method(rpc)
-        what = f"{rpc.name} at {self._endpoint}"
+        what = f"{rpc.name} at {self.endpoint}"
         try:
             message = encode(request).SerializeToString()
         except Exception as error:
@@ -97,47 +86,44 @@ class GrpcConnection:
                 metadata=_metadata(token, leader=rpc.needs_leader),
             )
         except CallFailed as failure:
-            # A slow disk delays writes, which says nothing of the connection; reads do.
+            # A slow disk delays writes, so only a slow read shows a broken connection.
             if (
                 failure.code is Code.UNAVAILABLE
                 or not failure.connected
                 or (failure.code is Code.DEADLINE_EXCEEDED and not rpc.writes)
                 or is_member_error(failure.details)
             ):
-                self._broken = True
+                self.broken = True
             raise errors.from_failure(failure, what=what, writes=rpc.writes) from None
         try:
             return decode(answer)
         except Exception as error:
-            self._broken = True
+            self.broken = True
             raise errors.unreadable(error, what=what, writes=rpc.writes) from error
 
     @asynccontextmanager
     async def watch(self, *, token: str) -> AsyncIterator[GrpcWatchStream]:
         """Open a watch stream; see the protocol."""
-        what = f"watch at {self._endpoint}"
+        what = f"watch at {self.endpoint}"
         try:
-            # The stream has no deadline; to get one has.
+            # The stream has no deadline; the attempt to connect has.
             await self._channel.connect(within=self._patience)
             exchange = await self._channel.open_stream(
                 _WATCH, metadata=_metadata(token, leader=True)
             )
         except CallFailed as failure:
-            # Its reader gets the error, as that of a stream that fails later.
+            # The reader of the stream gets the error, as if the stream had failed later.
             error = errors.from_failure(failure, what=what)
-            yield GrpcWatchStream(None, what, self._break, error)
+            yield GrpcWatchStream(None, what, self.note_broken, error)
             return
         try:
-            yield GrpcWatchStream(exchange, what, self._break)
+            yield GrpcWatchStream(exchange, what, self.note_broken)
         finally:
             exchange.close()
 
     def close(self) -> None:
         """Free the connection."""
         self._channel.close()
-
-    def _break(self) -> None:
-        self._broken = True
 
 
 def _metadata(token: str, *, leader: bool) -> Metadata:

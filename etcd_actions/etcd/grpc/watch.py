@@ -1,7 +1,7 @@
 """A watch stream over gRPC: requests and responses in one exchange.
 
-Responses are decoded by the task that receives them. While it does not receive, what has
-arrived waits as bytes, and HTTP/2 flow control holds etcd back at 16 MiB.
+The task that receives the responses decodes them. While it does not receive, they wait as bytes,
+and HTTP/2 flow control stops etcd at 16 MiB.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ class GrpcWatchStream:
 
     Args:
         exchange: The call; None if it could not be made.
-        what: Names it in errors.
-        on_unavailable: Called when it is found that the member cannot be reached.
-        failure: Why there is no exchange.
+        what: The name of the stream in errors.
+        on_unavailable: Called when the member cannot be reached.
+        failure: The reason if there is no exchange.
     """
 
     def __init__(
@@ -70,12 +70,12 @@ class GrpcWatchStream:
         try:
             return messages.watch_responses(received, prev_kv=self._prev_kv)
         except Exception as error:
-            # They are gone: another stream has to bring them again.
+            # These responses are lost: another stream has to deliver them again.
             self._exchange.close()
             raise self._failed(errors.unreadable(error, what=self._what)) from error
 
     def fail(self, failure: EtcdError) -> None:
-        """End the stream: its reader gets what has arrived, then ``failure``."""
+        """End the stream: its reader gets the messages that have arrived, then ``failure``."""
         if self._exchange is not None:
             self._exchange.fail(failure)
 

@@ -1,5 +1,5 @@
 // One action: attempts, phases, error, log, data, report, and what can be done with it.
-import { call, config, follow, stream } from "./connect.js";
+import { call, clock, config, follow, snapshot, stream } from "./connect.js";
 import { announce, batched, copyButton, fill, h, setAttribute, setText } from "./dom.js";
 import { duration, isTerminal, millis, phaseOf, phaseWord } from "./format.js";
 import { badge, time } from "./runs.js";
@@ -13,7 +13,7 @@ const TABS = [
   ["log", "Log"],
   ["data", "Data"],
   ["raw", "Raw"],
-];
+].filter(([key]) => snapshot === null || !["log", "data"].includes(key));
 // Colours and movements of a terminal; a log is shown as text.
 const CONTROL = /\u001b(?:\[[0-9;?]*[ -/]*[@-~]|\][^\u0007\u001b]*(?:\u0007|\u001b\\)?|[@-Z\\-_])|[\u0000-\u0008\u000b\u000c\u000e-\u001f]/g;
 
@@ -97,7 +97,7 @@ export function actionPanel({ aside, run, name, close, dialog }) {
       state.dataset.phase = now;
       fill(state, badge(now), h("span", { class: "took" }));
     }
-    setText(state.lastChild, start === null ? "" : duration((end ?? (isTerminal(now) ? start : Date.now())) - start));
+    setText(state.lastChild, start === null ? "" : duration((end ?? (isTerminal(now) ? start : clock())) - start));
   }
 
   function showButtons() {
@@ -166,7 +166,7 @@ export function actionPanel({ aside, run, name, close, dialog }) {
       h("h3", {}, attempts.length === 1 ? "Attempt" : `${attempts.length} attempts`),
       h("ol", { class: "attempts" }, [...attempts].reverse().map(attemptItem)),
     );
-    if (isTerminal(phaseOf(status.phase)) && details.task) showReport(report, stop);
+    if (snapshot === null && isTerminal(phaseOf(status.phase)) && details.task) showReport(report, stop);
   }
 
   function attemptItem(attempt) {
@@ -174,7 +174,7 @@ export function actionPanel({ aside, run, name, close, dialog }) {
     const transitions = (attempt.phaseTransitions || []).map((each) => ({ phase: phaseOf(each.phase), start: millis(each.startTime), end: millis(each.endTime) }));
     const from = transitions.find((each) => each.start !== null)?.start ?? null;
     const last = Math.max(...transitions.map((each) => each.end ?? each.start ?? 0), from ?? 0);
-    const to = isTerminal(phase) ? last : Date.now();
+    const to = isTerminal(phase) ? last : clock();
     const whole = Math.max(1, to - (from ?? to));
     const bar = h("div", { class: "phase-bar", "aria-hidden": "true" });
     for (const each of transitions) {
@@ -188,7 +188,7 @@ export function actionPanel({ aside, run, name, close, dialog }) {
     return h(
       "li",
       {},
-      h("div", { class: "attempt-line" }, h("strong", {}, `#${attempt.attempt || 1}`), badge(phase), h("span", { class: "took" }, from === null ? "" : duration(to - from)), attempt.logsAvailable ? h("button", { type: "button", class: "link", on: { click: () => showLogOf(attempt.attempt || 1) } }, "log") : null),
+      h("div", { class: "attempt-line" }, h("strong", {}, `#${attempt.attempt || 1}`), badge(phase), h("span", { class: "took" }, from === null ? "" : duration(to - from)), attempt.logsAvailable && snapshot === null ? h("button", { type: "button", class: "link", on: { click: () => showLogOf(attempt.attempt || 1) } }, "log") : null),
       bar.children.length > 0 ? bar : null,
       h(
         "table",
@@ -292,6 +292,7 @@ export function actionPanel({ aside, run, name, close, dialog }) {
             waiting = [];
             count = 0;
           }
+          output.hidden = how === "failed" && count === 0 && waiting.length === 0;
           setText(said, { connecting: "Opening…", live: "Following", lost: "Lost: trying again…", ended: "End of the log", failed: error?.message || "" }[how]);
         },
         each: (response) => {

@@ -2,8 +2,9 @@
 import { clusterView } from "./cluster.js";
 import { askWith, config, forgetToken, hasToken, loadConfig, snapshot } from "./connect.js";
 import { fill, h, setAttribute, setText } from "./dom.js";
+import { when } from "./format.js";
 import { runView } from "./run.js";
-import { runsView } from "./runs.js";
+import { runsView, viewLink } from "./runs.js";
 
 const THEME = "etcd-actions.theme";
 const RUN = /^\/v2\/domain\/([^/]+)\/project\/([^/]+)\/runs\/([^/]+)\/?$/;
@@ -20,7 +21,7 @@ function header() {
   showTheme(theme);
   fill(
     document.getElementById("top"),
-    h("a", { class: "brand", href: "/", data: { go: "" } }, h("img", { src: document.querySelector("link[rel=icon]").href, alt: "", width: "22", height: "22" }), h("span", {}, "etcd-actions")),
+    viewLink("/", { class: "brand", "aria-label": snapshot === null ? "etcd-actions: all runs" : null }, h("img", { src: document.querySelector("link[rel=icon]").href, alt: "", width: "22", height: "22" }), h("span", {}, "etcd-actions")),
     snapshot === null
       ? h("nav", { "aria-label": "Views" }, h("a", { href: "/", data: { go: "", nav: "runs" } }, "Runs"), h("a", { href: "/?view=cluster", data: { go: "", nav: "cluster" } }, "Cluster"))
       : null,
@@ -36,7 +37,7 @@ function header() {
 function status(state, error) {
   const words = { connecting: "connecting", live: "live", lost: "reconnecting", ended: "complete", failed: "stopped" };
   connection.dataset.state = state;
-  setText(connection, snapshot === null ? words[state] : "report");
+  setText(connection, snapshot === null ? words[state] : `report of ${when(snapshot.at)}`);
   signOut.hidden = !hasToken();
   clearTimeout(lostTimer);
   if (state === "lost") {

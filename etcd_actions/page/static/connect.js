@@ -30,6 +30,11 @@ export const snapshot = (() => {
   return element === null ? null : JSON.parse(element.textContent);
 })();
 
+/** The time, in milliseconds since 1970: in a report the one at which its data were read. */
+export function clock() {
+  return snapshot === null ? Date.now() : snapshot.at;
+}
+
 export async function loadConfig() {
   if (snapshot !== null) return;
   const response = await fetch("/page/config.json", { cache: "no-store" });
@@ -114,7 +119,7 @@ function fromSnapshot(method, request) {
   const action = request.actionId?.name || request.actionAttemptId?.actionId?.name || "";
   const attempt = request.attempt ? `:${request.attempt}` : "";
   const found = snapshot.responses[`${name}:${action}${attempt}`] ?? snapshot.responses[`${name}:${action}`];
-  if (found === undefined) throw new CallError("not_found", "this report does not have it");
+  if (found === undefined) throw new CallError("not_found", `This report has the details of ${snapshot.detailed.toLocaleString()} actions, and no logs, inputs or outputs.`);
   return found;
 }
 
@@ -122,7 +127,7 @@ function fromSnapshot(method, request) {
 export async function* stream(method, request, { type = null, signal } = {}) {
   if (snapshot !== null) {
     const found = fromSnapshot(method, request);
-    yield* Array.isArray(found) ? found : [found];
+    for (const each of found) yield type === null ? each : decodeMessage(type, Uint8Array.from(atob(each), (char) => char.charCodeAt(0)));
     return;
   }
   const kind = type === null ? "json" : "proto";

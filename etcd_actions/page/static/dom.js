@@ -76,20 +76,25 @@ export const announce = (() => {
   };
 })();
 
+function copyIcon() {
+  const rect = (x, y) => svg("rect", { x, y, width: "8", height: "9", rx: "1.5" });
+  return svg("svg", { viewBox: "0 0 16 16", width: "14", height: "14", class: "icon", "aria-hidden": "true" }, rect("2.5", "2.5"), rect("5.5", "5"));
+}
+
 /** A button that copies a text. */
 export function copyButton(text, what) {
-  const button = h("button", { class: "copy", type: "button", title: `Copy ${what}`, "aria-label": `Copy ${what}` }, "⧉");
+  const button = h("button", { class: "copy", type: "button", title: `Copy ${what}`, "aria-label": `Copy ${what}` }, copyIcon());
   button.addEventListener("click", async (event) => {
     event.stopPropagation();
     try {
       await navigator.clipboard.writeText(text);
-      setText(button, "✓");
-      announce(`${what} copied`);
+      fill(button, "✓");
+      announce(`Copied ${what}`);
     } catch {
       // Browsers refuse it without TLS: the text can still be selected.
-      setText(button, "✗");
+      fill(button, "✗");
     }
-    setTimeout(() => setText(button, "⧉"), 1500);
+    setTimeout(() => fill(button, copyIcon()), 1500);
   });
   return button;
 }

@@ -4,32 +4,35 @@ import { batched, h, setAttribute } from "./dom.js";
 const SPARE = 6;
 
 /**
- * A scrolling list of rows of one height, with the keyboard of a grid.
+ * A scrolling list of rows of one height below a head, with the keyboard of a grid.
  *
  * `key(row)` is a unique text; `make()` makes an element, and `update(element, row, index)` shows a row in
  * it; `open(row)` is Enter or a click; `keys` has more handlers by the name of a key: they take the row, and
  * return whether they used it.
  */
 export class Rows {
-  constructor({ role, label, rowHeight, key, make, update, open, keys = {}, onScroll = () => {} }) {
+  constructor({ role, label, head, rowHeight, key, make, update, open, keys = {}, onScroll = () => {} }) {
     Object.assign(this, { rowHeight, key, make, update, open, keys, onScroll });
     this.rows = [];
     this.indexes = new Map();
     this.shown = new Map();
     this.free = [];
+    // As the browser last reported them: to read them after a change would lay the document out at once.
+    this.scrolled = 0;
+    this.height = 0;
     this.current = null;
     this.id = `rows-${(Rows.made += 1)}`;
     this.spacer = h("div", { class: "spacer", role: "presentation" });
-    this.element = h("div", { class: "rows", role, "aria-label": label, tabindex: "0" }, this.spacer);
+    this.element = h("div", { class: "rows", role: "rowgroup", tabindex: "-1" }, this.spacer);
+    this.frame = h("div", { class: "grid", role, "aria-label": label, tabindex: "0" }, head, this.element);
     this.draw = batched(() => this.drawNow());
     this.element.addEventListener("scroll", () => {
+      this.scrolled = this.element.scrollTop;
       this.draw();
       this.onScroll();
     });
-    this.element.addEventListener("keydown", (event) => this.pressed(event));
-    this.element.addEventListener("focus", () => {
-      if (this.current === null && this.rows.length > 0) this.select(this.key(this.rows[this.firstInView()]));
-    });
+    this.frame.addEventListener("keydown", (event) => this.pressed(event));
+    this.frame.addEventListener("focus", () => this.selectFirst());
     this.element.addEventListener("click", (event) => {
       const element = event.target.closest("[data-key]");
       if (element === null || event.target.closest("a, button")) return;
@@ -38,34 +41,48 @@ export class Rows {
       this.select(element.dataset.key);
       this.open(this.rows[index]);
     });
-    this.resized = new ResizeObserver(() => this.draw());
+    this.resized = new ResizeObserver(([{ contentRect }]) => {
+      this.height = contentRect.height;
+      this.draw();
+    });
     this.resized.observe(this.element);
   }
 
   /** Show other rows; what is in view keeps its elements and its place. */
   set(rows) {
     const top = this.rows[this.firstInView()];
-    const inside = this.element.scrollTop % this.rowHeight;
-    const isScrolled = this.element.scrollTop > 0;
+    const inside = this.scrolled % this.rowHeight;
+    const isScrolled = this.scrolled > 0;
     this.rows = rows;
     this.indexes = new Map(rows.map((row, index) => [this.key(row), index]));
-    setAttribute(this.element, "aria-rowcount", String(rows.length));
+    setAttribute(this.frame, "aria-rowcount", String(rows.length));
+    if (document.activeElement === this.frame) this.selectFirst();
     this.spacer.style.height = `${rows.length * this.rowHeight}px`;
     if (isScrolled && top !== undefined) {
       const index = this.indexes.get(this.key(top));
-      if (index !== undefined) this.element.scrollTop = index * this.rowHeight + inside;
+      if (index !== undefined) this.scrollTo(index * this.rowHeight + inside);
     }
     this.draw();
   }
 
+  scrollTo(top) {
+    if (Math.abs(top - this.scrolled) < 1) return;
+    this.element.scrollTop = top;
+    this.scrolled = this.element.scrollTop;
+  }
+
+  /** Where the keyboard begins. */
+  selectFirst() {
+    if (this.current === null && this.rows.length > 0) this.select(this.key(this.rows[this.firstInView()]));
+  }
+
   firstInView() {
-    return Math.min(Math.max(0, Math.floor(this.element.scrollTop / this.rowHeight)), Math.max(0, this.rows.length - 1));
+    return Math.min(Math.max(0, Math.floor(this.scrolled / this.rowHeight)), Math.max(0, this.rows.length - 1));
   }
 
   drawNow() {
-    const height = this.element.clientHeight;
-    const first = Math.max(0, Math.floor(this.element.scrollTop / this.rowHeight) - SPARE);
-    const last = Math.min(this.rows.length, Math.ceil((this.element.scrollTop + height) / this.rowHeight) + SPARE);
+    const first = Math.max(0, Math.floor(this.scrolled / this.rowHeight) - SPARE);
+    const last = Math.min(this.rows.length, Math.ceil((this.scrolled + this.height) / this.rowHeight) + SPARE);
     const wanted = new Set();
     for (let index = first; index < last; index += 1) wanted.add(this.key(this.rows[index]));
     for (const [key, element] of this.shown) {
@@ -93,7 +110,7 @@ export class Rows {
     for (const element of this.free.splice(0)) element.remove();
     const current = this.current === null ? undefined : this.indexes.get(this.current);
     const isThere = current !== undefined && current >= first && current < last;
-    setAttribute(this.element, "aria-activedescendant", isThere ? `${this.id}-${current}` : null);
+    setAttribute(this.frame, "aria-activedescendant", isThere ? `${this.id}-${current}` : null);
   }
 
   fresh() {
@@ -110,19 +127,17 @@ export class Rows {
     if (index !== undefined && scroll) {
       const top = index * this.rowHeight;
       const bottom = top + this.rowHeight;
-      if (top < this.element.scrollTop) this.element.scrollTop = top;
-      else if (bottom > this.element.scrollTop + this.element.clientHeight) {
-        this.element.scrollTop = bottom - this.element.clientHeight;
-      }
+      if (top < this.scrolled) this.scrollTo(top);
+      else if (bottom > this.scrolled + this.height) this.scrollTo(bottom - this.height);
     }
     this.draw();
   }
 
   pressed(event) {
-    if (event.ctrlKey || event.metaKey || event.altKey || event.target !== this.element) return;
+    if (event.ctrlKey || event.metaKey || event.altKey || event.target !== this.frame) return;
     if (this.rows.length === 0) return;
     const index = this.current === null ? -1 : (this.indexes.get(this.current) ?? -1);
-    const page = Math.max(1, Math.floor(this.element.clientHeight / this.rowHeight) - 1);
+    const page = Math.max(1, Math.floor(this.height / this.rowHeight) - 1);
     const moves = { ArrowDown: 1, ArrowUp: -1, PageDown: page, PageUp: -page, Home: -Infinity, End: Infinity };
     if (event.key in moves) {
       const to = Math.min(this.rows.length - 1, Math.max(0, index + moves[event.key]));

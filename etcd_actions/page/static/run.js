@@ -1,10 +1,10 @@
 // One run: its actions as a tree and on a timeline, live.
 import { actionPanel } from "./action.js";
-import { call, config, follow, stream } from "./connect.js";
+import { call, clock, config, follow, snapshot, stream } from "./connect.js";
 import { announce, batched, copyButton, fill, h, setAttribute, setText } from "./dom.js";
 import { duration, isTerminal, millis, PHASES, phaseOf, phaseSign, phaseWord, plural } from "./format.js";
 import { Rows } from "./rows.js";
-import { runPath, showBadge, showTime, time } from "./runs.js";
+import { runPath, showBadge, showTime, time, viewLink } from "./runs.js";
 import { Timeline } from "./timeline.js";
 import { endOf, nodeOf, Tree } from "./tree.js";
 
@@ -40,9 +40,20 @@ export function runView({ main, run, query, replace, status, signal, dialog }) {
   const abort = h("button", { type: "button", class: "danger", hidden: true, on: { click: abortRun } }, "Abort run");
   const redrawSoon = batched(drawNow);
   const timeline = new Timeline(() => redraw());
+  const head = h(
+    "div",
+    { class: "row head actions-head", role: "row" },
+    h("span", { class: "name", role: "columnheader" }, "Action"),
+    h("span", { class: "phase", role: "columnheader" }, "Phase"),
+    h("span", { class: "tries", role: "columnheader" }, "Attempt"),
+    h("span", { class: "started", role: "columnheader" }, "Started"),
+    h("span", { class: "took", role: "columnheader" }, "Duration"),
+    h("span", { class: "when", role: "columnheader", "aria-label": "Timeline" }, timeline.axis),
+  );
   const rows = new Rows({
     role: "treegrid",
     label: `Actions of ${run.name}`,
+    head,
     rowHeight: matchMedia("(max-width: 720px)").matches ? 40 : 30,
     key: (row) => row.name,
     make: makeRow,
@@ -76,16 +87,6 @@ export function runView({ main, run, query, replace, status, signal, dialog }) {
       else timeline.pan((event.deltaY || event.deltaX) > 0 ? 0.1 : -0.1);
     },
     { passive: false },
-  );
-  const head = h(
-    "div",
-    { class: "row head actions-head", role: "row" },
-    h("span", { class: "name", role: "columnheader" }, "Action"),
-    h("span", { class: "phase", role: "columnheader" }, "Phase"),
-    h("span", { class: "tries", role: "columnheader" }, "Attempt"),
-    h("span", { class: "started", role: "columnheader" }, "Started"),
-    h("span", { class: "took", role: "columnheader" }, "Duration"),
-    h("span", { class: "when", role: "columnheader", "aria-label": "Timeline" }, timeline.axis),
   );
   const modes = h(
     "div",
@@ -126,7 +127,7 @@ export function runView({ main, run, query, replace, status, signal, dialog }) {
   const body = h(
     "div",
     { class: "run-body" },
-    h("section", { class: "table", "aria-label": "Actions" }, head, rows.element, notice),
+    h("section", { class: "table", "aria-label": "Actions" }, rows.frame, notice),
     aside,
   );
   fill(
@@ -134,7 +135,7 @@ export function runView({ main, run, query, replace, status, signal, dialog }) {
     h(
       "div",
       { class: "bar" },
-      h("a", { href: "/", class: "back", data: { go: "" }, "aria-label": "All runs" }, "← Runs"),
+      snapshot === null ? h("a", { href: "/", class: "back", data: { go: "" }, "aria-label": "All runs" }, "← Runs") : null,
       h("h1", { class: "title", title: run.name }, run.name),
       copyButton(run.name, "the name of the run"),
       phase,
@@ -159,7 +160,10 @@ export function runView({ main, run, query, replace, status, signal, dialog }) {
     }
   };
   document.addEventListener("keydown", escape);
-  const resized = new ResizeObserver(() => redraw());
+  const resized = new ResizeObserver(([{ contentRect }]) => {
+    timeline.width = contentRect.width;
+    redraw();
+  });
   resized.observe(timeline.axis);
   signal.addEventListener("abort", () => {
     clearInterval(tick);
@@ -202,7 +206,7 @@ export function runView({ main, run, query, replace, status, signal, dialog }) {
       redraw(needsRows);
     },
   });
-  rows.element.focus({ preventScroll: true });
+  rows.frame.focus({ preventScroll: true });
   if (chosen) choose(chosen);
 
   /** What only the run's own details have: labels, who started it, why it failed. */
@@ -245,7 +249,7 @@ export function runView({ main, run, query, replace, status, signal, dialog }) {
   }
 
   function drawNow() {
-    const now = Date.now();
+    const now = clock();
     if (needsRows) {
       needsRows = false;
       rows.set(tree.rows(collapsed, matcher()));
@@ -259,11 +263,11 @@ export function runView({ main, run, query, replace, status, signal, dialog }) {
     if (span !== null) timeline.setSpan(span);
     if (mode === "timeline") timeline.drawAxis();
     setAttribute(criticalButton, "aria-pressed", String(showsCritical));
+    rows.element.classList.toggle("shows-critical", showsCritical);
     showHeader(now);
     const isEmpty = rows.rows.length === 0;
     notice.hidden = !isEmpty;
-    rows.element.hidden = isEmpty;
-    head.hidden = isEmpty;
+    rows.frame.hidden = isEmpty;
     if (isEmpty) fill(notice, ...whyEmpty());
     rows.draw();
   }
@@ -271,7 +275,7 @@ export function runView({ main, run, query, replace, status, signal, dialog }) {
   function whyEmpty() {
     if (failure !== null) {
       const title = failure.code === "not_found" ? "There is no such run" : "The run cannot be shown";
-      return [h("h2", {}, title), h("p", {}, failure.message), h("p", {}, h("a", { href: "/", data: { go: "" } }, "All runs"))];
+      return [h("h2", {}, title), h("p", {}, failure.message), h("p", {}, viewLink("/", {}, "All runs"))];
     }
     if (tree.size > 0) return [h("h2", {}, "No action meets the filter")];
     return [h("h2", {}, "Loading…")];
@@ -365,7 +369,7 @@ export function runView({ main, run, query, replace, status, signal, dialog }) {
       const place = new URLSearchParams({ project: run.project, domain: run.domain });
       fill(
         facts,
-        fact("Project / domain", h("a", { href: `/?${place}`, data: { go: "" } }, `${run.project} / ${run.domain}`)),
+        fact("Project / domain", viewLink(`/?${place}`, {}, `${run.project} / ${run.domain}`)),
         fact("Task", h("span", { class: "value" })),
         fact("By", h("span", { class: "value" })),
         fact("Started", time(null)),
@@ -388,7 +392,7 @@ export function runView({ main, run, query, replace, status, signal, dialog }) {
     shown.parentElement.parentElement.hidden = labels.length === 0;
     if (shown.dataset.key !== key) {
       shown.dataset.key = key;
-      fill(shown, labels.map(([name, value]) => h("a", { class: "label", href: `/?${new URLSearchParams({ label: `${name}=${value}` })}`, data: { go: "" }, title: `${name}=${value}` }, `${name}=${value}`)));
+      fill(shown, labels.map(([name, value]) => viewLink(`/?${new URLSearchParams({ label: `${name}=${value}` })}`, { class: "label", title: `${name}=${value}` }, `${name}=${value}`)));
     }
   }
 
@@ -429,7 +433,7 @@ export function runView({ main, run, query, replace, status, signal, dialog }) {
     panel = null;
     aside.hidden = name === "";
     body.classList.toggle("has-panel", name !== "");
-    if (name === "") rows.element.focus({ preventScroll: true });
+    if (name === "") rows.frame.focus({ preventScroll: true });
     else {
       const close = () => choose("");
       panel = actionPanel({ aside, run: identifier, name, close, dialog });
@@ -477,7 +481,7 @@ export function runView({ main, run, query, replace, status, signal, dialog }) {
     if (node === undefined) return;
     const [name, phaseCell, tries, started, took, when] = element.children;
     const [twist, sign, label, id] = name.children;
-    const now = Date.now();
+    const now = clock();
     setAttribute(element, "aria-level", String(row.depth + 1));
     setAttribute(element, "aria-expanded", row.hasChildren ? String(row.isOpen) : null);
     element.classList.toggle("context", row.isContext);

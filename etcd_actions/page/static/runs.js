@@ -1,5 +1,5 @@
 // All runs: filters, pages, and each change as it comes.
-import { call, CallError, follow, lines } from "./connect.js";
+import { call, CallError, follow, lines, snapshot } from "./connect.js";
 import { announce, batched, fill, h, setAttribute, setText } from "./dom.js";
 import { duration, iso, isTerminal, millis, PHASES, phaseOf, phaseSign, phaseWord, plural, when } from "./format.js";
 import { Rows } from "./rows.js";
@@ -31,6 +31,11 @@ function runOf(message) {
     end: millis(status.endTime),
     labels: message.labels || {},
   };
+}
+
+/** A link to another view; in a report, which has no other, only its text. */
+export function viewLink(href, properties, ...children) {
+  return snapshot === null ? h("a", { href, data: { go: "" }, ...properties }, ...children) : h("span", properties, ...children);
 }
 
 export function runPath({ project, domain, name }) {
@@ -78,9 +83,15 @@ export function runsView({ main, query, go, replace, status, signal }) {
 
   const count = h("p", { class: "count", "aria-live": "polite" });
   const empty = h("div", { class: "empty", hidden: true });
+  const head = h(
+    "div",
+    { class: "row head runs-head", role: "row" },
+    ["Phase", "Run", "Task", "Project / domain", "By", "Started", "Duration"].map((text) => h("span", { role: "columnheader" }, text)),
+  );
   const rows = new Rows({
     role: "grid",
     label: "Runs, newest first",
+    head,
     rowHeight: matchMedia("(max-width: 720px)").matches ? 62 : 38,
     key: (run) => run.key,
     make: makeRow,
@@ -92,25 +103,19 @@ export function runsView({ main, query, go, replace, status, signal }) {
     },
   });
   rows.element.classList.add("runs");
-  const head = h(
-    "div",
-    { class: "row head runs-head", role: "row" },
-    ["Phase", "Run", "Task", "Project / domain", "By", "Started", "Duration"].map((text) => h("span", { role: "columnheader" }, text)),
-  );
   const form = filterForm();
   fill(
     main,
     h("div", { class: "bar" }, h("h1", {}, "Runs"), count),
     form,
-    h("section", { class: "table", "aria-label": "Runs" }, head, rows.element, empty),
+    h("section", { class: "table", "aria-label": "Runs" }, rows.frame, empty),
   );
   const show = batched(() => {
     const found = [...runs.values()].filter((run) => meets(run, state)).sort((a, b) => b.start - a.start || (a.key < b.key ? 1 : -1));
     rows.set(found);
     const isEmpty = found.length === 0 && (isLoaded || failure !== null);
     empty.hidden = !isEmpty;
-    head.hidden = isEmpty;
-    rows.element.hidden = isEmpty;
+    rows.frame.hidden = isEmpty;
     const loading = failure === null ? "Loading…" : "";
     setText(count, isLoaded ? `${plural(found.length, "run")}${token ? ", and more below" : ""}` : loading);
     if (isEmpty) fill(empty, ...whyEmpty());
@@ -136,7 +141,7 @@ export function runsView({ main, query, go, replace, status, signal }) {
       if (message !== null) show();
     },
   });
-  rows.element.focus({ preventScroll: true });
+  rows.frame.focus({ preventScroll: true });
 
   function take(run) {
     const before = runs.get(run.key);
@@ -234,8 +239,10 @@ export function runsView({ main, query, go, replace, status, signal }) {
         h("span", {}, "Phase"),
         h("select", { name: "phase" }, h("option", { value: "" }, "any"), PHASES.slice(1).map((phase) => h("option", { value: phase, selected: phase === state.phase }, phaseWord(phase)))),
       ),
+      h("button", { type: "button", class: "more", "aria-expanded": "false", on: { click: (event) => setAttribute(event.currentTarget, "aria-expanded", String(made.classList.toggle("open"))) } }, "Filters"),
       FIELDS.slice(1).map(field),
     );
+    made.classList.toggle("open", FIELDS.slice(1).some(([name]) => state[name] !== ""));
     return made;
   }
 

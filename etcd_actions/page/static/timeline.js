@@ -13,6 +13,7 @@ export class Timeline {
     this.onChange = onChange;
     this.span = [0, 1];
     this.view = null;
+    this.width = 300;
     this.axis = h("div", { class: "axis", "aria-hidden": "true" });
     this.tools = h(
       "div",
@@ -78,13 +79,12 @@ export class Timeline {
 
   drawAxis() {
     const [from, to] = this.range;
-    const width = this.axis.clientWidth || 300;
-    const most = Math.max(2, Math.floor(width / 90));
+    const most = Math.max(2, Math.floor(this.width / 90));
     const step = STEPS.find((each) => (to - from) / each <= most) || STEPS[STEPS.length - 1] * Math.ceil((to - from) / STEPS[STEPS.length - 1] / most);
     const origin = this.span[0];
     const ticks = [];
     for (let at = origin + Math.ceil((from - origin) / step) * step; at <= to; at += step) {
-      const tick = h("span", { class: "tick", title: iso(at) }, at === origin ? when(at) : `+${duration(at - origin)}`);
+      const tick = h("span", { class: "tick", title: iso(at) }, at === origin ? when(at) : `+${duration(at - origin).replace(/ 0[0]? (?:ms|s|m|h)$/, "").replace(".0 s", " s")}`);
       const left = ((at - from) / (to - from)) * 100;
       tick.style.left = `${left}%`;
       if (left > 88) tick.classList.add("last");
@@ -92,7 +92,5 @@ export class Timeline {
     }
     this.axis.replaceChildren(...ticks);
     setAttribute(this.axis, "data-step", String(step));
-    const scale = 100 / (to - from);
-    this.axis.parentElement?.parentElement?.style.setProperty("--tick", `${step * scale}%`);
   }
 }

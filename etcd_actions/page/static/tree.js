@@ -60,7 +60,11 @@ export class Tree {
     return this.children.get(name) || [];
   }
 
-  /** Arrange anew if actions came: each once, below its parent, in the order of their start. */
+  startOf(name) {
+    return this.nodes.get(name).start ?? Number.MAX_VALUE;
+  }
+
+  /** Arrange again if actions came: each once, below its parent, in the order of their start. */
   arrange() {
     if (!this.isStale) return;
     this.isStale = false;
@@ -72,9 +76,10 @@ export class Tree {
       else if (this.children.has(parent)) this.children.get(parent).push(node.name);
       else this.children.set(parent, [node.name]);
     }
-    const byStart = (a, b) => (this.nodes.get(a).start ?? Infinity) - (this.nodes.get(b).start ?? Infinity) || (a < b ? -1 : 1);
-    for (const names of this.children.values()) names.sort(byStart);
-    tops.sort(byStart);
+    const byStart = (a, b) => this.startOf(a) - this.startOf(b) || (a < b ? -1 : 1);
+    // The service sends them in the order of their start, mostly.
+    const inOrder = (names) => names.every((name, at) => at === 0 || byStart(names[at - 1], name) < 0);
+    for (const names of [...this.children.values(), tops]) if (!inOrder(names)) names.sort(byStart);
     this.order = [];
     const seen = new Set();
     const walk = (start) => {
@@ -154,13 +159,17 @@ export class Tree {
       const name = stack.pop();
       if (found.has(name)) continue;
       found.add(name);
-      const below = (this.children.get(name) || []).map((each) => this.nodes.get(each)).filter((each) => each.start !== null);
-      below.sort((a, b) => endOf(b, now) - endOf(a, now) || a.start - b.start);
+      const below = [];
+      for (const each of this.children.get(name) || []) {
+        const node = this.nodes.get(each);
+        if (node.start !== null) below.push({ name: each, start: node.start, end: endOf(node, now) });
+      }
+      below.sort((a, b) => b.end - a.end || a.start - b.start);
       let before = Infinity;
-      for (const node of below) {
-        if (endOf(node, now) > before) continue;
-        stack.push(node.name);
-        before = node.start;
+      for (const { name: each, start, end } of below) {
+        if (end > before) continue;
+        stack.push(each);
+        before = start;
       }
     }
     return found;

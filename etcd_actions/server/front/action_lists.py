@@ -19,6 +19,7 @@ from etcd_actions.model import (
     ACTION_TYPE_TRACE,
     ActionId,
     Phase,
+    RunId,
     canonical_name,
 )
 from etcd_actions.runs.filters import Field, Fields, Kind, microseconds
@@ -57,18 +58,19 @@ def row_of(action: StoredAction) -> Row:
     """The row of an action."""
     spec, history = action.spec, action.status.phase_history
     created = _microseconds(time_of(action.metadata.creation_timestamp))
-    ended = _microseconds(time_of(action.end_time))
+    state = action.state()
+    ended = _microseconds(time_of(action.end_time)) if state.phase.is_terminal else None
     updated = _microseconds(time_of(history[-1].occurred_at)) if history else None
     return Row(
         key=action.key,
         name=action_id_of(action).name,
         parent=canonical_name(spec.run_name, spec.parent_action_name),
-        phase=(action.phase or Phase.QUEUED).value,
+        phase=(state.phase or Phase.QUEUED).value,
         action_type=_TYPES.get(spec.kind, 0),
         task_type=spec.task_type,
         short_name=spec.short_name,
         group=spec.group,
-        attempts=max(action.attempts, 1),
+        attempts=max(state.attempts, 1),
         created=created,
         updated=updated or ended or created,
         ended=ended,
@@ -129,7 +131,7 @@ class ActionLists:
 
     def __init__(self, reader: RunReader) -> None:
         self._reader = reader
-        self._cached: OrderedDict[ActionId, _CachedList] = OrderedDict()
+        self._cached: OrderedDict[RunId, _CachedList] = OrderedDict()
 
     async def page(self, run: ActionId, request: ListRequest) -> ActionPage:
         """Return one page.
@@ -139,7 +141,6 @@ class ActionLists:
             NotFound: There is no such run.
             EtcdError: etcd could not be read.
         """
-        run = ActionId(run.project, run.domain, run.run, "")
         query = parse(
             request,
             FIELDS,
@@ -147,7 +148,7 @@ class ActionLists:
             default=_DEFAULT,
             scope=f"{run.project}/{run.domain}/{run.run}".encode(),
         )
-        cached = self._cached.get(run)
+        cached = self._cached.get(run.run_id)
         if request.token and cached is not None and trio.current_time() - cached.at < _CACHED_FOR:
             return await self._next_page(run, query, cached.rows)
         listing = await self._reader.actions(run)
@@ -168,13 +169,13 @@ class ActionLists:
         matching = query.select([row_of(action) for action in present])
         by_key = {action.key: action for action in present}
         if not found.token:
-            self._cached.pop(run, None)
+            self._cached.pop(run.run_id, None)
         record = await self._reader.record(run)
         return ActionPage([by_key[row.key] for row in matching], record, found.token)
 
     def _cache(self, run: ActionId, rows: list[Row]) -> None:
-        self._cached[run] = _CachedList(rows, trio.current_time())
-        self._cached.move_to_end(run)
+        self._cached[run.run_id] = _CachedList(rows, trio.current_time())
+        self._cached.move_to_end(run.run_id)
         while self._cached and sum(len(each.rows) for each in self._cached.values()) > _MOST_CACHED:
             self._cached.popitem(last=False)
 

@@ -8,15 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Final, TypeVar
 
-import structlog
 from flyteidl2.common.identifier_pb2 import ActionIdentifier
 from flyteidl2.task.run_pb2 import RunSpec
 from flyteidl2.task.task_definition_pb2 import TaskSpec
 from flyteidl2.workflow import run_definition_pb2 as pb
-from google.protobuf.message import DecodeError as BadMessage
 
+from etcd_actions._internal.readable_parts import readable
 from etcd_actions.actions.stored_action import StoredAction
-from etcd_actions.errors import DecodeError
 from etcd_actions.model import (
     ACTION_TYPE_CONDITION,
     ACTION_TYPE_TASK,
@@ -60,8 +58,6 @@ _TYPES: Final = {
 _FAILURES: Final = (Phase.FAILED, Phase.TIMED_OUT)
 _SUCCESSES: Final = (Phase.SUCCEEDED, Phase.RECOVERED)
 _GONE: Final = "its objects were deleted before its end was recorded"
-
-_log = structlog.get_logger(__name__)
 
 
 def run_message(
@@ -125,7 +121,7 @@ def action_details(found: Found, org: str) -> pb.ActionDetails:
     elif kind == ACTION_TYPE_CONDITION:
         if (declared := _read(action, conversions.condition_action)) is not None:
             message.condition.CopyFrom(declared)
-    elif (trace := _read(action, _trace)) is not None:
+    elif (trace := _read(action, conversions.trace_action)) is not None:
         message.trace.CopyFrom(trace.spec)
     return message
 
@@ -190,7 +186,7 @@ def metadata(action: StoredAction, record: RunRecord | None, org: str) -> pb.Act
             message.condition.name = declared.name
             message.condition.type.CopyFrom(declared.type)
     else:
-        trace = _read(action, _trace)
+        trace = _read(action, conversions.trace_action)
         message.trace.name = spec.short_name if trace is None else trace.name
     if record is not None and not spec.parent_action_name:
         add_of_run(message, record, org)
@@ -202,11 +198,12 @@ def metadata(action: StoredAction, record: RunRecord | None, org: str) -> pb.Act
 
 def status(action: StoredAction) -> pb.ActionStatus:
     """The status of an action."""
+    state = action.state()
     return status_message(
-        action.phase,
+        state.phase,
         time_of(action.metadata.creation_timestamp),
-        time_of(action.end_time),
-        action.attempts,
+        time_of(action.end_time) if state.phase.is_terminal else None,
+        state.attempts,
         action.status.cache_status,
     )
 
@@ -318,23 +315,6 @@ def _attempt_of_record(record: RunRecord, how: RunStatus) -> pb.ActionAttempt:
     return attempt_message(attempt)
 
 
-def _trace(action: StoredAction) -> pb.TraceAction | None:
-    data = action.spec.trace_spec_bytes
-    try:
-        return pb.TraceAction.FromString(data) if data else None
-    except BadMessage as error:
-        raise DecodeError(f"spec.traceSpec: not a TraceAction: {error}") from None
-
-
 def _read(action: StoredAction, read: Callable[[StoredAction], _Part | None]) -> _Part | None:
     """A part of an object; None if it cannot be decoded, so that the rest is sent."""
-    try:
-        return read(action)
-    except DecodeError as error:
-        _log.warning(
-            "sent_without_field",
-            key=action.key.decode(errors="backslashreplace"),
-            revision=action.revision,
-            reason=error.reason,
-        )
-        return None
+    return readable(action, lambda: read(action), event="sent_without_field")

@@ -14,6 +14,7 @@ from etcd_actions.registry.registry import Registry
 from etcd_actions.runs.run_index import RunIndex
 from etcd_actions.server.application import Calls, Route
 from etcd_actions.server.front.attempt_logs import Logs, LogService
+from etcd_actions.server.front.cluster_state import ClusterSources, ClusterState
 from etcd_actions.server.front.data_proxy_service import DataProxy
 from etcd_actions.server.front.earlier_names import LegacyDataProxy, LegacyLogs
 from etcd_actions.server.front.local_files import LocalFiles
@@ -58,6 +59,7 @@ class FrontDoor:
         projects_with_runs: Returns the names of projects that have runs.
         builds: Builds images; None: no image has to be built.
         run_messages: Encodes messages with runs, for all ports.
+        cluster: The sources of the state of the cluster; None: the page does not show it.
     """
 
     client: ActionsClient
@@ -74,14 +76,16 @@ class FrontDoor:
     projects_with_runs: Callable[[], Iterable[str]] = tuple
     builds: ImageBuilds | None = None
     run_messages: RunMessages = field(default_factory=RunMessages)
+    cluster: ClusterSources | None = None
 
     def add_to(self, methods: Methods, streams: Streams) -> None:
         """Add the methods of its services, and refuse Flyte's others."""
-        for service in self._services(streams):
+        for service in self.services(streams):
             methods.add(service)
         refuse_others(methods)
 
-    def _services(self, streams: Streams) -> Iterable[Service]:
+    def services(self, streams: Streams) -> Iterable[Service]:
+        """Its services, for the streams of one port or of this process."""
         deployed = None if self.registry is None else DeployedTasks(self.registry)
         data = None if self.blobs is None else RunBlobs(self.blobs, self._deployment)
         yield RunService(
@@ -126,6 +130,12 @@ class FrontDoor:
         if self.index is not None:
             lines = run_changes(self.index, streams, self.run_messages, self.keepalive)
             yield PageStream("/page/runs", self.client, calls, lines)
+        if self.cluster is not None:
+            state = ClusterState(self.client, self.cluster, calls, streams, self._number_of_runs)
+            yield PageStream("/page/cluster", self.client, calls, state.lines)
+
+    def _number_of_runs(self) -> int | None:
+        return None if self.index is None else self.index.statistics().runs
 
     def routes(self) -> Iterable[Route]:
         """The routes of plain HTTP."""

@@ -70,6 +70,11 @@ class PageStream:
         if scope["method"] != "GET":
             await respond(send, HTTPStatus.METHOD_NOT_ALLOWED, b"use GET\n", _HEADERS[1:])
             return
+        # It is reported that the client left only once the body was read, which is empty.
+        body = await receive()
+        if body["type"] != "http.request" or body.get("body") or body.get("more_body"):
+            await respond(send, HTTPStatus.BAD_REQUEST, b"send no body\n", _HEADERS[1:])
+            return
         is_started = False
         refusal = Refusal(Code.INTERNAL, "it failed: see the log of the service")
         with self._client.containment.unit("request", f"page {self._path}"):
@@ -81,18 +86,18 @@ class PageStream:
                             is_started = True
                             start = {"type": "http.response.start", "status": 200}
                             await send({**start, "headers": list(_HEADERS)})
-                        body = b"\n" if line is None else json.dumps(line).encode() + b"\n"
-                        await send({"type": "http.response.body", "body": body, "more_body": True})
-            except Refusal as error:
-                refusal = error
-            except EtcdActionsError as error:
-                refusal = Refusal(Code.UNAVAILABLE, str(error))
+                        data = b"\n" if line is None else json.dumps(line).encode() + b"\n"
+                        await send({"type": "http.response.body", "body": data, "more_body": True})
+            except Refusal as raised:
+                refusal = raised
+            except EtcdActionsError as raised:
+                refusal = Refusal(Code.UNAVAILABLE, str(raised))
         if is_started:
             await send({"type": "http.response.body", "body": b""})
             return
         status = _STATUSES.get(refusal.code, HTTPStatus.SERVICE_UNAVAILABLE)
-        body = json.dumps({"code": refusal.code.value, "message": refusal.message}).encode()
-        await respond(send, status, body, _HEADERS[1:], kind="application/json")
+        error = json.dumps({"code": refusal.code.value, "message": refusal.message}).encode()
+        await respond(send, status, error, _HEADERS[1:], kind="application/json")
 
 
 def run_changes(

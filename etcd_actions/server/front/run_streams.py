@@ -118,10 +118,13 @@ class Follower:
             Unavailable: Changes may be missing: follow again.
         """
         run = ActionId(run.project, run.domain, run.run, ROOT_ACTION)
-        subscription = self._client.subscribe_run(run, snapshot=False)
+        subscription = self._client.subscribe_run(run.run_id, snapshot=False)
         async with self._streams.follow(subscription) as (stream, updates):
             listing = await self._listings.get(run, lambda: self._reader.actions(run))
-            tree.put(listing.actions, listing.record)
+            for at in range(0, len(listing.actions), _MOST_AT_ONCE):
+                tree.put(listing.actions[at : at + _MOST_AT_ONCE], listing.record)
+                # Others are answered between the parts of a large run.
+                await trio.lowlevel.checkpoint()
             replaced, revision = updates.replaced, listing.revision
             del listing
             everything = tree.keys()

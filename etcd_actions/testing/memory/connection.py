@@ -15,7 +15,7 @@ from etcd_actions.etcd.endpoints import Endpoint
 from etcd_actions.etcd.grpc import errors
 from etcd_actions.etcd.reasons import error_kind
 from etcd_actions.etcd.rpc import Request, Result, Rpc
-from etcd_actions.etcd.transport import Connection
+from etcd_actions.etcd.transport import Connection, MemberConnection
 from etcd_actions.testing.memory.engine import Engine
 from etcd_actions.testing.memory.faults import Call, ConnectionBroken, Faults
 from etcd_actions.testing.memory.keyspace import Refused
@@ -42,8 +42,8 @@ class MemoryClient(EtcdClient):
         self.faults = faults
 
 
-class MemoryConnection:
-    """Implements :class:`~etcd_actions.etcd.transport.Connection`."""
+class MemoryConnection(MemberConnection):
+    """A connection to the store in memory."""
 
     def __init__(
         self,
@@ -52,40 +52,29 @@ class MemoryConnection:
         faults: Faults,
         settings: ConnectionSettings,
     ) -> None:
+        super().__init__(endpoint)
         self._engine = engine
-        self._endpoint = endpoint
         self._faults = faults
         self._silence = settings.keepalive_time + settings.keepalive_timeout
-        self._broken = False
-
-    @property
-    def endpoint(self) -> Endpoint:
-        """The member's address."""
-        return self._endpoint
-
-    @property
-    def broken(self) -> bool:
-        """Whether a call or a stream has found that the store cannot be reached."""
-        return self._broken
 
     async def call(
         self, rpc: Rpc[Request, Result], request: Request, *, token: str, within: float
     ) -> Result:
         """Do one call; see the protocol. The token is not checked."""
-        what = f"{rpc.name} at {self._endpoint}"
+        what = f"{rpc.name} at {self.endpoint}"
         await trio.lowlevel.checkpoint()
         if self._is_refused():
-            self._broken = True
+            self.broken = True
             raise Unavailable(f"{what}: the connection is refused")
         lost = OutcomeUnknown if rpc.writes else Unavailable
         with trio.move_on_after(within):
             try:
                 return await self._exchange(rpc, request, what)
             except ConnectionBroken:
-                self._broken = True
+                self.broken = True
                 raise lost(f"{what}: the connection was lost") from None
         # A read without an answer is a sign of a broken connection; a slow write is none.
-        self._broken = self._broken or not rpc.writes
+        self.broken = self.broken or not rpc.writes
         raise lost(f"{what}: no answer in {within:g} s")
 
     async def _exchange(self, rpc: Rpc[Request, Result], request: Request, what: str) -> Result:
@@ -122,10 +111,10 @@ class MemoryConnection:
         """Open a watch stream; see the protocol."""
         await trio.lowlevel.checkpoint()
         stream = MemoryWatchStream(
-            self._engine, self._faults, silence=self._silence, on_unavailable=self._break
+            self._engine, self._faults, silence=self._silence, on_unavailable=self.note_broken
         )
         if self._is_refused():
-            stream.fail(Unavailable(f"watch at {self._endpoint}: the connection is refused"))
+            stream.fail(Unavailable(f"watch at {self.endpoint}: the connection is refused"))
         with self._engine.watched_by(stream), self._faults.ringing(stream.look):
             yield stream
 
@@ -133,10 +122,7 @@ class MemoryConnection:
         """There is nothing to free."""
 
     def _is_refused(self) -> bool:
-        return self._faults.is_cut or not self._engine.serves(self._endpoint)
-
-    def _break(self) -> None:
-        self._broken = True
+        return self._faults.is_cut or not self._engine.serves(self.endpoint)
 
 
 def _error(text: str, what: str) -> EtcdError:

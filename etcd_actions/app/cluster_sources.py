@@ -1,0 +1,44 @@
+"""What the page shows of the packages above the service: health, lag, and the local executor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+from etcd_actions.etcd.client import EtcdClient
+from etcd_actions.monitoring import Health
+
+if TYPE_CHECKING:
+    from etcd_actions.executor import ExecutorStatistics
+    from etcd_actions.server.front.cluster_state import ClusterSources
+
+
+def cluster_sources(
+    etcd: EtcdClient,
+    health: Health,
+    executor: Callable[[], Callable[[], ExecutorStatistics] | None],
+) -> ClusterSources:
+    """The sources of the state of the cluster; needs the extra ``server``.
+
+    Args:
+        etcd: The connection to etcd.
+        health: The health of the process.
+        executor: Returns how to read the counts of the local executor; None while there is none.
+    """
+    from etcd_actions.server.front.cluster_state import ClusterSources  # noqa: PLC0415
+
+    def counts() -> Mapping[str, int] | None:
+        read = executor()
+        if read is None:
+            return None
+        found = read()
+        return {
+            "running": found.running,
+            "waiting": found.waiting,
+            "open": found.open_actions,
+            "started": found.started,
+            "retries": found.retries,
+            "ended": sum(found.ended.values()),
+        }
+
+    return ClusterSources(etcd=etcd, checks=health.ready, lag=health.lag, executor=counts)

@@ -1,0 +1,161 @@
+"""The flags of runs, describe, wait, attach and top, which read from etcd or the service."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import click
+
+from etcd_actions.cli.flags import command
+from etcd_actions.cli.number_types import Count, Seconds
+from etcd_actions.cli.options import CommonOptions, with_settings
+from etcd_actions.cli.parsing.run_async import run_async
+from etcd_actions.cli.printing import FORMATS, output_option
+from etcd_actions.config.settings import BACKEND
+from etcd_actions.model import Phase
+
+PHASES = [phase.name for phase in Phase if phase]
+
+
+@command(example="etcd-actions runs --phase FAILED --newer-than 24h -l team=ml")
+@click.option("--project", metavar="NAME", help="Only this project.")
+@click.option("--domain", metavar="NAME", help="Only this domain.")
+@click.option(
+    "--phase",
+    "phases",
+    multiple=True,
+    type=click.Choice(PHASES, case_sensitive=False),
+    help="Only runs in this phase; may be given several times.",
+)
+@click.option(
+    "-l",
+    "--label",
+    "labels",
+    multiple=True,
+    metavar="KEY[=VALUE]",
+    help="Only runs with this label; may be given several times.",
+)
+@click.option(
+    "--newer-than", type=Seconds(), metavar="DURATION", help="Only runs created within this time."
+)
+@click.option(
+    "--older-than", type=Seconds(), metavar="DURATION", help="Only runs created before that time."
+)
+@click.option(
+    "--sort-by",
+    metavar="[-]FIELD",
+    default="-created",
+    show_default=True,
+    help="created, started, ended, updated, duration, phase, run, project, domain, task or by; "
+    "with - before it descending.",
+)
+@click.option(
+    "--limit", type=Count(), metavar="N", default=100, show_default=True, help="The most runs."
+)
+@click.option("--no-counts", is_flag=True, help="Do not count the actions of each run.")
+@click.option("-w", "--watch", is_flag=True, help="Then show each run that changes or is new.")
+@output_option(*FORMATS, elsewhere="jsonl")
+@with_settings(BACKEND)
+def runs(
+    common: CommonOptions,
+    *,
+    project: str | None,
+    domain: str | None,
+    phases: tuple[str, ...],
+    labels: tuple[str, ...],
+    newer_than: float | None,
+    older_than: float | None,
+    sort_by: str,
+    limit: int,
+    no_counts: bool,
+    watch: bool,
+    output: str | None,
+) -> int:
+    """Show the runs, the newest first.
+
+    ACTIONS is the number of terminal actions and of all; it is empty once they have expired. A
+    run that has no record, of a run service other than ours, is shown by list alone.
+    """
+    from etcd_actions.cli.commands.runs import RunFilter, show_runs  # noqa: PLC0415
+
+    selected = RunFilter(
+        phases=[phase.upper() for phase in phases],
+        project=project,
+        domain=domain,
+        labels=dict(map(_label, labels)),
+        newer_than=newer_than,
+        older_than=older_than,
+    )
+    show = partial(
+        show_runs,
+        common,
+        selected,
+        sort_by=sort_by,
+        limit=limit,
+        counts=not no_counts,
+        watch=watch,
+        output=output,
+    )
+    return run_async(show)
+
+
+def _label(text: str) -> tuple[str, str | None]:
+    key, equals, value = text.partition("=")
+    if not key:
+        raise click.BadParameter("give KEY or KEY=VALUE", param_hint="--label")
+    return key, value if equals else None
+
+
+@command(example="etcd-actions describe r1/train")
+@click.argument("names", metavar="RUN[/ACTION]...", nargs=-1, required=True)
+@output_option("table", "yaml", "json", "jsonl", elsewhere="table")
+@with_settings(BACKEND)
+def describe(common: CommonOptions, *, names: tuple[str, ...], output: str | None) -> int:
+    """Show all that is known of runs or actions: events, attempts, errors, logs.
+
+    Events are the phases of all attempts in the order of time. Errors have their tracebacks. A
+    run is described by its root, with the labels of the run and its failed actions.
+    """
+    from etcd_actions.cli.commands.describe import describe_actions  # noqa: PLC0415
+
+    return run_async(describe_actions, common, names, output)
+
+
+@command(example="etcd-actions wait r1 --for phase=SUCCEEDED --timeout 10m")
+@click.argument("name", metavar="RUN[/ACTION]")
+@click.option(
+    "--for",
+    "condition",
+    metavar="success|terminal|phase=PHASE[,PHASE]",
+    default="success",
+    show_default=True,
+    help="success is SUCCEEDED or RECOVERED, terminal any end.",
+)
+@click.option(
+    "--timeout", type=Seconds(), metavar="DURATION", help="The time limit. [default: none]"
+)
+@with_settings(BACKEND)
+def wait(common: CommonOptions, *, name: str, condition: str, timeout: float | None) -> int:
+    """Wait until a run or an action has a phase.
+
+    It ends with 0 once it has, with 11 once it is terminal in another phase, and with 12 after
+    --timeout.
+    """
+    from etcd_actions.cli.commands.wait import wait_for_phase  # noqa: PLC0415
+
+    return run_async(wait_for_phase, common, name, condition, timeout)
+
+
+@command(example="etcd-actions submit --detach hello.py:main --run r1 && etcd-actions attach r1")
+@click.argument("run", metavar="RUN")
+@output_option("table", "jsonl", elsewhere="jsonl")
+@with_settings(BACKEND)
+def attach(common: CommonOptions, *, run: str, output: str | None) -> int:
+    """Follow a run to its end, as submit does.
+
+    Each state of its actions is a line. It ends with the run: with 0 if that succeeded, else with
+    11. A first Ctrl-C ends attach alone; abort ends the run.
+    """
+    from etcd_actions.cli.commands.attach import attach_to_run  # noqa: PLC0415
+
+    return run_async(attach_to_run, common, run, output)

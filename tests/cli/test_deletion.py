@@ -1,0 +1,222 @@
+"""``delete`` and ``gc`` as processes, on etcd and through the service, next to a leader."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from pathlib import Path
+
+import msgspec
+import pytest
+import trio
+
+from etcd_actions import ActionId, Phase
+from etcd_actions.cli.exit_codes import ExitCode
+from etcd_actions.cli.formats.changes import size_text
+from etcd_actions.etcd.api import Etcd
+from etcd_actions.executor.attempts.attempt_directory import AttemptDirectory
+from etcd_actions.runs.run_index import open_run_index
+from etcd_actions.runs.run_record import RunStatus, decode_record
+from etcd_actions.server import ServerSettings, open_actions_server
+from etcd_actions.server.front import FrontDoor
+from etcd_actions.web import Bind
+from tests.cli.command import Finished, finish
+from tests.runs.test_removal import Scene, open_scene
+from tests.support import flyte
+from tests.support.etcd_server import EtcdServer, free_port
+from tests.support.waiting import eventually_holds
+
+# Each starts processes.
+pytestmark = pytest.mark.slow
+
+
+class Site:
+    """A leader, its runs, and the flags of the commands."""
+
+    def __init__(self, scene: Scene, folder: Path, *flags: str) -> None:
+        self.scene = scene
+        self.folder = folder
+        self.flags = (*flags, "--blob-dir", str(folder / "blobs"), "--log-level", "error")
+
+    async def finish(self, *arguments: str) -> Finished:
+        command = partial(finish, *arguments, *self.flags)
+        return await trio.to_thread.run_sync(command)
+
+    async def done(self, *arguments: str) -> list[str]:
+        """Run a command that has to succeed; returns its messages."""
+        ended = await self.finish(*arguments)
+        assert (ended.code, ended.out) == (ExitCode.OK, ""), ended.err
+        return [line.removeprefix("etcd-actions: ") for line in ended.err.splitlines()]
+
+    async def age(self, run: str, days: int, **more: object) -> None:
+        """Have a run ended some days ago."""
+        key = self.scene.keys.run_record(ActionId("p", "d", run, "a0"))
+
+        async def has_ended() -> bool:
+            kv = await self.scene.store.get(key)
+            status = None if kv is None else decode_record(kv.value).status
+            return status is not None and status.ended is not None
+
+        await eventually_holds(has_ended)
+        kv = await self.scene.store.get(key)
+        assert kv is not None
+        status = decode_record(kv.value).status or RunStatus()
+        ended = datetime.now(UTC) - timedelta(days=days)
+        await self.scene.change_record(
+            run, status=msgspec.structs.replace(status, ended=ended, **more)
+        )
+
+
+@pytest.fixture(params=["etcd", "service"])
+async def site(
+    request: pytest.FixtureRequest,
+    etcd: Etcd,
+    shared_etcd: EtcdServer,
+    prefix: bytes,
+    tmp_path: Path,
+) -> AsyncIterator[Site]:
+    async with AsyncExitStack() as stack:
+        scene = await stack.enter_async_context(open_scene(etcd, prefix, tmp_path))
+        if request.param == "etcd":
+            flags = ("--endpoints", shared_etcd.endpoint, "--prefix", prefix.decode())
+            yield Site(scene, tmp_path, *flags)
+            return
+        index = await stack.enter_async_context(open_run_index(etcd, scene.keys))
+        front = FrontDoor(client=scene.client, keepalive=30, blobs=scene.blobs, index=index)
+        settings = ServerSettings(bind=Bind("127.0.0.1", 0))
+        server = await stack.enter_async_context(
+            open_actions_server(scene.client, settings, front=front)
+        )
+        yield Site(scene, tmp_path, "--service", str(server.address))
+
+
+async def test_delete(site: Site) -> None:
+    scene = site.scene
+    for name in ("one", "two", "three"):
+        await scene.run(name)
+    planned = await site.done("delete", "one", "--dry-run")
+    assert planned[0].startswith("would delete p/d/one: 2 actions, 2 histories, 2 files (8 B), ")
+    assert await scene.is_whole("one")
+    deleted = await site.done("delete", "one", "p/d/two")
+    assert [line.partition(":")[0] for line in deleted] == [
+        "deleted p/d/one",
+        "deleted p/d/two",
+        "deleted 2 runs",
+    ]
+    assert deleted[2].startswith("deleted 2 runs: 4 actions, 4 histories, 4 files (16 B), ")
+    for name in ("one", "two"):
+        await eventually_holds(partial(scene.is_gone, name))
+    assert await scene.is_whole("three")
+
+    # An unknown one delays no other.
+    mixed = await site.finish("delete", "thre", "three", "-o", "json")
+    assert mixed.code == ExitCode.NOT_FOUND
+    assert "did you mean three" in mixed.err
+    document = json.loads(mixed.out)
+    (change,) = document["changes"]
+    assert (change["name"], change["result"]) == ("p/d/three", "deleted")
+    assert document["totals"]["actions"] == change["parts"]["actions"] == 2
+    await eventually_holds(partial(scene.is_gone, "three"))
+
+
+async def test_a_run_that_has_not_ended(site: Site) -> None:
+    scene = site.scene
+    await scene.run("r", children=2, open_child=True)
+    kept = await site.finish("delete", "r")
+    assert kept.code == ExitCode.ACTION
+    assert "kept p/d/r: c0 is UNSPECIFIED: abort it, or give force" in kept.err
+    assert await scene.there(scene.keys.runs) != []
+    deleted = await site.done("delete", "r", "--force", "--reason", "enough")
+    assert "aborted first: 1" in deleted[0]
+    await eventually_holds(partial(scene.is_gone, "r"))
+
+
+async def test_gc_of_runs(site: Site) -> None:
+    """By age, phase and number; what is young, in use or not ended stays."""
+    scene = site.scene
+    for name in ("old", "older", "oldest", "failed", "young"):
+        await scene.run(name)
+    await site.age("old", 31)
+    await site.age("older", 40)
+    await site.age("oldest", 50)
+    await site.age("failed", 40, phase=Phase.FAILED.value)
+    await scene.client.enqueue(flyte.task(ActionId("p", "d", "running", "a0")))
+    listed = await site.finish("gc", "--dry-run", "-o", "name")
+    assert (listed.code, listed.err) == (ExitCode.OK, "")
+    assert listed.out.split() == ["p/d/oldest", "p/d/older", "p/d/failed", "p/d/old"]
+    assert await scene.is_whole("oldest")
+    only = await site.finish("gc", "--dry-run", "--phase", "failed", "-o", "name")
+    assert only.out == "p/d/failed\n"
+    assert (await site.finish("gc", "--dry-run", "--project", "q", "-o", "name")).out == ""
+    first = await site.done("gc", "--limit", "1")
+    assert first[0].startswith("deleted p/d/oldest: ")
+    rest = await site.done("gc", "--older-than", "35d")
+    assert rest[-1].startswith("deleted 2 runs: 4 actions, ")
+    for name in ("oldest", "older", "failed"):
+        await eventually_holds(partial(scene.is_gone, name))
+    assert await scene.is_whole("old")
+    assert await scene.is_whole("young")
+    assert (await site.done("gc"))[-1].startswith("deleted 1 run: 2 actions, ")
+
+
+async def test_files_in_another_store_are_named(site: Site) -> None:
+    await site.scene.run("r")
+    await site.scene.change_record("r", output_base="s3://bucket/p/d/r")
+    deleted = await site.done("delete", "r")
+    assert deleted[-1].startswith("the files of 1 run stay, since they are not in this blob store")
+    assert "s3://bucket/p/d/r" in deleted[-1]
+
+
+async def test_gc_of_attempts_and_uploads(site: Site) -> None:
+    """On this machine: old attempts of actions that have ended, and unreferenced uploads."""
+    scene = site.scene
+    if "--service" in site.flags:
+        refused = await site.finish("gc", "attempts", "uploads")
+        assert refused.code == ExitCode.USAGE
+        assert "a service has no method for these" in refused.complaint
+        return
+    state = site.folder / "executor"
+    site.flags += ("--executor-state-dir", str(state))
+    await scene.client.enqueue(flyte.task(ActionId("p", "d", "r", "a0")))
+    open_action = await scene.client.get_task_action(ActionId("p", "d", "r", "a0"))
+    ended = msgspec.structs.replace(open_action.incarnation, uid="another", create_revision=1)
+    old = time.time() - 40 * 86_400
+    places = [AttemptDirectory(state, each, 1).path for each in (ended, open_action.incarnation)]
+    for place in places:
+        place.mkdir(parents=True)
+        os.utime(place, (old, old))
+    planned = await site.done("gc", "attempts", "--dry-run")
+    assert planned == [f"would delete 1 attempt in {state}"]
+    assert [place.exists() for place in places] == [True, True]
+    assert await site.done("gc", "attempts") == [f"deleted 1 attempt in {state}"]
+    assert [place.exists() for place in places] == [False, True]
+
+    refused = await site.finish("gc", "uploads", "--older-than", "1h")
+    assert "give 48h or more for uploads" in refused.complaint
+    uploads = await site.done("gc", "uploads")
+    assert uploads[0].startswith("moved 0 files to the trash")
+
+
+async def test_no_service_of_ours() -> None:
+    away = await trio.to_thread.run_sync(
+        partial(finish, "gc", "--service", f"127.0.0.1:{free_port()}")
+    )
+    assert away.code == ExitCode.UNAVAILABLE
+
+
+@pytest.mark.parametrize(
+    ("size", "text"), [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (3 << 30, "3.0 GiB")]
+)
+def test_sizes(size: int, text: str) -> None:
+    assert size_text(size) == text
+
+
+@pytest.mark.parametrize(("age", "problem"), [("30", "no age"), ("d", "no age"), ("x", "no age")])
+def test_bad_ages(age: str, problem: str) -> None:
+    done = finish("gc", "--older-than", age)
+    assert (done.code, problem in done.complaint) == (ExitCode.USAGE, True)

@@ -1,0 +1,192 @@
+"""The commands that read runs and actions, from etcd and through the service."""
+
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from etcd_actions import ErrorState, Phase
+from etcd_actions.cli.commands.attach import attach_to_run
+from etcd_actions.cli.commands.describe import describe_actions
+from etcd_actions.cli.commands.runs import RunFilter, show_runs, sort_key
+from etcd_actions.cli.commands.wait import phases_of, wait_for_phase
+from etcd_actions.cli.exit_codes import ExitCode
+from etcd_actions.cli.options import CommonOptions
+from etcd_actions.errors import ConfigError, NotFound
+from etcd_actions.etcd.api import Etcd
+from tests.cli.reading_site import TRACEBACK, Site, open_site
+from tests.support.etcd_server import EtcdServer
+
+SOURCES = ("etcd", "service")
+Read = Callable[[CommonOptions], Awaitable[int]]
+
+
+@pytest.fixture
+async def site(
+    etcd: Etcd, shared_etcd: EtcdServer, prefix: bytes, tmp_path: Path
+) -> AsyncIterator[Site]:
+    """A run that failed, and one that runs."""
+    async with open_site(etcd, shared_etcd, prefix, tmp_path) as site:
+        await site.put_run("failed", "c1", "c2")
+        error = ErrorState("Boom", "USER", TRACEBACK)
+        await site.status("failed/c1", Phase.RUNNING)
+        await site.status("failed/c1", Phase.FAILED, error)
+        await site.status("failed/c2", Phase.SUCCEEDED)
+        await site.status("failed/a0", Phase.RUNNING)
+        await site.status("failed/a0", Phase.FAILED, error)
+        await site.recorded("failed", Phase.FAILED.value)
+        await site.put_run("long-running", "c1")
+        await site.status("long-running/a0", Phase.RUNNING)
+        await site.recorded("long-running", Phase.RUNNING.value)
+        yield site
+
+
+async def output(
+    site: Site, capfd: pytest.CaptureFixture[str], read: Read, source: str
+) -> tuple[int, str, str]:
+    """The exit code, standard output and standard error of a command."""
+    with trio.fail_after(30):
+        code = await read(site.common(source))
+    out, err = capfd.readouterr()
+    return code, out, err
+
+
+async def same(site: Site, capfd: pytest.CaptureFixture[str], read: Read) -> tuple[int, str, str]:
+    """The same, which does not depend on where it reads."""
+    found = [await output(site, capfd, read, source) for source in SOURCES]
+    assert found[0] == found[1]
+    return found[0]
+
+
+async def test_runs(site: Site, capfd: pytest.CaptureFixture[str]) -> None:
+    async def rows(form: str = "jsonl", **more: Any) -> str:
+        flags = {key: more.pop(key) for key in ("limit", "sort_by", "counts") if key in more}
+        selected = RunFilter(**more)
+        code, out, err = await same(
+            site, capfd, lambda common: show_runs(common, selected, output=form, **flags)
+        )
+        assert (code, err) == (0, "")
+        return out
+
+    newest, oldest = map(json.loads, (await rows()).splitlines())
+    assert (newest["run"], newest["phase"], newest["done"]) == ("long-running", "RUNNING", 0)
+    assert (oldest["run"], oldest["phase"]) == ("failed", "FAILED")
+    assert (oldest["done"], oldest["actions"], oldest["task"]) == (3, 3, "main")
+    header, first, second = (await rows("table")).splitlines()
+    assert header.split()[:4] == ["PROJECT", "DOMAIN", "RUN", "PHASE"]
+    assert first.split()[:4] == ["p", "d", "long-running", "RUNNING"]
+    assert "3/3" in second
+    assert await rows("name") == "p/d/long-running\np/d/failed\n"
+    assert json.loads(await rows("json"))["runs"] == [newest, oldest]
+    assert await rows("name", phases=["FAILED"]) == "p/d/failed\n"
+    assert await rows("name", project="q") == ""
+    assert await rows("name", sort_by="run", limit=1) == "p/d/failed\n"
+    assert await rows("name", newer_than=3600.0, domain="d") == await rows("name")
+    assert await rows("name", older_than=3600.0) == ""
+    assert await rows("name", labels={"team": None}) == ""
+    assert "- project: p\n  domain: d\n  run: failed\n" in await rows("yaml", phases=["FAILED"])
+    assert "done" not in json.loads((await rows(counts=False)).splitlines()[0])
+
+
+async def test_describe(site: Site, capfd: pytest.CaptureFixture[str]) -> None:
+    async def described(*names: str, form: str = "table") -> str:
+        code, out, err = await same(
+            site, capfd, lambda common: describe_actions(common, names, form)
+        )
+        assert (code, err) == (0, "")
+        return out
+
+    text = await described("failed/c1")
+    title, *lines = text.splitlines()
+    assert title == "p/d/failed/c1"
+    assert "  Phase       FAILED" in lines
+    for line in TRACEBACK.splitlines():
+        assert any(line in each for each in lines)
+    events = lines[lines.index("Events") + 2 :]
+    phases = [line.split()[2] for line in events[: events.index("")]]
+    assert phases == ["QUEUED", "RUNNING", "FAILED"]
+    document = json.loads(await described("failed", form="json"))
+    assert document["action"]["action"] == "a0"
+    assert document["failed"] == ["c1 (FAILED)"]
+    assert document["attempts"][0]["error"].startswith("Boom: Traceback")
+    both = await described("failed-c1", "p/d/long-running", form="jsonl")
+    assert [json.loads(line)["action"]["run"] for line in both.splitlines()] == [
+        "failed",
+        "long-running",
+    ]
+    for source in SOURCES:
+        with pytest.raises(NotFound, match=r"did you mean .*failed/c1"):
+            await describe_actions(site.common(source), ["failed/c3"], None)
+        with pytest.raises(NotFound, match=r"did you mean .*failed/c1"):
+            await describe_actions(site.common(source), ["p/d/failed/c3"], None)
+
+
+@pytest.mark.parametrize("source", SOURCES)
+async def test_wait(site: Site, capfd: pytest.CaptureFixture[str], source: str) -> None:
+    async def waited(name: str, condition: str = "success", within: float | None = None) -> Any:
+        return await output(
+            site, capfd, lambda common: wait_for_phase(common, name, condition, within), source
+        )
+
+    code, _, err = await waited("failed")
+    assert (code, "p/d/failed/a0 is FAILED: Boom" in err) == (ExitCode.RUN_FAILED, True)
+    assert (await waited("failed", "terminal"))[0] == ExitCode.OK
+    assert (await waited("failed/c1", "phase=failed,aborted"))[0] == ExitCode.OK
+    code, _, err = await waited("long-running", "phase=SUCCEEDED", 0.7)
+    assert code == ExitCode.TIMEOUT
+    assert "it is RUNNING after 0.7 s: --timeout" in err
+    results: list[int] = []
+
+    async def wait_until_it_has_ended() -> None:
+        results.append(await wait_for_phase(site.common(source), "long-running", "success", None))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(wait_until_it_has_ended)
+        await site.status("long-running/a0", Phase.SUCCEEDED)
+    assert results == [ExitCode.OK]
+
+
+@pytest.mark.parametrize("source", SOURCES)
+async def test_attach(site: Site, capfd: pytest.CaptureFixture[str], source: str) -> None:
+    code, out, err = await output(
+        site, capfd, lambda common: attach_to_run(common, "failed", "jsonl"), source
+    )
+    assert code == ExitCode.RUN_FAILED
+    rows = [json.loads(line) for line in out.splitlines()]
+    assert {row["action"]: row["phase"] for row in rows} == {
+        "a0": "FAILED",
+        "c1": "FAILED",
+        "c2": "SUCCEEDED",
+    }
+    assert rows[-1]["error" if rows[-1]["phase"] == "FAILED" else "phase"]
+    assert "run p/d/failed ended as FAILED: Boom: Traceback" in err
+    codes: list[int] = []
+
+    async def attach() -> None:
+        codes.append(await attach_to_run(site.common(source), "long-running", "table"))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(attach)
+        await site.status("long-running/c1", Phase.SUCCEEDED)
+        await site.status("long-running/a0", Phase.SUCCEEDED)
+    out, err = capfd.readouterr()
+    assert codes == [ExitCode.OK]
+    assert [line.split()[-1] for line in out.splitlines()][-1] == "SUCCEEDED"
+    assert "ended as SUCCEEDED" in err
+
+
+@pytest.mark.parametrize(
+    "text", ["", "phase", "phase=", "phase=DONE", "deleted", "phase=unspecified"]
+)
+def test_no_condition(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"^--for "):
+        phases_of(text)
+
+
+@pytest.mark.parametrize("text", ["", "-", "size", "created_at"])
+def test_no_sort_key(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"^--sort-by "):
+        sort_key(text)
