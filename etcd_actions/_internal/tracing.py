@@ -1,18 +1,26 @@
 """Spans of OpenTelemetry, if the program uses it.
 
 This module does not import OpenTelemetry. Spans are made after other code has imported
-``opentelemetry.trace``, by the provider that it has set.
+``opentelemetry.trace``, by the provider that it has set. An action's object carries the
+context of the span that created it, as W3C's ``traceparent``: the spans of other tasks and
+processes about the action are below that one.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 from typing import Any, Final
+
+TRACEPARENT: Final = "traceparent"
+"""The header of W3C's trace context."""
 
 _NAME: Final = "etcd_actions"
 _NOTHING: Final = nullcontext()
+# Whether the present call is the root of its trace: its caller sent no context.
+_is_root: ContextVar[bool] = ContextVar("is_root", default=False)
 
 
 def span(
@@ -31,6 +39,42 @@ def span(
 def is_traced() -> bool:
     """Whether this program uses OpenTelemetry."""
     return "opentelemetry.trace" in sys.modules
+
+
+def traceparent(inherited: str = "") -> str:
+    """The context of the current span as W3C's header; without one, ``inherited``.
+
+    Args:
+        inherited: The context of the action above. It comes before that of a call whose caller
+            sent none, so that a run stays one trace.
+    """
+    if not is_traced() or (inherited and _is_root.get()):
+        return inherited
+    from opentelemetry import trace  # noqa: PLC0415
+
+    current = trace.get_current_span().get_span_context()
+    if not current.is_valid:
+        return inherited
+    return f"00-{current.trace_id:032x}-{current.span_id:016x}-{current.trace_flags:02x}"
+
+
+def below(parent: str) -> AbstractContextManager[None]:
+    """Make the spans of a block children of the span of a ``traceparent``, which may be empty."""
+    return _below(parent) if parent and is_traced() else _NOTHING
+
+
+@contextmanager
+def _below(parent: str) -> Iterator[None]:
+    from opentelemetry import context  # noqa: PLC0415
+    from opentelemetry.trace.propagation.tracecontext import (  # noqa: PLC0415
+        TraceContextTextMapPropagator,
+    )
+
+    token = context.attach(TraceContextTextMapPropagator().extract({TRACEPARENT: parent}))
+    try:
+        yield
+    finally:
+        context.detach(token)
 
 
 class CallSpan:
@@ -57,6 +101,7 @@ class CallSpan:
         self._span = trace.get_tracer(_NAME).start_span(
             name, context=parent, kind=trace.SpanKind.SERVER, attributes=attributes
         )
+        _is_root.set(not trace.get_current_span(parent).get_span_context().is_valid)
         self._token = context.attach(trace.set_span_in_context(self._span, parent))
 
     def end(self, code: str) -> None:

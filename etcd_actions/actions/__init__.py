@@ -1,5 +1,5 @@
-"""The operations on actions: one module each, each usable by itself.
+"""The operations on actions, one module each.
 
-They are functions and small classes over a store and its keyspace;
-:class:`~etcd_actions.client.ActionsClient` puts them together.
+They are functions and small classes over a store and a keyspace;
+:class:`~etcd_actions.client.ActionsClient` combines them.
 """

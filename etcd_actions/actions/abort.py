@@ -1,9 +1,9 @@
-"""Aborts an action and all below it: it writes the phase first, before anything is deleted.
+"""Aborts an action and all actions below it: writes the phase ABORTED, and deletes nothing.
 
-An abort starts with one transaction, which writes the phase of the action and creates a marker.
-While the marker exists nothing can be enqueued below the action, at any depth: each enqueue
-compares that. So one list has all descendants, and the next leader finishes an abort that was
-interrupted. The marker is deleted after the object of the action.
+An abort starts with one transaction, which writes the phase of the action and creates a marker. The
+transaction of each enqueue compares that there is no marker of an action above. So while the marker
+exists no action can be enqueued below, at any depth, and one list has all descendants. The next
+leader finishes an abort that was interrupted. The marker is deleted after the action's object.
 """
 
 from __future__ import annotations
@@ -56,19 +56,19 @@ from etcd_actions.storage.store import Store
 
 _MOST_ABORTED_BY = 4096
 _SIDE_BY_SIDE = 256
-"""Enough for full groups of the group commit, two of which are in flight."""
+"""Actions that are ended at a time: enough for two full groups of the group commit."""
 
 _log = structlog.get_logger(__name__)
 
 
 class AbortResult(NamedTuple):
-    """What an abort did.
+    """The result of an abort.
 
     Attributes:
         aborted: The names of the actions that it ended, the action itself among them, and those
             that the leader ended for it at the same time.
         ended: The terminal phase that the action had before; None if it had none.
-        recorded: Whether that was recorded already: then nothing at all was done.
+        recorded: Whether that phase was recorded already: then nothing was done.
     """
 
     aborted: tuple[str, ...]
@@ -80,11 +80,11 @@ class Aborter:
     """Aborts the actions of one keyspace.
 
     Args:
-        store: Where they are.
-        keys: Under which keys.
-        finalizer: Whether what others hold is held by our finalizer, too, until it is recorded.
-        clock: The time.
-        containment: The boundaries of the process.
+        store: Reads and writes the keys.
+        keys: The keyspace.
+        finalizer: Whether an object with another finalizer gets ours, too, until it is recorded.
+        clock: Returns the present time.
+        containment: Counts unexpected failures.
     """
 
     def __init__(
@@ -110,23 +110,23 @@ class Aborter:
         *,
         incarnation: Incarnation | None = None,
     ) -> AbortResult:
-        """End an action and all below it as ABORTED.
+        """End an action and all actions below it as ABORTED.
 
-        An action that has ended keeps its phase. Cancelled, it may be partly done: the same
-        call, or the next leader, finishes it.
+        A terminal action keeps its phase. After a cancellation the abort may be partly done: the
+        same call, or the next leader, finishes it.
 
         Args:
             action_id: The action.
-            reason: Why.
+            reason: The reason, for people.
             aborted_by: The subject that requested it.
-            incarnation: The object that is meant; by default the one that exists.
+            incarnation: Abort only this object; by default the one that exists.
 
         Raises:
             NotFound: There is no such action, and no abort of it to finish; or it is another
                 incarnation.
             InvalidArgument: The reason or the subject is too long.
-            DecodeError: The object of the action cannot be read.
-            EtcdError: etcd refused a part of it, or cannot be reached.
+            DecodeError: The object of the action cannot be decoded.
+            EtcdError: A request failed; the same call finishes the abort.
         """
         by = aborted_by if isinstance(aborted_by, str) else subject_of(aborted_by)
         _check_length("reason", reason, MAX_MESSAGE)
@@ -136,7 +136,7 @@ class Aborter:
             target, marked = await self._read(key, marker_key)
             marker = None if marked is None else logged_marker(marked)
             if marker is not None and not same_action(marker.action_id, action_id):
-                # Of another run, whose action had that key: its abort is not to be forgotten.
+                # The marker is of another run's action that had the key: finish that abort.
                 await self._cascade(marker)
                 marker = None
             if target is None:
@@ -183,11 +183,11 @@ class Aborter:
     async def resume(self) -> None:
         """Finish interrupted aborts, and delete the markers of deleted actions.
 
-        Each is a unit of its own: one that fails delays no other. One that fails for values
-        that cannot be decoded is logged, and retried by the next call.
+        Each abort is a unit of its own: a failed one delays no other. An abort with values that
+        cannot be decoded is logged, and retried by the next call.
 
         Raises:
-            EtcdError: etcd refused a part of it, or cannot be reached.
+            EtcdError: A request failed.
         """
         kvs, _ = await self._store.read(KeyRange.of_prefix(self._keys.aborts))
         failure: EtcdError | None = None
@@ -221,29 +221,29 @@ class Aborter:
     async def on_deletion_requested(self, kv: KeyValue) -> bool:
         """End an action whose deletion was requested, if only our finalizer remains.
 
-        A deletion through an API server sets ``deletionTimestamp`` and leaves the rest to the
-        owners of the finalizers. If another finalizer remains, its owner ends the action.
+        An API server sets ``deletionTimestamp`` and waits until the owners of the finalizers have
+        removed them. If there is another finalizer, its owner ends the action.
 
         Returns:
-            Whether it was ended here, or changed in the meantime.
+            Whether the action was ended here, or has changed since.
 
         Raises:
-            EtcdError: etcd refused it, or cannot be reached.
+            EtcdError: The write failed.
         """
         action = StoredAction.of(kv)
         if any(each != FINALIZER_RECORD for each in action.metadata.finalizers):
             return False
-        # If it changed, the watch delivers it again.
+        # If the object has changed, the watch delivers it again.
         await self._store.compare_and_put(kv, self._aborted(kv, "deleted", ""))
         return True
 
     async def on_action_deleted(self, action_id: ActionId, namespace: str) -> None:
         """Finish the abort of an action whose object was deleted, and delete its marker.
 
-        One that fails for values that cannot be decoded is logged, and left to :meth:`resume`.
+        An abort with values that cannot be decoded is logged; :meth:`resume` retries it.
 
         Raises:
-            EtcdError: etcd refused it, or cannot be reached.
+            EtcdError: A request failed.
         """
         keys = self._keys.within(namespace)
         aborter = self._of(keys)
@@ -260,7 +260,7 @@ class Aborter:
         await aborter._forget(marker)
 
     async def _read(self, *keys: bytes) -> list[KeyValue | None]:
-        """Several keys at one revision."""
+        """Read several keys at one revision."""
         result = await self._store.txn(Txn([], [Get(KeyRange.of_key(key)) for key in keys]))
         found: list[KeyValue | None] = []
         for response in result.responses:
@@ -269,13 +269,18 @@ class Aborter:
         return found
 
     async def _cascade(self, marker: Marker, since: int | None = None) -> tuple[str, ...]:
-        """End all below an action, and the action itself if it runs again.
+        """End all actions below an aborted one, and the action itself if it runs again.
 
-        Returns the names of the ended actions. The leader ends them at the same time: with the
-        revision of the abort's transaction in ``since``, those that it ended are among them.
+        The marker prevents an enqueue there, so one list has all descendants. It lists again only
+        if a key of the run was created since the list, by a writer that does not compare markers.
 
-        The marker forbids an enqueue there, so one list has all descendants. It lists again only
-        if a key was created since, by a writer that does not compare markers.
+        Args:
+            marker: The marker of the abort.
+            since: The revision of the abort's transaction, to count the actions that the leader
+                ended at the same time; None to count only those of this call.
+
+        Returns:
+            The names of the ended actions, sorted.
         """
         aborted: set[str] = set()
         prefix, *_ = self._keys.of(marker.action_id).run_prefixes(marker.run)
@@ -297,10 +302,10 @@ class Aborter:
         aborted: set[str],
         since: int | None = None,
     ) -> bool:
-        """End some actions, and add their names to those aborted.
+        """End some actions, and add the names of those that it ended to ``aborted``.
 
         Returns:
-            Whether each of them has ended; False if another object has the key of one.
+            Whether each of them is terminal; False if another object has the key of one.
         """
         left = iter(running)
         replaced: list[RunningObject] = []
@@ -322,7 +327,7 @@ class Aborter:
             for _ in range(min(_SIDE_BY_SIDE, len(running))):
                 nursery.start_soon(worker)
         if failures:
-            # The others are ended: one that cannot be must not keep them.
+            # All others are ended first: one failure must not prevent that.
             raise next((each for each in failures if isinstance(each, EtcdError)), failures[0])
         return not replaced
 
@@ -332,8 +337,8 @@ class Aborter:
         """End an action, and retry while it changes.
 
         Returns:
-            Whether it has ended, and whether this abort ended it: here, or in another process
-            after the revision ``since``.
+            Whether it is terminal, and whether this abort ended it: in this process, or in another
+            one after the revision ``since``.
         """
         seen = one.kv
         while True:
@@ -344,7 +349,7 @@ class Aborter:
             if current is None or current.create_revision != seen.create_revision:
                 return False, False
             if current.mod_revision == seen.mod_revision:
-                # It would be found going on again and again.
+                # The write failed though the object is unchanged: a retry would not end.
                 raise DecodeError("it cannot be ended", key=seen.key, revision=seen.mod_revision)
             try:
                 action = StoredAction.of(current)
@@ -357,7 +362,7 @@ class Aborter:
             seen = current
 
     async def _has_nothing_newer(self, keys: KeyRange, revision: int) -> bool:
-        """Whether no key of a range was made after a revision."""
+        """Whether no key of a range was created after a revision."""
         start, end = keys
         made = Compare(
             start, CompareTarget.CREATE_REVISION, CompareResult.LESS, revision + 1, range_end=end
@@ -365,11 +370,9 @@ class Aborter:
         return (await self._store.read_txn(Txn([made], []))).succeeded
 
     async def _forget(self, marker: Marker) -> None:
-        """Delete a marker, if the action's object is gone."""
+        """Delete a marker, if the action's object does not exist."""
         action_id = marker.action_id
-        absent = Compare(
-            self._keys.task_action(action_id), CompareTarget.VERSION, CompareResult.EQUAL, 0
-        )
+        absent = Compare.incarnation(self._keys.task_action(action_id), 0)
         delete = Delete(KeyRange.of_key(self._keys.abort(action_id)))
         await self._store.txn(Txn([absent], [delete]))
 
@@ -392,8 +395,7 @@ class Aborter:
 
 
 def _is_unchanged_since(key: bytes, kv: KeyValue | None) -> Compare:
-    revision = 0 if kv is None else kv.mod_revision
-    return Compare(key, CompareTarget.MOD_REVISION, CompareResult.EQUAL, revision)
+    return Compare.unchanged(key, 0 if kv is None else kv.mod_revision)
 
 
 def _check_length(field: str, text: str, most: int) -> None:

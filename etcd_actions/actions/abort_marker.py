@@ -1,4 +1,4 @@
-"""The marker of an abort: a key that says that an action, and all below it, is aborted."""
+"""The marker of an abort: its key exists while an action, and all below it, is being aborted."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _log = structlog.get_logger(__name__)
 
 
 class Marker(msgspec.Struct, frozen=True, rename="camel"):
-    """The value of an abort's key: enough to finish the abort."""
+    """The value of a marker: all that is needed to finish the abort."""
 
     uid: str
     project: str
@@ -25,7 +25,7 @@ class Marker(msgspec.Struct, frozen=True, rename="camel"):
     aborted_by: str
     at: str
     create_revision: int = 0
-    """Of the aborted object; 0 in the markers of versions that did not keep it."""
+    """The ``create_revision`` of the aborted object; 0 in a marker of an older version."""
 
     @property
     def action_id(self) -> ActionId:
@@ -38,7 +38,7 @@ class Marker(msgspec.Struct, frozen=True, rename="camel"):
 
 
 def logged_marker(kv: KeyValue) -> Marker | None:
-    """Return a stored marker; None, and a line in the log, if it cannot be read."""
+    """Return a stored marker; None, which is logged, if it cannot be decoded."""
     marker, reason = read_marker(kv)
     if reason:
         key = kv.key.decode(errors="backslashreplace")
@@ -47,11 +47,11 @@ def logged_marker(kv: KeyValue) -> Marker | None:
 
 
 def read_marker(kv: KeyValue) -> tuple[Marker | None, str]:
-    """Return a stored marker, or the reason why the value is none."""
+    """Return a stored marker and an empty text; or None and the reason."""
     try:
         marker = msgspec.json.decode(kv.value, type=Marker)
         name = marker.action_id.object_name
-        # Names that make no key are no action's.
+        # An action cannot have names that are not allowed in a key.
         object_key(b"", DEFAULT_NAMESPACE, name)
     except Exception as error:
         return None, describe(error)

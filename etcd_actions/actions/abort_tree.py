@@ -1,4 +1,4 @@
-"""The objects of a run that an abort has to end: the action and all below it, while they run."""
+"""Finds the objects that an abort has to end: those of the action and of all below it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _log = structlog.get_logger(__name__)
 
 
 class RunningObject(NamedTuple):
-    """An object of an action that has not ended."""
+    """An object of an action that is not terminal."""
 
     kv: KeyValue
     name: str
@@ -98,11 +98,12 @@ async def all_below(kvs: Iterable[KeyValue], marker: Marker, since: int | None =
         if name in seen or (name != top and one is None):
             continue
         seen.add(name)
-        # A recreated action is another one, and so are its children.
+        # An action that was created again is another one, and so are its children.
         meant, until = one is not None and one.uid == uid, math.inf
         if name == top and one is not None and one.uid == uid:
             meant = marker.is_about(one.kv.create_revision, uid)
-            # Both may have one uid: what came later is below the later one.
+            # Both may have one uid: the children that were created later are those of the later
+            # one.
             until = math.inf if meant else one.kv.create_revision
         if one is not None and meant and not one.has_ended:
             below.running.append(RunningObject(one.kv, name, one.uid))

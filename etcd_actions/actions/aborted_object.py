@@ -27,21 +27,21 @@ def aborted_value(
     delete: bool = False,
     finalizer: bool = True,
 ) -> bytes:
-    """Return the value of an object with the action ended as ABORTED.
+    """Return the value of an object with the phase ABORTED.
 
-    If another finalizer than ours remains, the deletion is requested as by an API server, so that
-    the owner of that finalizer acts.
+    If the object has another finalizer than ours, its deletion is requested as by an API server, so
+    that the owner of that finalizer ends its work.
 
     Args:
         kv: The stored object.
-        reason: Why.
-        by: The subject that requested it.
-        now: The time.
-        delete: Request the deletion in any case.
+        reason: The reason, for people.
+        by: The subject that requested the abort.
+        now: The present time.
+        delete: Whether to request the deletion in any case.
         finalizer: Whether to add our finalizer to an object whose deletion is requested.
 
     Raises:
-        DecodeError: The value cannot be read.
+        DecodeError: The value cannot be decoded, or the new one not encoded.
     """
     codec = codec_of(kv.value)
     tree = codec.decode_tree(kv.value, key=kv.key, revision=kv.mod_revision)
@@ -64,7 +64,7 @@ def encoded(kv: KeyValue, tree: dict[str, Any]) -> bytes:
     """Encode a tree in the object's form, after a change of neither spec nor managedFields.
 
     Raises:
-        DecodeError: The tree cannot be stored, for its size for instance.
+        DecodeError: The tree cannot be encoded, for example because of its size.
     """
     unchanged = (tree.get("spec"), tree["metadata"].get("managedFields"))
     try:
@@ -77,8 +77,8 @@ def encoded(kv: KeyValue, tree: dict[str, Any]) -> bytes:
 def set_deletion_timestamp(tree: dict[str, Any], now: datetime, *, finalizer: bool = True) -> bool:
     """Request the deletion in an object's tree, and return whether that was new.
 
-    Our finalizer delays the deletion until the end is recorded. Without it there may be no
-    finalizer: then an API server deletes the object at its next change, recorded or not.
+    Our finalizer delays the deletion until the terminal state is recorded. Without any finalizer an
+    API server deletes the object at its next change, recorded or not.
     """
     metadata = tree["metadata"]
     if metadata.get("deletionTimestamp"):
@@ -93,6 +93,6 @@ def set_deletion_timestamp(tree: dict[str, Any], now: datetime, *, finalizer: bo
 
 
 def subject_of(identity: EnrichedIdentity) -> str:
-    """Return the subject of an identity: of its user, else of its application."""
+    """Return the subject of an identity: of its user, or else of its application."""
     subject: str = identity.user.id.subject or identity.application.id.subject
     return subject

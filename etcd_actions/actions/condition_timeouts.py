@@ -1,9 +1,9 @@
-"""Ends conditions that were not signalled in time, as Flyte's executor does, where there is none.
+"""Ends conditions that were not signalled in time, as Flyte's executor does.
 
-Each process notes the conditions that have not ended, and since when it knows them. The leader
-ends those whose time has passed. Flyte counts from ``metadata.creationTimestamp``. Here the wall
-clock is read once, when a condition is first seen, for its age. From then on the age grows with
-the monotonic clock, whatever the wall clock is set to.
+Each process notes the conditions that are not terminal, and when it received each first. The leader
+ends those whose time has passed. Flyte counts from ``metadata.creationTimestamp``. This module
+reads the wall clock once, when a condition is received first, to compute its age. From then on the
+age grows with the monotonic clock, so later changes of the wall clock have no effect.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ from etcd_actions.storage.store import Store
 TOO_LONG: Final = ErrorState(
     code="ConditionTimedOut", kind="USER", message="it was not signalled in time"
 )
-"""How a condition ends that timed out; code and kind are those of Flyte's executor."""
+"""The error of a condition that timed out; code and kind are those of Flyte's executor."""
 
 _FIELD: Final = "spec.conditionSpec.timeout"
 _BACKOFF = Backoff(initial=0.2, cap=30.0)
 _LEADERSHIP: Final = 1.0
-"""Seconds until a process checks again, after a write has shown that it does not lead."""
+"""Seconds until a process checks again, after the fence of a write failed."""
 
 _log = structlog.get_logger(__name__)
 
 
 class _Seen(NamedTuple):
-    """One incarnation of a condition, and when it was first seen, by both clocks."""
+    """One incarnation of a condition, and when it was received first, by both clocks."""
 
     uid: str
     create_revision: int
@@ -53,13 +53,13 @@ class _Seen(NamedTuple):
 
 
 class ConditionTimeouts:
-    """The conditions below a prefix that have not ended, and when their time ends.
+    """The conditions of a prefix that are not terminal, and when their time ends.
 
     Args:
-        store: Where they are.
+        store: Reads and writes the conditions.
         clock: The clock of the timeouts.
-        now: The time that is written down.
-        containment: The boundaries of the process.
+        now: Returns the time to write into the object.
+        containment: Counts unexpected failures.
     """
 
     def __init__(
@@ -81,16 +81,16 @@ class ConditionTimeouts:
         self._changed = trio.Event()
 
     def __len__(self) -> int:
-        """How many conditions have not ended."""
+        """The number of conditions that are not terminal."""
         return len(self._open)
 
     @property
     def keys(self) -> Collection[bytes]:
-        """The keys of those that have not ended."""
+        """The keys of the conditions that are not terminal."""
         return self._open.keys()
 
     def note(self, key: bytes, summary: Summary) -> None:
-        """Take in a state of a condition. Never waits."""
+        """Note a state of a condition. Never waits."""
         if summary.is_terminal:
             self.forget(key)
             return
@@ -106,7 +106,7 @@ class ConditionTimeouts:
         self._look(key, now)
 
     def forget(self, key: bytes) -> None:
-        """A key was deleted, or its action has ended."""
+        """Forget a key that was deleted, or whose action is terminal."""
         if self._open.pop(key, None) is not None:
             self._due.remove(key)
             self._failures.pop(key, None)
@@ -115,12 +115,12 @@ class ConditionTimeouts:
     async def end_in_time(self, fence: Callable[[], Compare | None]) -> None:
         """End each condition when its time has passed, until cancelled.
 
-        A signal, an abort or any other change that comes first wins: each write compares the
-        revision that was read. Cancelled, a condition was ended completely or not at all.
+        Each write compares the revision that was read, so a signal, an abort or another change that
+        comes first has precedence. After a cancellation a condition was ended completely or not at
+        all.
 
         Args:
-            fence: What must hold for a write to count: that this process leads; None if
-                it need not be elected.
+            fence: Returns the compare of the leader's key; None without an election.
         """
         while True:
             self._changed = trio.Event()
@@ -142,7 +142,7 @@ class ConditionTimeouts:
         scope.cancel("another condition")
 
     async def _serve(self, key: bytes, fence: Callable[[], Compare | None]) -> None:
-        """Look at one condition, and say when to look at it again, if ever."""
+        """Check one condition, and schedule its next check, if there is one."""
         again: float | None = None
         with self._containment.unit("condition", _text(key), parks=True) as unit:
             try:
@@ -153,7 +153,7 @@ class ConditionTimeouts:
                 _log.debug("condition_not_ended", key=_text(key), error=str(error))
         if unit.failed:
             again = self._later(key)
-        # It may be over, or another incarnation, by now.
+        # It may be terminal, or another incarnation, by now.
         if key not in self._open:
             return
         if again is None:
@@ -166,15 +166,15 @@ class ConditionTimeouts:
         return self._clock.monotonic() + _BACKOFF.delay(failures)
 
     async def _look_at(self, key: bytes, fence: Callable[[], Compare | None]) -> float | None:
-        """End a condition if its time has passed; else return when it will, None for never."""
+        """End a condition if its time has passed; else return that time, None for no timeout."""
         kv = await self._store.get(key)
         seen = self._open.get(key)
-        # One that is gone, or was created again, comes by the watch.
+        # The watch delivers a deletion, and another incarnation.
         if kv is None or seen is None or kv.create_revision != seen.create_revision:
             return None
         try:
             action = StoredAction.of(kv)
-            # A signal of Flyte's service that did not end the condition yet came first.
+            # Flyte's service has stored a signal, and its executor is going to end the condition.
             if action.is_terminal or action.status.signal_value:
                 return None
             ends = self._ends(action, seen)
@@ -182,7 +182,7 @@ class ConditionTimeouts:
                 return ends
             value = self._ended(kv)
         except (DecodeError, InvalidArgument) as error:
-            # The executor, where there is one, ends it as FAILED.
+            # Flyte's executor, if there is one, ends it as FAILED.
             _log.warning("condition_unreadable", key=_text(key), reason=str(error))
             return None
         applied, current = await self._store.compare_and_put(kv, value, fence=fence())

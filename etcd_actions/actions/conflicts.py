@@ -1,9 +1,9 @@
-"""Errors of creating an action whose key has an object.
+"""The errors of an enqueue whose key has an object already.
 
-Flyte builds the name of an object of run and action alone, so actions of several projects,
-domains and runs can have one key. Flyte's SDK and its run service take "already exists" for
-"it runs": the error is only used for the same action. Another action's object is a failed
-precondition, since waiting for the requested action would never end.
+Flyte builds the name of an object from run and action only, so actions of several projects, domains
+and runs can have one key. After "already exists" Flyte's SDK and its run service wait for the
+action, so that error is raised only for the same action. If the object is another action's, the
+error is a failed precondition: the wait for the requested action would never end.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ class Creation(NamedTuple):
     """The action to create.
 
     Attributes:
-        action_id: Which action.
+        action_id: The action.
         kind: ``task``, ``condition`` or ``trace``.
-        one_namespace: Whether all actions are in one, so that several would help.
+        one_namespace: Whether all actions are in one namespace: then several would help.
     """
 
     action_id: ActionId
@@ -31,14 +31,14 @@ class Creation(NamedTuple):
 
 
 def unreadable(kv: KeyValue, creation: Creation, error: DecodeError) -> NameTaken:
-    """The error for a key whose value is no action that can be read, and so maybe another's."""
+    """The error for a key whose value cannot be decoded: it may be another action's."""
     return _name_conflict(
         kv.key, creation, f"a value that cannot be read ({error.reason})", _REPAIR
     )
 
 
 def companion_conflict(key: bytes, name: str) -> AlreadyExists:
-    """The error for a key that is there of those that are created with an action."""
+    """The error for a companion key that exists already."""
     text = key.decode(errors="backslashreplace")
     return AlreadyExists(f"{name} cannot be created: the key {text} exists already")
 
@@ -47,7 +47,7 @@ def in_the_way(present: StoredAction, creation: Creation) -> ActionError:
     """The error for an object that differs from the requested one."""
     there = present.action_id
     is_trace = ACTION_TYPE_TRACE in (present.spec.kind, creation.kind)
-    # Tasks and conditions share their keys. No client waits for a task where a trace has the key.
+    # Tasks and conditions share their keys. A trace with a task's key is another action.
     if same_action(there, creation.action_id) and (
         not is_trace or present.spec.kind == creation.kind
     ):
@@ -89,7 +89,7 @@ def _what(present: ActionObject) -> str:
 
 
 def _full_name(action_id: ActionId) -> str:
-    """Like `describe`, with the organisation where it is known."""
+    """As :func:`describe`, with the organization if it is known."""
     org = f" in organisation {action_id.org}" if action_id.org else ""
     return describe(action_id) + org
 

@@ -1,16 +1,16 @@
 """Creates actions: tasks, conditions, traces.
 
-One transaction compares that the name is free, that the parent is the incarnation that was
-read, and that no abort of it, or of an action above it, exists. It does not compare the
-parent's state, which changes all the time.
+One transaction compares that the name is free, that the parent is the incarnation that was read,
+and that there is no marker of an abort of the parent, or of an action above it. It does not compare
+the parent's state, which changes often.
 
-As a rule nothing is read before: the first transaction guesses that the name is free, that no
-abort exists in the run, and that the parent is the object in the cache. A child
-takes over labels and annotations, which may change, and an end or a deletion forbids it: so that
-guess compares the parent's revision. Where it fails the same transaction reads all that counts,
-and from then on only the parent's incarnation is compared. So one more transaction decides, and
-a parent that changes all the time delays no child. Below one that changed, and in a run with an
-abort, the next enqueue reads first.
+Usually nothing is read first. The first transaction guesses that the name is free, that the run has
+no marker of an abort, and that the parent is the cached object. It compares the parent's revision,
+because a child inherits labels and annotations, which may change, and because a terminal or deleted
+parent gets no children. If a guess is wrong, the same transaction reads the name, the markers and
+the parent, and the next one compares only the parent's incarnation. So one more transaction
+decides, and a parent that changes often delays no child. Below a parent that changed, and in a run
+with a marker, the next enqueue reads first.
 """
 
 from __future__ import annotations
@@ -70,11 +70,11 @@ from etcd_actions.storage.store import Store
 
 
 class Enqueued(NamedTuple):
-    """What came of an enqueue.
+    """The result of an enqueue.
 
     Attributes:
-        action: The object as it is stored.
-        created: Whether this call wrote it; False if the same request had.
+        action: The stored object.
+        created: Whether this call created it; False if the same request did so before.
     """
 
     action: StoredAction
@@ -82,7 +82,7 @@ class Enqueued(NamedTuple):
 
 
 class _NewObject(NamedTuple):
-    """An object that is to be written, and its bytes."""
+    """An object to write, and its bytes."""
 
     action: ActionObject
     value: bytes
@@ -92,13 +92,13 @@ class Enqueuer:
     """Creates the actions of one keyspace.
 
     Args:
-        store: Where they are written.
-        keys: Under which keys.
-        codec: In which form.
-        finalizer: Whether our finalizer holds tasks and conditions until they are recorded.
-        clock: The time.
-        new_uid: Makes the identity of an incarnation.
-        cache: The objects that were read or written last; by default an empty one.
+        store: Reads and writes the keys.
+        keys: The keyspace.
+        codec: The stored form of new objects.
+        finalizer: Whether tasks and conditions get our finalizer, until they are recorded.
+        clock: Returns the present time.
+        new_uid: Makes the uid of an object.
+        cache: The objects that were read or written last; by default an empty cache.
     """
 
     def __init__(
@@ -133,16 +133,16 @@ class Enqueuer:
     ) -> Enqueued:
         """Create an action, see :meth:`etcd_actions.client.ActionsClient.enqueue`.
 
-        In a run that recovers another one, an action that succeeded there is created with its end.
-        Cancelled, it may have been created.
+        In a run that recovers another one, an action that succeeded there is created as RECOVERED.
+        After a cancellation the action may have been created.
 
         Raises:
             InvalidArgument: A field is missing or has a value that cannot be stored.
-            AlreadyExists: The action exists, and another request made it.
-            NameTaken: Its key holds the object of another action, or an unreadable value.
-            Aborted: The parent does not exist, or an abort of it or above it exists.
+            AlreadyExists: Another request created the action.
+            NameTaken: Its key has the object of another action, or an undecodable value.
+            Aborted: The parent does not exist, or it or an action above it is aborted.
             OutcomeUnknown: It may have been created, and could not be read back.
-            EtcdError: etcd did not do it.
+            EtcdError: A request failed; the action was not created.
         """
         request = object_builder.read_request(action, run_spec, trace_error)
         try:
@@ -178,7 +178,7 @@ class Enqueuer:
     async def _write(
         self, pending: Pending, snapshot: Snapshot, built: _NewObject
     ) -> StoredAction | Snapshot:
-        """Write an object if all is as in the snapshot; gives what is there where it is not."""
+        """Write an object if the snapshot still holds; otherwise return the present snapshot."""
         key, value = pending.key, built.value
         guards = guards_of(pending, snapshot)
         txn = Txn(guards, [Put(key, value), *pending.companions], pending.lookups)
@@ -187,12 +187,12 @@ class Enqueuer:
         except OutcomeUnknown as lost:
             self._forget()
             kv = await self._reread(key, lost)
-            # A trace that was recorded again has the identity that it had before.
+            # A trace that is recorded again keeps its uid.
             rewritten = kv.value == value and kv.mod_revision > revision_of(snapshot.present)
             if rewritten or _uid(kv) == pending.uid:
                 return StoredAction.of(kv)
             if snapshot.guessed:
-                # It was there before: by the same request, or another.
+                # The object existed before, by the same request or another one.
                 return await self._read_snapshot(pending)
             raise
         except Unavailable:
@@ -200,7 +200,7 @@ class Enqueuer:
             raise
         except EtcdError as error:
             if snapshot.guessed:
-                # A request that was done before writes nothing, whatever etcd takes.
+                # The same request may have been done before: then nothing has to be written.
                 return await self._read_snapshot(pending)
             if not isinstance(error, RequestTooLarge):
                 raise
@@ -232,7 +232,7 @@ class Enqueuer:
         self._parents.clear()
 
     async def _reread(self, key: bytes, lost: OutcomeUnknown) -> KeyValue:
-        """The key whose write went unanswered; that error where there is nothing to see."""
+        """Read the key after a write without an answer; without a key, raise the error `lost`."""
         try:
             kv = await self._store.get(key)
         except EtcdError:
@@ -242,11 +242,11 @@ class Enqueuer:
         return kv
 
     def _guess(self, pending: Pending) -> Snapshot | None:
-        """Return the snapshot by the caches; None if they lack it, or a read is needed anyway."""
+        """Return a guessed snapshot from the caches; None if a read is necessary."""
         request = pending.request
         if request.is_root:
             spec = request.run_spec
-            # A run that recovers another reads there: only when it is sure to be made.
+            # A run that recovers another one is built only after it is certain that it is new.
             recovers = spec is not None and spec.relation.relation_type
             return None if recovers else Snapshot(None, (), None, guessed=True)
         key = self._keys.task_action(request.parent_id)
@@ -277,7 +277,7 @@ class Enqueuer:
             self._parents.note_aborts(pending.aborts.start, bool(snapshot.markers))
 
     async def _build(self, pending: Pending, snapshot: Snapshot) -> _NewObject | StoredAction:
-        """The object to be written, and its bytes; or the stored one, where it is there already."""
+        """The object to write, and its bytes; or the stored object of the same request."""
         request = pending.request
         built = self._object(request, snapshot, pending.uid)
         if isinstance(built, StoredAction):
@@ -320,7 +320,7 @@ class Enqueuer:
             )
         elif present is not None:
             digest = _digest(present)
-            # Flyte's service leaves none. A digest alone may have come along with a copy.
+            # Flyte's service stores no digest. A copy of an object has the digest of the other one.
             is_it = same_action(present.action_id, request.action_id)
             if (is_it and digest == request.digest) or (
                 digest is None and object_builder.same_action(present, request)
@@ -359,9 +359,9 @@ class Enqueuer:
         return parent.inherited
 
     def _was_aborted(self, request: object_builder.Request, snapshot: Snapshot) -> int:
-        """The revision of an abort of the action that had the name before, 0 without one.
+        """The revision of the marker of an earlier action of the same name; 0 without one.
 
-        It is still to be finished: left there it would count for the new one.
+        That abort has to be finished first: its marker would count for the new action.
         """
         if request.trace is not None:
             return 0

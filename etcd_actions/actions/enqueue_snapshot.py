@@ -1,4 +1,4 @@
-"""What decides whether an action can be created, at one revision, and the compares for it."""
+"""The keys that decide whether an action can be created, at one revision, and their compares."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from etcd_actions.storage.store import Store
 
 
 class Snapshot(NamedTuple):
-    """What decides about an enqueue, read at one revision or guessed.
+    """The state that decides about an enqueue, read at one revision or guessed.
 
     Attributes:
-        present: The object with the action's key.
-        markers: The aborts of the run; of a root only its own.
-        parent: The parent's object.
-        companions: Those keys that exist of the ones to create together with the action.
-        guessed: Whether nothing was read: the parent is the one in the cache.
+        present: The object with the action's key; None without one.
+        markers: The markers of aborts in the run; of a root only its own.
+        parent: The parent's object; None without one.
+        companions: The companion keys that exist already.
+        guessed: Whether nothing was read, and the parent is the cached object.
     """
 
     present: KeyValue | None
@@ -48,10 +48,10 @@ class Pending(NamedTuple):
     Attributes:
         request: The request.
         key: The key of its object.
-        aborts: The keys of the aborts that forbid it.
-        lookups: The reads that decide: the key, the aborts, the parent, and ``companions``.
-        companions: The keys that are created together with it.
-        uid: The identity of the object if it is created.
+        aborts: The range of the markers of aborts that prevent it.
+        lookups: The reads of the key, the markers, the parent and the companions.
+        companions: The keys that are created in the same transaction.
+        uid: The uid of the object if it is created.
     """
 
     request: object_builder.Request
@@ -65,10 +65,10 @@ class Pending(NamedTuple):
     def of(
         cls, request: object_builder.Request, keys: Keyspace, companions: Sequence[Put], uid: str
     ) -> Pending:
-        """Say where the object of a request goes, and which keys decide.
+        """The pending enqueue of a request.
 
         Raises:
-            ValueError: The names make no key.
+            ValueError: A name is not allowed in a key.
         """
         action_id = request.action_id
         is_trace = request.kind == ACTION_TYPE_TRACE
@@ -86,7 +86,7 @@ class Pending(NamedTuple):
 
 
 def snapshot_of(responses: Sequence[OperationResult], companions: Sequence[Put]) -> Snapshot:
-    """Return what a read of the lookups found."""
+    """Return the snapshot in the answers to the lookups."""
     found = [_range(each).kvs for each in responses]
     own, others = found[: len(found) - len(companions)], found[len(found) - len(companions) :]
     present, markers, parent = [*own, []][:3]
@@ -99,13 +99,13 @@ def snapshot_of(responses: Sequence[OperationResult], companions: Sequence[Put])
 
 
 def guards_of(pending: Pending, snapshot: Snapshot) -> list[Compare]:
-    """Return the compares that the snapshot still holds."""
+    """Return the compares that fail if the snapshot has changed."""
     aborts, end = pending.aborts
-    # A marker may go, but none may come: over no key at all this is true.
+    # A marker may be deleted, but none may be created. The compare holds for an empty range.
     newest = max((marker.mod_revision for marker in snapshot.markers), default=0)
     revision = revision_of(snapshot.present)
     guards = [
-        Compare(pending.key, CompareTarget.MOD_REVISION, CompareResult.EQUAL, revision),
+        Compare.unchanged(pending.key, revision),
         Compare(aborts, CompareTarget.MOD_REVISION, CompareResult.LESS, newest + 1, end),
     ]
     if (parent := snapshot.parent) is not None:
@@ -115,25 +115,23 @@ def guards_of(pending: Pending, snapshot: Snapshot) -> list[Compare]:
             else (CompareTarget.CREATE_REVISION, parent.create_revision)
         )
         guards.append(Compare(parent.key, target, CompareResult.EQUAL, revision))
-    guards += (
-        Compare(put.key, CompareTarget.CREATE_REVISION, CompareResult.EQUAL, 0)
-        for put in pending.companions
-    )
+    guards += (Compare.incarnation(put.key, 0) for put in pending.companions)
     return guards
 
 
 def revision_of(kv: KeyValue | None) -> int:
-    """Return the ``mod_revision``, 0 without a value."""
+    """Return the ``mod_revision``; 0 without a key."""
     return 0 if kv is None else kv.mod_revision
 
 
 async def check_ancestors(
     store: Store, keys: Keyspace, request: object_builder.Request, snapshot: Snapshot
 ) -> None:
-    """Refuse an action below one that is aborted.
+    """Refuse an action below an aborted one.
 
     Raises:
-        Aborted: It is; the message says which one.
+        Aborted: An action above it is aborted; the message names that.
+        EtcdError: A read failed.
     """
     if request.is_root or not snapshot.markers:
         return
@@ -159,7 +157,7 @@ async def check_ancestors(
 
 
 def _is_marked(marked: KeyValue, action_id: ActionId, kv: KeyValue | None) -> bool:
-    """Whether a marker is of this action, and of the incarnation that is there, if one is."""
+    """Whether a marker is about this action, and about its present incarnation if there is one."""
     marker = read_marker(marked)[0]
     if marker is None:
         return True

@@ -1,7 +1,7 @@
 """Builds the object of an action, as Flyte's service does.
 
-What Flyte's object has no field for is kept in annotations of ours: organisation, subject, the
-start time of the run, and a digest of the request.
+Annotations of ours have the data for which Flyte's object has no field: the organization, the
+subject, the start time of the run, and a digest of the request.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Final, NamedTuple
 from google.protobuf.message import DecodeError as BadMessage
 from google.protobuf.message import Message
 
+from etcd_actions._internal.tracing import traceparent
 from etcd_actions.actions import validation
 from etcd_actions.actions.stored_action import same_run
 from etcd_actions.codecs import json
@@ -31,6 +32,7 @@ from etcd_actions.model import (
     ANNOTATION_RECOVERS,
     ANNOTATION_RUN_START_TIME,
     ANNOTATION_SUBJECT,
+    ANNOTATION_TRACEPARENT,
     API_VERSION,
     CACHE_SCOPE_GLOBAL,
     FINALIZER_RECORD,
@@ -66,7 +68,7 @@ _FAILURES: Final = (Phase.FAILED, Phase.TIMED_OUT, Phase.ABORTED)
 
 
 class Trace(NamedTuple):
-    """The course of a trace. Times are None if it has none."""
+    """The phase, times and error of a trace; a time is None if the request lacks it."""
 
     phase: Phase
     began: datetime | None
@@ -79,12 +81,12 @@ class Request(NamedTuple):
 
     Attributes:
         action: Flyte's message.
-        run_spec: What holds for the run.
-        action_id: Which action.
+        run_spec: The settings of the run.
+        action_id: The action.
         kind: ``task``, ``condition`` or ``trace``.
-        digest: Distinguishes requests.
-        run_start_time: When the run began, where the request says it; RFC 3339, else empty.
-        trace: The course of a trace; None for the others.
+        digest: A digest of the request; different requests have different ones.
+        run_start_time: The start time of the run in RFC 3339; empty if the request lacks it.
+        trace: The course of a trace; None for a task or a condition.
     """
 
     action: Action
@@ -102,7 +104,7 @@ class Request(NamedTuple):
 
     @property
     def parent_id(self) -> ActionId:
-        """Which action the parent is."""
+        """The identity of the parent."""
         run = self.action_id
         return ActionId(run.project, run.domain, run.run, self.action.parent_action_name, run.org)
 
@@ -110,7 +112,7 @@ class Request(NamedTuple):
 def read_request(
     action: Action, run_spec: RunSpec | None, trace_error: ErrorState | None = None
 ) -> Request:
-    """Check what needs no parent to be checked.
+    """Check a request, as far as that is possible without its parent.
 
     Raises:
         InvalidArgument: A part is missing or unusable; it names the field.
@@ -157,14 +159,14 @@ def read_request(
 def _trace(action: Action, error: ErrorState | None) -> Trace | None:
     if action.WhichOneof("spec") != ACTION_TYPE_TRACE:
         if error is not None:
-            raise InvalidArgument("trace_error", "the action is no trace: leave it out")
+            raise InvalidArgument("trace_error", "the action is no trace: omit it")
         return None
     trace = action.trace
     if trace.phase not in list(Phase):
         raise InvalidArgument("trace.phase", f"{trace.phase} is no phase")
     phase = Phase(trace.phase)
     if error is not None and phase not in _FAILURES:
-        raise InvalidArgument("trace_error", f"the trace is {phase.name}: leave it out")
+        raise InvalidArgument("trace_error", f"the trace is {phase.name}: omit it")
     return Trace(
         phase,
         _time(trace.start_time, "trace.start_time") if trace.HasField("start_time") else None,
@@ -181,17 +183,18 @@ def _time(timestamp: Timestamp, field: str) -> datetime:
 
 
 class Inherited(NamedTuple):
-    """What a child takes over from its parent; shared by all of its children.
+    """The data that children inherit from their parent; all children share it.
 
     Attributes:
-        owner: The reference to the parent's object.
-        labels: Of a task, all but those of the system.
-        annotations: Of a task, the run's and those of others.
-        env_vars: Of a task.
-        interruptible: Of a task.
-        recovers: Where the run takes over what succeeded in others; empty if it does not.
-        run_start_time: When the run began, by the parent; empty if that has none.
-        org: The run's organisation, empty if it is not known.
+        owner: The owner reference to the parent's object.
+        labels: The labels that a task inherits: all but those of the system.
+        annotations: The annotations that a task inherits: those of the run and of users.
+        env_vars: The environment variables that a task inherits.
+        interruptible: Whether a task is interruptible.
+        recovers: The annotation with the runs to recover from; empty without recovery.
+        run_start_time: The start time of the run; empty if the parent lacks it.
+        org: The organization of the run; empty if it is not known.
+        traceparent: The trace context of the span that created the parent; empty for none.
     """
 
     owner: OwnerReference
@@ -202,16 +205,17 @@ class Inherited(NamedTuple):
     recovers: str
     run_start_time: str
     org: str
+    traceparent: str
 
     @classmethod
     def of(cls, parent: ActionObject) -> Inherited:
-        """What there is to take over from an object."""
+        """The data that the children of an object inherit."""
         metadata, spec = parent.metadata, parent.spec
         return cls(
             OwnerReference(
                 API_VERSION, KIND, metadata.name, metadata.uid, block_owner_deletion=True
             ),
-            # System labels say what the parent is: a mark would hide the child forever.
+            # System labels are about the parent: a mark would count for the child, too.
             {
                 label: text
                 for label, text in metadata.labels.items()
@@ -228,6 +232,7 @@ class Inherited(NamedTuple):
             metadata.annotations.get(ANNOTATION_RECOVERS, ""),
             _run_start_time(parent),
             parent.action_id.org,
+            metadata.annotations.get(ANNOTATION_TRACEPARENT, ""),
         )
 
 
@@ -244,11 +249,11 @@ def build(
 
     Args:
         request: The request.
-        parent: What it takes over from its parent, None for a root.
+        parent: The data that it inherits; None for a root.
         namespace: The object's namespace.
-        now: The time.
+        now: The present time.
         new_uid: Makes a UUID.
-        finalizer: Whether our finalizer holds it until it is recorded.
+        finalizer: Whether it gets our finalizer, until it is recorded.
     """
     action, kind = request.action, request.kind
     labels = _own_labels(request)
@@ -323,17 +328,17 @@ def build_trace(
     now: datetime,
     new_uid: Callable[[], str],
 ) -> ActionObject:
-    """Build the object of a trace, which as a rule has ended.
+    """Build the object of a trace.
 
-    Recorded again it stays the incarnation that it was: who follows it sees a change.
+    A trace that is recorded again keeps its uid, so subscribers receive a change.
 
     Args:
         request: The request.
         trace: Its course.
-        parent: What it takes over from its parent.
-        before: The same trace as it was recorded before.
+        parent: The data that it inherits.
+        before: The stored object of the same trace; None without one.
         namespace: The object's namespace.
-        now: The time, for what the trace does not say.
+        now: The present time, for times that the trace lacks.
         new_uid: Makes a UUID.
     """
     action = request.action
@@ -375,7 +380,7 @@ def build_trace(
 
 
 def with_start_time(template: TaskTemplate, start_time: str) -> TaskTemplate:
-    """The template with ``{{.runStartTime}}`` replaced in its arguments; a copy, or itself."""
+    """The template, or a copy in which ``{{.runStartTime}}`` is replaced in the arguments."""
     arguments = template.container.args if template.HasField("container") else ()
     if not start_time or not any(_START_TIME in argument for argument in arguments):
         return template
@@ -387,7 +392,7 @@ def with_start_time(template: TaskTemplate, start_time: str) -> TaskTemplate:
 
 
 def same_action(present: ActionObject, request: Request) -> bool:
-    """Whether an object without a digest is the requested one, by identity and content."""
+    """Whether an object without a digest is the requested action, by identity and content."""
     action, spec, action_id = request.action, present.spec, request.action_id
     run = action_id.run
     if not same_run(present.action_id, action_id) or spec.kind != request.kind:
@@ -409,14 +414,14 @@ def same_action(present: ActionObject, request: Request) -> bool:
 
 
 def _equal(message: Message, stored: bytes) -> bool:
-    """By meaning: Go writes the entries of a map in any order."""
+    """Whether a message equals a stored one. Go writes the entries of a map in any order."""
     return message == type(message).FromString(stored)
 
 
 def _run_start_time(parent: ActionObject) -> str:
-    """When the run began, by the parent."""
+    """The start time of the run, by the parent."""
     noted = parent.metadata.annotations.get(ANNOTATION_RUN_START_TIME, "")
-    # Flyte's service notes it nowhere, and its roots are created when the run begins.
+    # Flyte's service does not store it, but it creates the root when the run starts.
     return noted or ("" if parent.parent else parent.metadata.creation_timestamp)
 
 
@@ -447,9 +452,11 @@ def _own_labels(request: Request) -> dict[str, str]:
 
 def _annotate(annotations: dict[str, str], request: Request, parent: Inherited | None) -> None:
     annotations[ANNOTATION_DIGEST] = request.digest
-    # All of a run is of one organisation.
+    # All actions of a run have one organization.
     if org := request.action_id.org or (parent.org if parent is not None else ""):
         annotations[ANNOTATION_ORG] = org
+    if parent_span := traceparent("" if parent is None else parent.traceparent):
+        annotations[ANNOTATION_TRACEPARENT] = parent_span
     if request.action.subject:
         annotations[ANNOTATION_SUBJECT] = request.action.subject
 
@@ -457,7 +464,7 @@ def _annotate(annotations: dict[str, str], request: Request, parent: Inherited |
 def _base64(message: Message) -> str:
     data = message.SerializeToString(deterministic=True)
     try:
-        # One that is nested too deeply can be written, and then never be read.
+        # A message that is nested too deeply can be encoded, but not decoded.
         type(message).FromString(data)
     except BadMessage as error:
         raise InvalidArgument(message.DESCRIPTOR.name, f"it cannot be stored: {error}") from None
@@ -465,9 +472,10 @@ def _base64(message: Message) -> str:
 
 
 def _digest(action: Action, run_spec: RunSpec | None, *, is_root_task: bool) -> str:
-    """Distinguishes requests; maps have no order of their own.
+    """A digest of a request. The order of maps does not count.
 
-    The names of the root are one, and of a run specification only that counts which is used.
+    Both names of the root have the same digest, and only the used parts of the run's settings
+    count.
     """
     run = action.action_id.run.name
     if run in (action.action_id.name, action.parent_action_name):

@@ -1,15 +1,14 @@
-"""Collects what a deleted action leaves behind: its children and its traces.
+"""Collects the children and traces of deleted actions: orphans.
 
-Kubernetes has a garbage collector for that; on bare etcd this package does it. Each write
-compares that the parent is absent, or another incarnation, and that the orphan is as it was
-read. An orphan that is not terminal is first set to ABORTED. The mark deletes it after it is
-recorded. Its own children follow, since each deletion is
-checked in turn.
+Kubernetes has a garbage collector for that; without Kubernetes this module does it. Each write
+compares that the parent is absent, or another incarnation, and that the orphan is unchanged. An
+orphan that is not terminal is first set to ABORTED, and the mark deletes it after it is recorded.
+Its own children are collected after its deletion.
 
-An orphan names its parent by an owner reference with a uid: then the parent is that incarnation,
-and Kubernetes' garbage collector would collect the orphan, too. Or it names it by
-``spec.parentActionName`` alone: `kubectl delete --cascade=orphan` takes the owner references
-away. No garbage collector ever collects that, so it is collected where Kubernetes has one, too.
+An orphan can name its parent by an owner reference with a uid: then the parent is that incarnation,
+and Kubernetes' garbage collector would collect the orphan, too. Or it names the parent by
+``spec.parentActionName`` only: ``kubectl delete --cascade=orphan`` removes the owner references. No
+garbage collector collects such an orphan, so this module does it next to Kubernetes, too.
 """
 
 from __future__ import annotations
@@ -32,8 +31,6 @@ from etcd_actions.codecs import codec_of
 from etcd_actions.errors import DecodeError, EtcdError
 from etcd_actions.etcd.api import (
     Compare,
-    CompareResult,
-    CompareTarget,
     Delete,
     KeyRange,
     KeyValue,
@@ -55,7 +52,7 @@ from etcd_actions.storage.store import Store
 
 REASON = "the parent is gone"
 
-# Objects that are decoded before others have their turn: some milliseconds.
+# Objects that are decoded before other tasks run: some milliseconds.
 _AT_A_TIME = 200
 
 _log = structlog.get_logger(__name__)
@@ -67,15 +64,12 @@ class _Owned(NamedTuple):
     key: bytes
     owner_key: bytes
     owner_uid: str
-    """Empty if it names it by ``spec.parentActionName`` alone: any incarnation will do."""
+    """Empty if it names the parent by ``spec.parentActionName`` only: any incarnation will do."""
     run: ActionId | None = None
-    """Whose parent it has to be, if there is no uid."""
+    """The identity of the orphan, if there is no uid: its parent is of the same run."""
 
     def may_be(self, owner: Owner) -> bool:
-        """Whether what has the parent's key may be the parent.
-
-        Of what cannot be read nothing is known, so it may be.
-        """
+        """Whether the object with the parent's key may be the parent; an undecodable one may be."""
         if owner is None:
             return True
         uid, action_id = owner
@@ -85,11 +79,11 @@ class _Owned(NamedTuple):
 
 
 Owner = tuple[str, ActionId] | None
-"""Uid and identity of an object; None if it cannot be read."""
+"""Uid and identity of an object; None if it cannot be decoded."""
 
 
 class _Ended:
-    """Counts of the actions ended here, for the log."""
+    """Counts the actions that a collection ended, for the log."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -118,13 +112,13 @@ class OrphanCollector:
     """Collects the orphans of one prefix, in all its namespaces.
 
     Args:
-        store: Where they are.
-        keys: Under which keys.
-        unowned_only: Collect only what has no owner reference and has not ended, and leave the
-            rest to Kubernetes' garbage collector.
-        finalizer: Whether what waits to be recorded keeps our finalizer until then.
-        clock: The time.
-        containment: The boundaries of the process.
+        store: Reads and writes the keys.
+        keys: The keyspace.
+        unowned_only: Whether to collect only orphans that have no owner reference and are not
+            terminal: Kubernetes' garbage collector collects the others.
+        finalizer: Whether aborted orphans get our finalizer, until they are recorded.
+        clock: Returns the present time.
+        containment: Counts unexpected failures.
     """
 
     def __init__(
@@ -149,7 +143,7 @@ class OrphanCollector:
         """Collect the direct children, and the traces, of an action that was deleted.
 
         Raises:
-            EtcdError: etcd did not do it all; it may be done again.
+            EtcdError: A request failed; the call has to be repeated.
         """
         run = Run(deleted.namespace, deleted.action_id.run)
         owned = await self._listings.owned(run, deleted.key, deleted.revision)
@@ -157,13 +151,13 @@ class OrphanCollector:
         await self._collect_all(orphans)
 
     async def _list(self, run: Run) -> Listed[_Owned]:
-        """Who names which owner in a run, its traces included."""
+        """The objects and traces of a run, by the key of the parent that each names."""
         keys = self._keys.within(run.namespace)
         by_owner: defaultdict[bytes, list[_Owned]] = defaultdict(list)
         revision = 0
         for prefix in keys.run_prefixes(run.name)[:2]:
             kvs, read_at = await self._store.read(KeyRange.of_prefix(prefix))
-            # What comes later may be in the second range alone.
+            # The first revision counts: a later change may be in the second range only.
             revision = revision or read_at
             for number, kv in enumerate(kvs):
                 if number % _AT_A_TIME == 0:
@@ -177,7 +171,7 @@ class OrphanCollector:
         """Collect all orphans, also those whose parent was deleted while no process watched.
 
         Raises:
-            EtcdError: etcd did not do it all; it may be done again.
+            EtcdError: A request failed; the call has to be repeated.
         """
         found: dict[bytes, Owner] = {}
         owned: list[_Owned] = []
@@ -196,7 +190,7 @@ class OrphanCollector:
         await self._collect_all(orphans, parks=True)
 
     async def _collect_all(self, orphans: Iterable[_Owned], *, parks: bool = False) -> None:
-        """Collect each by itself: one that cannot be changed holds up no other."""
+        """Collect each orphan as a unit of its own: a failed one delays no other."""
         failure: EtcdError | None = None
         ended = _Ended()
         for one in orphans:
@@ -216,7 +210,7 @@ class OrphanCollector:
             raise failure
 
     def _owned(self, kv: KeyValue, found: dict[bytes, Owner] | None = None) -> _Owned | None:
-        """The parent that an object names, where this collector is to collect the object."""
+        """The object with the parent that it names; None if this collector must not collect it."""
         try:
             action = codec_of(kv.value).decode(kv.value, key=kv.key, revision=kv.mod_revision)
         except DecodeError as error:
@@ -226,7 +220,7 @@ class OrphanCollector:
             return None
         if found is not None:
             found[kv.key] = (action.metadata.uid, action.action_id)
-        # By the key: what an object says of its namespace may be anything.
+        # The namespace of the key counts: the one in the object may be wrong.
         namespace = _namespace(kv.key)
         for owner in action.metadata.owner_references:
             if owner.kind != KIND:
@@ -246,14 +240,14 @@ class OrphanCollector:
         return self._keys.prefix + f"{namespace}/{name}".encode(errors="replace")
 
     async def _collect(self, owned: _Owned) -> _Owned | None:
-        """Take one step with an orphan, unless its parent is there after all.
+        """Do the next step of an orphan's collection, unless its parent exists.
 
         Returns:
-            The orphan where the step ended it.
+            The orphan, if the step ended it.
         """
         while True:
             kv = await self._store.get(owned.key)
-            # Kubernetes may just have taken its owner reference away.
+            # Kubernetes may have removed its owner reference in the meantime.
             now = None if kv is None else self._owned(kv)
             if kv is None or now is None:
                 return None
@@ -261,12 +255,8 @@ class OrphanCollector:
             if owner is not None and now.may_be(_owner(owner)):
                 return None
             revision = 0 if owner is None else owner.create_revision
-            parent_gone = Compare(
-                now.owner_key, CompareTarget.CREATE_REVISION, CompareResult.EQUAL, revision
-            )
-            unchanged = Compare(
-                kv.key, CompareTarget.MOD_REVISION, CompareResult.EQUAL, kv.mod_revision
-            )
+            parent_gone = Compare.incarnation(now.owner_key, revision)
+            unchanged = Compare.unchanged(kv.key, kv.mod_revision)
             action = StoredAction.of(kv)
             write = self._step(kv, action)
             if write is None:
@@ -274,7 +264,7 @@ class OrphanCollector:
             if (await self._store.txn(Txn([parent_gone, unchanged], [write]))).succeeded:
                 if action.is_terminal:
                     return None
-                # Nothing alive is ended silently: its parent may just have expired.
+                # Log each abort of a running action: its parent may have expired.
                 _log.warning(
                     "orphan_aborted",
                     key=_text(now),
@@ -285,14 +275,14 @@ class OrphanCollector:
                 return now
 
     def _step(self, kv: KeyValue, action: ActionObject) -> Operation | None:
-        """The writes for an orphan now; none if others have to act first."""
+        """The next write for an orphan; None if the owner of another finalizer has to act first."""
         if not action.is_terminal:
             value = aborted_value(
                 kv, REASON, "", now=self._clock(), delete=True, finalizer=self._finalizer
             )
             return Put(kv.key, value, kv.lease)
         if self._unowned_only:
-            # Its parent was deleted with --cascade=orphan: its children are to be kept.
+            # Its parent was deleted with --cascade=orphan: a terminal child is kept.
             return None
         foreign = any(each != FINALIZER_RECORD for each in action.metadata.finalizers)
         if action.is_recorded and not foreign:
@@ -313,7 +303,7 @@ def _text(owned: _Owned) -> str:
 
 
 def _owner(kv: KeyValue) -> Owner:
-    """The incarnation of an object; None if it cannot be read, and may be any."""
+    """Uid and identity of an object; None if it cannot be decoded."""
     try:
         action = codec_of(kv.value).decode(kv.value)
     except DecodeError:

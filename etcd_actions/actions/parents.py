@@ -1,4 +1,4 @@
-"""Parents of actions that are created: each state of one is decoded once for all children."""
+"""Caches the parents of enqueued actions: each state is decoded once for all children."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ from etcd_actions.etcd.api import KeyValue
 from etcd_actions.model import ActionId, Phase
 
 _MOST: Final = 256
+"""The most entries of each kind."""
 
 
 class Parent(NamedTuple):
-    """What counts of a parent's object.
+    """The parts of a parent's object that its children need.
 
     Attributes:
-        action_id: Which action it is.
-        refusal: Why it can have no children; empty if it can.
-        inherited: What they take over.
+        action_id: The parent.
+        refusal: Why it gets no children; empty if it does.
+        inherited: The data that children inherit.
     """
 
     action_id: ActionId
@@ -29,16 +30,16 @@ class Parent(NamedTuple):
 
 
 class ParentCache:
-    """The parents that were read last, of bounded number; those used least go first."""
+    """The parents that were read last; of a bounded number the least recently used is dropped."""
 
     def __init__(self) -> None:
-        # By key, with the bytes that it was decoded from.
+        # By key, the parent and the value that it was decoded from.
         self._found: OrderedDict[bytes, tuple[bytes, Parent]] = OrderedDict()
         self._moved: OrderedDict[bytes, int] = OrderedDict()
         self._aborts: OrderedDict[bytes, None] = OrderedDict()
 
     def read(self, kv: KeyValue) -> Parent:
-        """A parent, decoded unless it was.
+        """Decode a parent, unless its value is cached.
 
         Raises:
             DecodeError: It is no TaskAction.
@@ -69,11 +70,11 @@ class ParentCache:
             self._moved.popitem(last=False)
 
     def is_restless(self, key: bytes) -> bool:
-        """Whether a parent changed from one enqueue to the next, when that was read last."""
+        """Whether a parent had changed since the enqueue before, at the last read."""
         return key in self._moved
 
     def rests(self, kv: KeyValue) -> bool:
-        """Whether a parent that was read is worth a guess: it did not just change again."""
+        """Whether a parent is unchanged since the last read: then the next enqueue may guess."""
         before = self._moved.get(kv.key)
         if before is None:
             return True
@@ -84,7 +85,7 @@ class ParentCache:
         return False
 
     def note_aborts(self, run: bytes, exist: bool) -> None:
-        """Note whether aborts exist in a run, which is named by their prefix."""
+        """Note whether a run, named by the prefix of its markers, has markers of aborts."""
         self._aborts.pop(run, None)
         if exist:
             self._aborts[run] = None
@@ -92,11 +93,11 @@ class ParentCache:
                 self._aborts.popitem(last=False)
 
     def has_aborts(self, run: bytes) -> bool:
-        """Whether aborts existed in a run, when that was read last."""
+        """Whether a run had markers of aborts at the last read."""
         return run in self._aborts
 
     def clear(self) -> None:
-        """Drop all."""
+        """Drop all entries."""
         self._found.clear()
         self._moved.clear()
         self._aborts.clear()

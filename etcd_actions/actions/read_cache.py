@@ -1,10 +1,10 @@
-"""The objects that a client read or wrote last: a write based on one needs no read.
+"""The objects that a client read or wrote last: a write on one of them needs no read.
 
-A cached object may be old. So it is only the base of a write that compares its revision in the
-same transaction; if that fails, or the object leads to anything but a write, it is read.
+A cached object may be old. So it is used only for a write that compares its revision in the same
+transaction. If the compare fails, or the object leads to an error or to no write, it is read.
 
-A restored store may have other bytes at the same revision. So entries expire soon, and all are
-dropped when a connection is lost.
+A restored store may have other bytes at the same revision. So entries expire after a minute, and
+all are dropped when a connection is lost.
 """
 
 from __future__ import annotations
@@ -17,22 +17,20 @@ from typing import Final
 from etcd_actions.etcd.api import KeyValue
 
 MOST: Final = 4096
-"""Objects."""
+"""The most objects."""
 MOST_BYTES: Final = 16 * 1024 * 1024
-"""Of all together."""
+"""The most bytes of all values."""
 LARGEST: Final = 64 * 1024
-"""Bytes of one."""
+"""The most bytes of one value."""
 OLDEST: Final = 60.0
-"""Seconds since it was read or written: afterwards it is read again."""
+"""Seconds after which an object expires."""
 
 
 class ReadCache:
-    """Objects by key, of bounded number, size and age.
-
-    Those used least go first.
+    """Objects by key, of bounded number, size and age; the least recently used is dropped first.
 
     Args:
-        clock: Seconds of a monotonic clock.
+        clock: Returns the seconds of a monotonic clock.
     """
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -73,6 +71,6 @@ class ReadCache:
             self._bytes -= len(before[0].value)
 
     def clear(self) -> None:
-        """Drop everything."""
+        """Drop all objects."""
         self._found.clear()
         self._bytes = 0

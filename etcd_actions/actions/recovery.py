@@ -1,13 +1,13 @@
-"""Takes over what succeeded in another run: recovery.
+"""Recovery: creates actions as RECOVERED that succeeded in another run.
 
-An action's name is made of its parent's name, its task and its inputs. So an action of the run that
-is recovered and one of the new run that have the same name are the same call. The root notes the
-runs to look in, all below it inherit that, and what succeeded there is created as an action that
-has ended: RECOVERED, with the outputs where they are.
+The SDK makes an action's name of its parent's name, its task and its inputs. So two actions of the
+same name, of the recovered run and of the new one, are the same call. The root has an annotation
+with the source runs, which all actions below inherit. An action that succeeded in a source run is
+created with the phase RECOVERED, and with the outputs of the earlier one.
 
-The runs are in an order: the one that is recovered, then the one that it recovered itself, and so
-on. The first that has the action decides. Each says which actions are not taken from it, nor from
-those behind it.
+The source runs have an order: the recovered run, then the run that this one recovered, and so on.
+The first one that has the action decides. Each has a list of the actions that have to run again:
+they are taken neither from it nor from the runs after it.
 """
 
 from __future__ import annotations
@@ -51,9 +51,9 @@ if TYPE_CHECKING:
 RELATED_TO: Final = "run_spec.relation.related_to"
 FORCED: Final = "run_spec.recover.force_rerun_actions"
 MOST_SOURCES: Final = 16
-"""Runs to look in; the oldest are omitted."""
+"""The most source runs; the oldest are omitted."""
 MOST_BYTES: Final = 32 * 1024
-"""Of the note, which each action of the run has."""
+"""The most bytes of the annotation, which each action of the run has."""
 
 _RECOVER: Final = 2
 """Flyte's ``RELATION_TYPE_RECOVER``."""
@@ -65,11 +65,11 @@ _log = structlog.get_logger(__name__)
 
 
 class Source(msgspec.Struct, frozen=True, array_like=True):
-    """A run to look in.
+    """A source run.
 
     Attributes:
-        run: Its name; project and domain are those of the run that recovers.
-        again: The actions that are neither taken from it, nor from the runs behind it.
+        run: Its name; project and domain are those of the new run.
+        again: The actions that are taken neither from it nor from the runs after it.
     """
 
     run: str
@@ -80,7 +80,7 @@ _sources: Final = msgspec.json.Decoder(tuple[Source, ...])
 
 
 def sources_of(action: ActionObject) -> tuple[Source, ...]:
-    """The runs that an action may be taken over from; none if the annotation cannot be read."""
+    """The source runs of an action; none if it has no annotation, or an undecodable one."""
     text = action.metadata.annotations.get(ANNOTATION_RECOVERS, "")
     if not text:
         return ()
@@ -92,12 +92,12 @@ def sources_of(action: ActionObject) -> tuple[Source, ...]:
 
 
 class Recovery:
-    """Takes over the actions of one keyspace.
+    """Recovers the actions of one keyspace.
 
     Args:
-        store: Where they are.
-        keys: Under which keys.
-        clock: The time.
+        store: Reads the keys.
+        keys: The keyspace.
+        clock: Returns the present time.
     """
 
     def __init__(
@@ -109,13 +109,13 @@ class Recovery:
         self._lister = Lister(store, keys)
 
     async def apply(self, request: Request, built: ActionObject) -> ActionObject:
-        """The object to create: as it was built, or as what succeeded in another run.
+        """The object to create: the built one, or with the result of the action in a source run.
 
-        A root notes where to look. It is never taken over itself.
+        A root gets the annotation with the source runs; it is never recovered itself.
 
         Raises:
-            InvalidArgument: The run that is to be recovered cannot be this one's.
-            EtcdError: etcd could not be read.
+            InvalidArgument: This run cannot recover the requested one.
+            EtcdError: A read failed.
         """
         if request.trace is not None:
             return built
@@ -129,13 +129,13 @@ class Recovery:
         return self._taken_over(built, found)
 
     async def traces(self, parent: ActionId, listing: Listing) -> list[ActionUpdate]:
-        """The traces that an action of a run that recovers finds, as if they were its own.
+        """The traces of the same action in the source runs, as if they were the action's own.
 
-        They are not written: who replays one does not record it again.
+        They are not written: the SDK replays a trace of a snapshot, and does not record it again.
 
         Args:
             parent: The action.
-            listing: What is there of it and of all below it.
+            listing: The action with its children and traces.
         """
         own = next((each for each in listing.actions if same_action(each.action_id, parent)), None)
         if own is None or not (sources := sources_of(own)):
@@ -166,7 +166,7 @@ class Recovery:
         )
 
     async def _note(self, request: Request, built: ActionObject) -> ActionObject:
-        """A root with the runs that all below it look in."""
+        """A root with the annotation of the source runs."""
         spec = request.run_spec
         if spec is None or request.kind != ACTION_TYPE_TASK:
             return built
@@ -189,7 +189,7 @@ class Recovery:
         return _annotated(built, {ANNOTATION_RECOVERS: note})
 
     async def _find(self, built: ActionObject, sources: Sequence[Source]) -> StoredAction | None:
-        """The success that is taken over; None if the action has to run."""
+        """The successful action of a source run; None if the action has to run."""
         requested = [_in_run(built.action_id, source.run) for source in sources]
         gets = [Get(KeyRange.of_key(self._keys.task_action(each))) for each in requested]
         result = await self._store.txn(Txn([], gets))
@@ -221,14 +221,14 @@ class Recovery:
 
 
 def source_of(run: ActionId, related_to: Any) -> ActionId:
-    """The root of the run that another is to recover.
+    """The root of the run that a new run recovers.
 
     Args:
-        run: The other.
-        related_to: Flyte's identifier; without a project and a domain it is of the same.
+        run: The new run.
+        related_to: Flyte's identifier; an empty project or domain is that of the new run.
 
     Raises:
-        InvalidArgument: It is no run that this one can recover.
+        InvalidArgument: The new run cannot recover it.
     """
     name = related_to.name
     if not name or "/" in name:
@@ -251,7 +251,7 @@ def _in_run(action_id: ActionId, run: str) -> ActionId:
 
 
 def _read(kv: KeyValue | None, requested: ActionId) -> StoredAction | None:
-    """The action that is meant; what cannot be read counts as missing."""
+    """The requested action; None if it is missing, undecodable or another action."""
     if kv is None:
         return None
     try:
@@ -265,7 +265,7 @@ def _read(kv: KeyValue | None, requested: ActionId) -> StoredAction | None:
 
 
 def _may_be(found: StoredAction, built: ActionObject) -> bool:
-    """Whether one action's success can be the other's."""
+    """Whether the result of ``found`` can be that of ``built``."""
     if found.phase not in _SUCCESSES or found.spec.kind != built.spec.kind:
         return False
     if not built.spec.is_condition:
@@ -281,7 +281,7 @@ def _may_be(found: StoredAction, built: ActionObject) -> bool:
 
 
 async def _is_complete(found: StoredAction) -> bool:
-    """Whether the outputs are there, as far as this process can see."""
+    """Whether the outputs exist, if they are on this machine."""
     if found.spec.is_condition:
         return True
     try:
@@ -295,7 +295,7 @@ async def _is_complete(found: StoredAction) -> bool:
 
 
 async def _is_file(uri: str) -> bool:
-    """Whether a file exists; one that is not on this machine is taken for there."""
+    """Whether a file exists; one on another machine counts as existing."""
     path: Path | None = local_path(uri)
     if path is None:
         return bool(uri)

@@ -1,4 +1,4 @@
-"""Changes the object of one action by compare-and-swap, on the object that was read last."""
+"""Changes the object of one action by compare-and-swap, based on the object that was read last."""
 
 from __future__ import annotations
 
@@ -31,12 +31,11 @@ from etcd_actions.model import ActionId, Incarnation, Keyspace
 from etcd_actions.storage.store import CasResult, Store
 
 Change = Callable[[StoredAction, dict[str, Any]], bool]
-"""Changes the tree of an object in place, and says whether there was anything to change.
+"""Changes the tree of an object in place; returns whether it changed anything.
 
-It leaves ``spec`` and ``metadata.managedFields`` alone.
-
-It is called again with the newer object whenever another writer was faster, and after a lost
-answer maybe with what it has written itself; an error of its own ends the attempt.
+It must not change ``spec`` and ``metadata.managedFields``. It is called again with the newer object
+if another writer was faster, and after a lost answer perhaps with the object that it has changed
+before. An error that it raises ends the attempt.
 """
 
 
@@ -54,38 +53,36 @@ async def rewrite(
 ) -> StoredAction:
     """Change the object of a task or a condition, and retry while others change it.
 
-    All other fields stay, in the form in which they are stored. The first write is based on the
-    object in ``seen`` or in the cache, without a read, as in Kubernetes' ``GuaranteedUpdate``;
-    both may be old. So an error, or a change that changes nothing, counts only for an object
-    that was read.
+    All other fields stay, in their stored form. The first write is based on ``seen`` or on the
+    cached object, without a read, as in Kubernetes' ``GuaranteedUpdate``. Both may be old. So an
+    error, or a change without effect, is accepted only for an object that was read.
 
     Args:
-        store: Where the object is.
-        keys: Under which key.
-        action_id: Which action; the organisation counts where both sides know it.
-        change: What to do.
-        field: What is named as the cause when the object becomes one that cannot be stored.
-        fence: What must hold for the write to count, in the same transaction.
-        incarnation: Which object is meant; by default that of ``seen``, else the one that is
-            read first. Another one that is created under its key is not changed.
-        cache: The objects read or written last; it gets what is read and written here.
+        store: Reads and writes the object.
+        keys: The keyspace.
+        action_id: The action; its organization counts if both sides have one.
+        change: The change.
+        field: The field that the error names if the changed object cannot be stored.
+        fence: A compare in the transaction of the write.
+        incarnation: Change only this object; by default the one of ``seen``, or else the one that
+            is read first.
+        cache: The objects that were read or written last; this call updates it.
         seen: The caller's last state of the object.
 
     Returns:
-        The object as it is now, written or found so, with its revision. Reads that begin
-        after this see it or a newer one.
+        The present object, written or found so. Reads that start afterwards return it or a newer
+        one.
 
     Raises:
         NotFound: There is no such action, the object of its name is another action's, or it is
             another incarnation.
-        ClaimLost: The fence does not hold.
-        InvalidArgument: The identity makes no key, ``seen`` is another action, or the object
-            would be too large.
-        DecodeError: What is stored cannot be read.
-        OutcomeUnknown: The answer was lost and the object was not changed when it was read
-            again, or could not be read. The change may still be applied; to request the
-            same again does it once.
-        EtcdError: etcd did not do it; nothing was changed.
+        ClaimLost: The fence failed.
+        InvalidArgument: A part of the identity is empty or has a slash, ``seen`` is another action,
+            or the object would be too large.
+        DecodeError: The stored value cannot be decoded.
+        OutcomeUnknown: The answer was lost, and the object was unchanged when it was read again, or
+            could not be read. The change may still be applied; the same call again is safe.
+        EtcdError: The write failed; nothing was changed.
     """
     try:
         key = keys.task_action(action_id)
@@ -157,10 +154,10 @@ async def _rewrite(
 
 
 def _changed(before: KeyValue, action: StoredAction, change: Change, field: str) -> bytes | None:
-    """The bytes of an object after a change; None if that says nothing that is not there."""
+    """The bytes of an object after a change; None if the change has no effect."""
     codec = codec_of(before.value)
     tree = codec.decode_tree(before.value, key=before.key, revision=before.mod_revision)
-    # The specification and the managed fields are most of an object, and never change.
+    # The specification and the managed fields are most of the bytes, and never change.
     unchanged = (tree.get("spec"), tree["metadata"].get("managedFields"))
     if not change(action, tree):
         return None
@@ -201,5 +198,5 @@ async def _write(
 
 
 def utc_now() -> datetime:
-    """The time, as a clock of the operations gives it."""
+    """The present time, in UTC: the default clock of the operations."""
     return datetime.now(UTC)

@@ -1,7 +1,7 @@
 """Listings of runs, each shared by all callers that request the run at that time.
 
-The children of an action cannot be read from their keys, so all of the run is read. If a run of
-thousands is deleted action by action, each would read it again: thousands squared.
+The keys of an action's children do not depend on the action, so the complete run is read. If a run
+of thousands is deleted action by action, each deletion would read all of it.
 """
 
 from __future__ import annotations
@@ -15,25 +15,28 @@ import trio
 T = TypeVar("T")
 
 _MOST_RUNS: Final = 2
+"""The most runs whose listing is kept."""
 _LONGEST_KEPT: Final = 5.0
-# Of the time a run's listings take at most a fifth, however many callers request it one by one.
+"""Seconds after which a listing is not used any more."""
+# The pause before a listing, in multiples of the duration of the last one: so the listings of a run
+# take at most a fifth of the time, whatever the number of requests.
 _PAUSE: Final = 4.0
 _LONGEST_PAUSE: Final = 1.0
 
 
 class Run(NamedTuple):
-    """Which run."""
+    """The namespace and the name of a run."""
 
     namespace: str
     name: str
 
 
 class Listed(NamedTuple, Generic[T]):
-    """What a run held at one revision.
+    """A listing of a run.
 
     Attributes:
-        revision: What happened up to it is in the listing.
-        by_owner: The objects that name an owner, by the owner's key.
+        revision: The listing has all changes up to it.
+        by_owner: The objects that name a parent, by the parent's key.
     """
 
     revision: int
@@ -48,11 +51,11 @@ class _Shared(Generic[T]):
 
     @property
     def is_old(self) -> bool:
-        """Whether what is written without a look at its owner may be missed for too long."""
+        """Whether the listing is too old: an orphan that is written later may not be in it."""
         return trio.current_time() - self.began > _LONGEST_KEPT
 
     async def pause(self) -> None:
-        """Wait until the listing before is some time ago, by how long it took."""
+        """Wait after the last listing, for a multiple of its duration."""
         if self.listed is not None:
             took = self.ended - self.began
             await trio.sleep_until(self.ended + min(_PAUSE * took, _LONGEST_PAUSE))
@@ -62,8 +65,8 @@ class RunListings(Generic[T]):
     """The newest listings of a few runs, for some seconds.
 
     Args:
-        read: Lists a run. It is called for one caller at a time of each run, and again for the
-            next where it fails or is cancelled.
+        read: Lists a run. It is called for one caller of a run at a time, and for the next caller
+            if it fails or is cancelled.
     """
 
     def __init__(self, read: Callable[[Run], Awaitable[Listed[T]]]) -> None:
@@ -71,18 +74,18 @@ class RunListings(Generic[T]):
         self._runs: OrderedDict[Run, _Shared[T]] = OrderedDict()
 
     async def owned(self, run: Run, owner_key: bytes, revision: int) -> Sequence[T]:
-        """What named an owner, at ``revision`` or later.
+        """The objects that name a parent, at ``revision`` or later.
 
-        Waits for a listing of the run, whose caller waits in turn until the one before is some time
-        ago: so callers that come until then share one.
+        The first caller waits before it lists, as after each listing. Callers that come in the
+        meantime share its listing.
 
         Args:
-            run: The run of both.
-            owner_key: The owner's key.
-            revision: What happened up to it counts; 0 for all that has happened by now.
+            run: The run of the parent and the objects.
+            owner_key: The parent's key.
+            revision: The listing has to have all changes up to it; 0 for the newest.
 
         Raises:
-            EtcdError: etcd did not list.
+            EtcdError: The list failed.
         """
         shared = self._of(run)
         async with shared.lock:
@@ -95,11 +98,11 @@ class RunListings(Generic[T]):
             return listed.by_owner.get(owner_key, ())
 
     def _of(self, run: Run) -> _Shared[T]:
-        """What is shared of a run; it is dropped when no caller requests the run."""
+        """The shared listing of a run; it is dropped if it is unused, and others are newer."""
         shared = self._runs.setdefault(run, _Shared())
         self._runs.move_to_end(run)
         for each in list(self._runs)[:-_MOST_RUNS]:
-            # Locked while a caller reads, or waits.
+            # It is locked while a caller reads, or waits.
             if not self._runs[each].lock.locked():
                 del self._runs[each]
         return shared

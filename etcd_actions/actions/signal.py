@@ -1,4 +1,4 @@
-"""Signals a condition: the value that it waits for, once."""
+"""Signals a condition: delivers the value that it waits for, once."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import msgspec
 
+from etcd_actions.actions.aborted_object import subject_of
 from etcd_actions.actions.read_cache import ReadCache
 from etcd_actions.actions.rewrite import rewrite, utc_now
 from etcd_actions.actions.stored_action import StoredAction, describe
@@ -23,7 +24,7 @@ _TYPES: Final = {
     "string_value": (3, "STRING"),
     "boolean": (4, "BOOLEAN"),
 }
-"""A primitive's field, and the number and name of its ``flyteidl2.core.SimpleType``."""
+"""The number and the name of ``flyteidl2.core.SimpleType``, by the field of a primitive."""
 
 _SIGNALED: Final = "Signaled"
 
@@ -38,44 +39,42 @@ async def signal(
     cache: ReadCache | None = None,
     clock: Callable[[], datetime] = utc_now,
 ) -> StoredAction:
-    """Give a condition the value that it waits for, which ends it.
+    """Deliver the value that a condition waits for, which ends it.
 
-    Value, sender, time and the end, as Flyte's executor writes it a moment later, are one
-    write: here there need not be an executor, and one that is there finds its work done. The
-    same value again changes nothing, also after the end; only a condition that another client
-    signalled, and that has not ended, is ended then.
+    One write stores the value, the subject, the time and the phase SUCCEEDED. Flyte's service
+    stores the value, and its executor writes the phase later; here no executor is needed. The same
+    value again changes nothing, also after the end. Only if the condition is signalled and not
+    terminal, as by Flyte's service, the same value ends it.
 
-    It is one compare-and-swap, retried until no other writer was faster: changes of others stay,
-    and cancelled it was done completely or not at all.
+    It is one compare-and-swap, retried if other writers were faster, so their changes stay. After a
+    cancellation it was done completely or not at all.
 
     Args:
-        store: Where the condition is.
-        keys: Under which key.
-        action_id: Which condition.
+        store: Reads and writes the condition.
+        keys: The keyspace.
+        action_id: The condition.
         value: A boolean, an integer, a float or a string, or a literal with one.
-        signalled_by: The subject who signals, empty if it is not known. Of an identity it is
-            that of its user, or else of its application.
-        cache: The objects read or written last: the one in it is tried without a read.
-        clock: The time.
+        signalled_by: The subject; empty if it is not known. Of an identity it is that of its user,
+            or else of its application.
+        cache: The objects that were read or written last; the first write is based on it.
+        clock: Returns the present time.
 
     Returns:
-        The condition as it is now, with its revision. Reads that begin after this see it, or
-        a newer one.
+        The present condition. Reads that start afterwards return it or a newer one.
 
     Raises:
-        InvalidArgument: The value is nothing of these, or not what the condition declares.
+        InvalidArgument: The value is of another type, or not of the declared one.
         NotFound: There is no such action.
-        FailedPrecondition: It is no condition, has another value already, or ended without
-            one.
-        DecodeError: What is stored cannot be read.
+        FailedPrecondition: It is no condition, has another value, or ended without one.
+        DecodeError: The stored value cannot be decoded.
         ConfigError: ``flyteidl2`` is not installed.
         OutcomeUnknown: The answer was lost; the same signal again is safe.
-        EtcdError: etcd did not do it; nothing was changed.
+        EtcdError: The write failed; nothing was changed.
     """
     if isinstance(value, (bool, int, float, str)):
         value = flyte.literal_of(value)
     number, kind = _type_of(value)
-    subject = signalled_by if isinstance(signalled_by, str) else _subject(signalled_by)
+    subject = signalled_by if isinstance(signalled_by, str) else subject_of(signalled_by)
     data = value.SerializeToString(deterministic=True)
 
     def change(action: StoredAction, tree: dict[str, Any]) -> bool:
@@ -111,11 +110,6 @@ async def signal(
     return await rewrite(store, keys, action_id, change, field="value", cache=cache)
 
 
-def _subject(identity: EnrichedIdentity) -> str:
-    subject: str = identity.user.id.subject or identity.application.id.subject
-    return subject
-
-
 def _type_of(value: Literal) -> tuple[int, str]:
     field = None
     if value.WhichOneof("value") == "scalar" and value.scalar.WhichOneof("value") == "primitive":
@@ -127,7 +121,7 @@ def _type_of(value: Literal) -> tuple[int, str]:
 
 
 def _present(action: StoredAction) -> Literal | None:
-    """The value that is there; one that cannot be read counts as none, as in Flyte."""
+    """The stored value; an undecodable one counts as none, as in Flyte."""
     try:
         return flyte.signal_value(action)
     except DecodeError:

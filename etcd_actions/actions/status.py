@@ -1,4 +1,4 @@
-"""Reports how far an action is: attempts, cache status and phase, as Flyte's executor would."""
+"""Writes the status of an action: attempts, cache status and phase, as Flyte's executor does."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from etcd_actions.storage.store import Store
 
 
 class ActionStatus(msgspec.Struct, frozen=True):
-    """A report, for those who do without ``flyteidl2``; see `Status`."""
+    """A report, for callers without ``flyteidl2``; see :class:`Status` for its fields."""
 
     phase: Phase = Phase.UNSPECIFIED
     attempts: int = 0
@@ -29,19 +29,19 @@ class ActionStatus(msgspec.Struct, frozen=True):
 
 
 class Status(Protocol):
-    """What counts of a ``flyteidl2.workflow.ActionStatus``, which is one of these.
+    """The used fields of a report; ``flyteidl2.workflow.ActionStatus`` has them, too.
 
-    Start and duration do not count: an action starts when its object is created.
+    Its start and duration are not used: an action starts when its object is created.
     """
 
     @property
     def phase(self) -> int:
-        """A number of `Phase`; UNSPECIFIED leaves the phase to others."""
+        """A number of :class:`~etcd_actions.model.Phase`; UNSPECIFIED keeps the present phase."""
         ...
 
     @property
     def attempts(self) -> int:
-        """0, or once more the attempt that the report is about."""
+        """0, or the attempt that the report is about."""
         ...
 
     @property
@@ -51,9 +51,9 @@ class Status(Protocol):
 
     @property
     def end_time(self) -> Any:
-        """When it ended, an aware ``datetime`` or a protobuf ``Timestamp``.
+        """The time of the end, an aware ``datetime`` or a protobuf ``Timestamp``.
 
-        Without one, None or unset, it ended now. It counts with a phase that is an end only.
+        If it is None or unset, the present time is used. It is used only with a terminal phase.
         """
         ...
 
@@ -76,45 +76,43 @@ async def put_status(
 ) -> StoredAction:
     """Report the status of an action.
 
-    The phase becomes conditions and history in the executor's form, see ``docs/status.md``.
-    Within an attempt it may go as `FOLLOWERS` says. A higher attempt starts again from any
-    phase but an end, with QUEUED where the report names no phase. A report that says what is
-    there already writes nothing. An end stays; until it is recorded the same end may still
-    be reported more exactly.
+    The phase is stored as conditions and history in the executor's form, see ``docs/status.md``.
+    ``FOLLOWERS`` has the phases that may follow each one within an attempt. A higher attempt may
+    start in any phase that is not terminal; without a phase in the report it is QUEUED. A report
+    that changes nothing is not written. A terminal phase stays; until it is recorded, the same
+    phase may be reported again with other details.
 
-    It is one compare-and-swap, retried until no other writer was faster: changes of others stay,
-    and cancelled it was done completely or not at all.
+    It is one compare-and-swap, retried if other writers were faster, so their changes stay. After a
+    cancellation it was done completely or not at all.
 
     Args:
-        store: Where the action is.
-        keys: Under which key.
-        action_id: Which action; not a trace, which is reported as one.
-        attempt: Which attempt the report is about, from 1 on.
+        store: Reads and writes the action.
+        keys: The keyspace.
+        action_id: The action; not a trace, which is enqueued again instead.
+        attempt: The attempt that the report is about, from 1 on.
         status: The report.
-        error: Why it failed, with the phases FAILED, TIMED_OUT and ABORTED.
-        error_before: Why the attempt before failed, with a report that begins another one: it
-            is noted in the same write, see `etcd_actions.model.earlier_attempts`. Else it says
-            nothing.
-        message: A line for people, kept in condition and history; empty: the executor's own.
-        fence: What must hold for the report to count: a claim, as a rule.
-        incarnation: Which object the report is about; by default the one that is there.
-        cache: The objects read or written last: the one in it is tried without a read.
-        seen: The caller's last state of the action: it is tried without a read, too.
-        clock: The time.
+        error: The error, with the phases FAILED, TIMED_OUT and ABORTED.
+        error_before: The error of the attempt before, with a report that starts another one; it is
+            stored in the same write, see :mod:`etcd_actions.model.earlier_attempts`.
+        message: A line for people, in condition and history; empty for the executor's own.
+        fence: A compare in the transaction of the write, usually of a claim.
+        incarnation: Report only about this object; by default the present one.
+        cache: The objects that were read or written last; the first write is based on it.
+        seen: The caller's last state of the action; the first write may be based on it, too.
+        clock: Returns the present time.
 
     Returns:
-        The action as it is now, with its revision. Reads that begin after this see it, or a
-        newer one.
+        The present action. Reads that start afterwards return it or a newer one.
 
     Raises:
         NotFound: There is no such action, or it is another incarnation.
-        InvalidArgument: The report contradicts itself, or names what does not exist.
+        InvalidArgument: The report contradicts itself, or a number in it is unknown.
         FailedPrecondition: It is about an earlier attempt, or its phase cannot follow the
-            present one; the message says both.
-        ClaimLost: The fence does not hold.
-        DecodeError: What is stored cannot be read.
+            present one; the message has both.
+        ClaimLost: The fence failed.
+        DecodeError: The stored value cannot be decoded.
         OutcomeUnknown: The answer was lost; the same report again is safe.
-        EtcdError: etcd did not do it; nothing was changed.
+        EtcdError: The write failed; nothing was changed.
     """
     report = _checked(attempt, status, error, message)
 
@@ -210,10 +208,10 @@ def _time(time: Any) -> datetime | None:
 
 
 def _next(action: StoredAction, report: _Report) -> Phase:
-    """The phase to write, UNSPECIFIED for none.
+    """The phase to write; UNSPECIFIED for none.
 
     Raises:
-        FailedPrecondition: The report comes too late.
+        FailedPrecondition: The report is too late.
     """
     now, attempt = action.phase, max(action.status.attempts, 1)
     state = f"{describe(action.action_id)} is {now.name} in attempt {attempt}"

@@ -1,4 +1,4 @@
-"""An action as it is stored, and whether it is the one that was meant."""
+"""A stored action: its object with its key, and the checks of its identity."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from etcd_actions.model import ActionId, ActionObject, Incarnation, Keyspace, Ru
 
 
 class StoredAction(ActionObject, frozen=True, gc=False, omit_defaults=True, rename="camel"):
-    """A TaskAction and where it stands in etcd."""
+    """An object with its key and revisions in etcd."""
 
     kv: KeyValue = KeyValue(b"", b"", 0, 0, 0)
-    """The key and its value, as etcd has them."""
+    """The key with its stored value."""
 
     @classmethod
     def of(cls, kv: KeyValue) -> StoredAction:
@@ -26,7 +26,7 @@ class StoredAction(ActionObject, frozen=True, gc=False, omit_defaults=True, rena
 
     @classmethod
     def at(cls, kv: KeyValue, action: ActionObject) -> StoredAction:
-        """An object whose value was decoded before."""
+        """The stored action of an object that was decoded before."""
         return cls(
             action.api_version,
             action.kind,
@@ -43,7 +43,7 @@ class StoredAction(ActionObject, frozen=True, gc=False, omit_defaults=True, rena
 
     @property
     def create_revision(self) -> int:
-        """Revision of the object's creation."""
+        """The revision of the object's creation."""
         return self.kv.create_revision
 
     @property
@@ -52,27 +52,27 @@ class StoredAction(ActionObject, frozen=True, gc=False, omit_defaults=True, rena
         return self.kv.mod_revision
 
     def state(self, create_revision: int = 0) -> State:
-        """See `ActionObject.state`; the key's own ``create_revision`` counts."""
+        """See :meth:`ActionObject.state`; by default with the key's own ``create_revision``."""
         return super().state(create_revision or self.create_revision)
 
     @property
     def incarnation(self) -> Incarnation:
-        """Which object it is."""
+        """The incarnation of the object."""
         return Incarnation(self.key, self.create_revision, self.metadata.uid)
 
     @property
     def resource_version(self) -> str:
-        """What Kubernetes shows as ``metadata.resourceVersion``, which is never stored."""
+        """The value of Kubernetes' ``metadata.resourceVersion``, which is never stored."""
         return str(self.revision)
 
 
 def describe(action_id: ActionId) -> str:
-    """Name an action to a person."""
+    """The name of an action, for people."""
     return f"{action_id.name} of run {action_id.project}/{action_id.domain}/{action_id.run}"
 
 
 def missing(action_id: ActionId, keys: Keyspace) -> str:
-    """Say that there is no such action; where a template chooses the namespace, in which."""
+    """The message that an action does not exist, with its namespace if a template chooses that."""
     within = "" if keys.namespace is not None else f" in namespace {keys.namespace_of(action_id)}"
     return f"there is no action {describe(action_id)}{within}"
 
@@ -85,12 +85,12 @@ def same_run(one: ActionId | RunId, other: ActionId | RunId) -> bool:
 
 
 def same_action(one: ActionId, other: ActionId) -> bool:
-    """Whether they are one action; the root of a run has two names."""
+    """Whether two identities are of one action; the root of a run has two names."""
     return same_run(one, other) and one.object_name == other.object_name
 
 
 def check_identity(found: ActionObject, expected: ActionId) -> None:
-    """Two actions can have one key: neither project nor domain is in it.
+    """Check that an object is the expected action's: a key has neither project nor domain.
 
     Raises:
         NotFound: The object is another action's.
@@ -108,7 +108,7 @@ def check_identity(found: ActionObject, expected: ActionId) -> None:
 
 
 def check_incarnation(found: StoredAction, expected: Incarnation) -> None:
-    """An action that was deleted and created again is another object under the same key.
+    """Check that an object is the expected one, and was not deleted and created again.
 
     Raises:
         NotFound: The object is another incarnation.

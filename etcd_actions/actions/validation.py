@@ -1,8 +1,8 @@
-"""What Flyte's schema and a Kubernetes API server would reject, checked before it is written.
+"""Checks objects before they are written, as Flyte's schema and a Kubernetes API server do.
 
-On bare etcd no other process does, and an object with, say, an invalid label is one that an API
-server serves and then never changes again. The limits are those of Flyte's CRD and of
-Kubernetes' own validation.
+Without an API server no other process does. An API server serves a stored object with an invalid
+label, but refuses each later change of it. The limits are those of Flyte's CRD and of Kubernetes'
+own validation.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from etcd_actions.model import (
 )
 
 MOST_BYTES: Final = 1_400_000
-"""Of a value: etcd takes 1.5 MiB a request by default, and a mark adds to it."""
+"""The most bytes of a value: etcd accepts 1.5 MiB by default, and the mark needs some."""
 
 _MOST_ANNOTATIONS: Final = 256 * 1024
 _NAME: Final = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
@@ -42,7 +42,7 @@ _LENGTHS: Final = (
     ("short_name", "task.spec.short_name", 63),
     ("group", "group", 256),
 )
-"""Field of the object, field of the request, most characters."""
+"""The field of the object, the field of the request, and the most characters."""
 
 _END_LABELS: Final = (
     LABEL_TERMINAL_STATUS_RECORDED,
@@ -52,14 +52,14 @@ _END_LABELS: Final = (
 
 
 def check_names(action_id: ActionId, parent: str) -> None:
-    """Refuse names that make no key or no object.
+    """Refuse names that are not allowed in a key or as the name of an object.
 
     Args:
         action_id: The action.
-        parent: The parent's name, empty for a root.
+        parent: The parent's name; empty for a root.
 
     Raises:
-        InvalidArgument: It names the field of the request.
+        InvalidArgument: A name is not allowed; it names the field of the request.
     """
     for field, text, most in (
         ("action_id.run.project", action_id.project, 63),
@@ -74,7 +74,7 @@ def check_names(action_id: ActionId, parent: str) -> None:
     if "/" in parent:
         raise InvalidArgument("parent_action_name", "a name has no slash")
     _check_length("parent_action_name", parent, _MOST_OF_A_NAME)
-    # At most 61 characters: Kubernetes takes 253.
+    # It has at most 61 characters; Kubernetes accepts 253.
     if not _NAME.fullmatch(action_id.object_name):
         raise InvalidArgument(
             "action_id",
@@ -84,31 +84,31 @@ def check_names(action_id: ActionId, parent: str) -> None:
 
 
 def check_run_spec(labels: Iterable[str], annotations: Iterable[str]) -> None:
-    """Refuse names of labels and annotations that are not a caller's to set.
+    """Refuse the names of reserved labels and annotations.
 
-    With a label that says how an action ended its end would not be reported, or it would be
-    deleted while it runs; with an annotation of ours it could be taken for another one.
+    With a label about the end of an action, its terminal state would not be reported, or it would
+    be deleted while it runs. With an annotation of ours it could count as another action.
 
     Raises:
-        InvalidArgument: It names the label or annotation.
+        InvalidArgument: A name is reserved; it names the label or annotation.
     """
     for label in labels:
         if label in _END_LABELS or label.startswith(OWN_DOMAIN + "/"):
-            raise InvalidArgument(f"run_spec.labels[{label[:80]}]", "it is reserved: leave it out")
+            raise InvalidArgument(f"run_spec.labels[{label[:80]}]", "it is reserved: omit it")
     for annotation in annotations:
         if annotation.startswith(OWN_DOMAIN + "/"):
             raise InvalidArgument(
-                f"run_spec.annotations[{annotation[:80]}]", "it is reserved: leave it out"
+                f"run_spec.annotations[{annotation[:80]}]", "it is reserved: omit it"
             )
 
 
 def check(action: ActionObject) -> None:
     """Refuse an object that could not be created through an API server.
 
-    Its names have passed `check_names`.
+    Its names have passed :func:`check_names`.
 
     Raises:
-        InvalidArgument: It names the field of the request.
+        InvalidArgument: A value is not allowed; it names the field of the request.
     """
     for field, path, most in _LENGTHS:
         _check_length(path, getattr(action.spec, field), most)
@@ -123,7 +123,7 @@ def check(action: ActionObject) -> None:
             )
     size = 0
     for annotation, text in metadata.annotations.items():
-        # An API server takes capitals in the domain of these.
+        # An API server accepts capitals in the domain of an annotation.
         _check_qualified(annotation.lower(), annotation, "run_spec.annotations")
         size += len(annotation.encode()) + len(text.encode())
     if size > _MOST_ANNOTATIONS:
@@ -133,9 +133,9 @@ def check(action: ActionObject) -> None:
 
 
 def check_size(value: bytes, field: str) -> None:
-    """Refuse a value that etcd would not take.
+    """Refuse a value that etcd would not accept.
 
-    Flyte's SDK retries a ``RESOURCE_EXHAUSTED`` forever, so it is the argument that is wrong.
+    It is an invalid argument, because Flyte's SDK retries ``RESOURCE_EXHAUSTED`` without limit.
 
     Raises:
         InvalidArgument: It is too large.
@@ -161,7 +161,7 @@ def _check_length(field: str, text: str, most: int) -> None:
 
 
 def _check_qualified(checked: str, name: str, path: str) -> None:
-    """Kubernetes' form of the names of labels and annotations: ``[domain/]name``."""
+    """Refuse a name that has not Kubernetes' form ``[domain/]name``."""
     if len(checked) > _MOST_OF_A_QUALIFIED or not _is_qualified(checked):
         raise InvalidArgument(
             f"{path}[{name[:80]}]",
@@ -172,7 +172,7 @@ def _check_qualified(checked: str, name: str, path: str) -> None:
 
 @functools.lru_cache(maxsize=1024)
 def _is_qualified(name: str) -> bool:
-    """Objects share nearly all of these names. They are short, so what is kept is, too."""
+    """Whether a name has that form; cached, because objects share most names."""
     domain, slash, rest = name.rpartition("/")
     if len(rest) > 63 or not _PART.fullmatch(rest):
         return False

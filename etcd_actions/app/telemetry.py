@@ -1,30 +1,39 @@
-"""OpenTelemetry's traces of a process."""
+"""OpenTelemetry's traces and logs of a process, sent to a collector."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator
+import threading
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 import structlog
 import trio
 
 from etcd_actions import __version__
+from etcd_actions._internal.log_copies import copying
 from etcd_actions.config.settings import OTLP_ENDPOINT
 from etcd_actions.errors import ConfigError
 from etcd_actions.web.bind import Bind
 
+if TYPE_CHECKING:
+    from opentelemetry._logs import Logger
+
 _FLUSH_WITHIN = 2.0
+_LIBRARY: Final = "opentelemetry"
+_OWN_FIELDS: Final = ("event", "level", "timestamp")
 
 _log = structlog.get_logger(__name__)
 
 
 @asynccontextmanager
 async def open_telemetry(endpoint: str | None) -> AsyncIterator[None]:
-    """Send traces to a collector while the context is open, the remaining ones at its end.
+    """Send traces and logs to a collector while the context is open, the rest at its end.
 
-    Without an endpoint it does nothing. OpenTelemetry logs that a collector is unavailable.
+    Without an endpoint it does nothing. That the collector is unavailable is logged once an outage,
+    and that it is available again.
 
     Raises:
         ConfigError: OpenTelemetry is not installed.
@@ -35,7 +44,10 @@ async def open_telemetry(endpoint: str | None) -> AsyncIterator[None]:
     try:
         import requests  # noqa: PLC0415
         from opentelemetry import trace  # noqa: PLC0415
+        from opentelemetry.exporter.otlp.proto.http._log_exporter import OTLPLogExporter  # noqa: PLC0415
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter  # noqa: PLC0415
+        from opentelemetry.sdk._logs import LoggerProvider  # noqa: PLC0415
+        from opentelemetry.sdk._logs.export import BatchLogRecordProcessor  # noqa: PLC0415
         from opentelemetry.sdk.resources import Resource  # noqa: PLC0415
         from opentelemetry.sdk.trace import TracerProvider  # noqa: PLC0415
         from opentelemetry.sdk.trace.export import BatchSpanProcessor  # noqa: PLC0415
@@ -44,21 +56,127 @@ async def open_telemetry(endpoint: str | None) -> AsyncIterator[None]:
             f"{OTLP_ENDPOINT.flag}: no traces can be sent ({error}): "
             "pip install etcd-actions[telemetry]"
         ) from error
-    logging.getLogger("opentelemetry").setLevel(logging.ERROR)
     resource = Resource.create({"service.name": "etcd-actions", "service.version": __version__})
-    provider = TracerProvider(resource=resource)
-    session = requests.Session()
-    # A proxy of the environment is for other machines.
-    session.trust_env = not Bind(urlsplit(endpoint).hostname or "", 0).is_loopback
-    exporter = OTLPSpanExporter(
-        endpoint=f"{endpoint}/v1/traces", timeout=_FLUSH_WITHIN, session=session
+    outage = _Outage(endpoint)
+    library = logging.getLogger(_LIBRARY)
+    library.setLevel(logging.WARNING)
+    library.addHandler(outage)
+    library.propagate = False
+    sessions = [requests.Session(), requests.Session()]
+    for session in sessions:
+        # A proxy of the environment is for other machines.
+        session.trust_env = not Bind(urlsplit(endpoint).hostname or "", 0).is_loopback
+    spans = OTLPSpanExporter(
+        endpoint=f"{endpoint}/v1/traces", timeout=_FLUSH_WITHIN, session=sessions[0]
     )
-    provider.add_span_processor(BatchSpanProcessor(exporter))
-    trace.set_tracer_provider(provider)
+    lines = OTLPLogExporter(
+        endpoint=f"{endpoint}/v1/logs", timeout=_FLUSH_WITHIN, session=sessions[1]
+    )
+    tracers = TracerProvider(resource=resource)
+    tracers.add_span_processor(BatchSpanProcessor(_watched(spans, outage)))
+    loggers = LoggerProvider(resource=resource)
+    loggers.add_log_record_processor(BatchLogRecordProcessor(_watched(lines, outage)))
+    trace.set_tracer_provider(tracers)
     _log.info("tracing", endpoint=endpoint)
     try:
-        yield
+        with copying(_Copies(loggers.get_logger("etcd_actions"))):
+            yield
     finally:
-        # A collector that accepts nothing is left to an abandoned thread.
+        # A collector that accepts nothing is left to abandoned threads.
         with trio.move_on_after(_FLUSH_WITHIN, shield=True):
-            await trio.to_thread.run_sync(provider.shutdown, abandon_on_cancel=True)
+            async with trio.open_nursery() as nursery:
+                for shutdown in (tracers.shutdown, loggers.shutdown):
+                    nursery.start_soon(_in_thread, shutdown)
+        library.removeHandler(outage)
+
+
+async def _in_thread(shutdown: Any) -> None:
+    await trio.to_thread.run_sync(shutdown, abandon_on_cancel=True)
+
+
+class _Outage(logging.Handler):
+    """Whether the collector is unavailable, for all exporters; the library's log says why.
+
+    Its methods are called in the exporters' threads.
+    """
+
+    def __init__(self, endpoint: str) -> None:
+        super().__init__()
+        self._endpoint = endpoint
+        self._guard = threading.Lock()
+        self._reason = ""
+        self._failed: set[object] = set()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep the first text of an export: those after it say that there was one."""
+        self._reason = self._reason or record.getMessage()
+
+    def begin(self) -> None:
+        """Note that an export starts."""
+        self._reason = ""
+
+    def note(self, exporter: object, *, succeeded: bool) -> None:
+        """Note the result of an export."""
+        with self._guard:
+            before = bool(self._failed)
+            if succeeded:
+                self._failed.discard(exporter)
+            else:
+                self._failed.add(exporter)
+            after = bool(self._failed)
+        if after and not before:
+            _log.warning("collector_unavailable", endpoint=self._endpoint, error=self._reason)
+        elif before and not after:
+            _log.info("collector_available", endpoint=self._endpoint)
+
+
+class _Watched:
+    """An exporter of spans or of log records whose failures are noted."""
+
+    def __init__(self, exporter: Any, outage: _Outage) -> None:
+        self._exporter = exporter
+        self._outage = outage
+
+    def export(self, batch: Sequence[Any]) -> Any:
+        """Send a batch."""
+        self._outage.begin()
+        result = self._exporter.export(batch)
+        self._outage.note(self, succeeded=result.name == "SUCCESS")
+        return result
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._exporter, name)
+
+
+def _watched(exporter: Any, outage: _Outage) -> Any:
+    return _Watched(exporter, outage)
+
+
+class _Copies:
+    """Sends log lines to the collector, with the trace that they belong to."""
+
+    def __init__(self, logger: Logger) -> None:
+        from opentelemetry._logs import SeverityNumber  # noqa: PLC0415
+
+        self._logger = logger
+        self._severities = {
+            "debug": SeverityNumber.DEBUG,
+            "info": SeverityNumber.INFO,
+            "warning": SeverityNumber.WARN,
+            "error": SeverityNumber.ERROR,
+            "critical": SeverityNumber.FATAL,
+        }
+
+    def __call__(self, fields: dict[str, Any]) -> None:
+        level = str(fields.get("level"))
+        attributes = {
+            name: value if isinstance(value, (bool, int, float, str)) else str(value)
+            for name, value in fields.items()
+            if name not in _OWN_FIELDS and value is not None
+        }
+        self._logger.emit(
+            severity_text=level,
+            severity_number=self._severities.get(level),
+            body=str(fields.get("event")),
+            attributes=attributes,
+        )

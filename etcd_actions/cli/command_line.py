@@ -50,6 +50,8 @@ _COMMANDS = {
         "dead_letters",
         "Show the reports that the run service rejected for good, and retry them.",
     ),
+    "logs": ("data", "Write the log of an action's attempt: what its process printed."),
+    "io": ("data", "Show the inputs and outputs of an action as values."),
     "delete": ("deletion", "Delete runs: their actions, histories, files and records."),
     "gc": ("deletion", "Delete what is old: runs, attempts, uploads; by default runs."),
     "config": ("config", "Show the settings."),

@@ -7,13 +7,20 @@ from contextlib import aclosing, asynccontextmanager, contextmanager
 from typing import Any, Final
 
 import trio
+from connectrpc.code import Code
 from connectrpc.errors import ConnectError
 from google.protobuf.message import Message
 
 from etcd_actions._internal.owned_tasks import owned_tasks
 from etcd_actions.cli.calls import MessageT
 from etcd_actions.client import ActionsClient
-from etcd_actions.errors import NotServed, ServiceRefused
+from etcd_actions.errors import (
+    EtcdActionsError,
+    FailedPrecondition,
+    NotFound,
+    NotServed,
+    ServiceRefused,
+)
 from etcd_actions.etcd import Etcd
 from etcd_actions.runs.run_index import RunIndex, open_run_index
 from etcd_actions.server.caller import CALLER, Caller
@@ -25,6 +32,10 @@ from etcd_actions.server.streams import CONNECTION, Connection, Streams
 
 _KEEPALIVE: Final = 30.0
 _MOST_STREAMS: Final = 10_000
+_ERRORS: Final[dict[Code, type[EtcdActionsError]]] = {
+    Code.NOT_FOUND: NotFound,
+    Code.FAILED_PRECONDITION: FailedPrecondition,
+}
 _LISTS: Final = ("ListRuns", "WatchRuns")
 
 
@@ -115,7 +126,7 @@ def _as_caller() -> Iterator[None]:
     try:
         yield
     except ConnectError as error:
-        raise ServiceRefused(error.message) from None
+        raise _ERRORS.get(error.code, ServiceRefused)(error.message) from None
     finally:
         CALLER.reset(caller)
         CONNECTION.reset(connection)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib.machinery import ModuleSpec, PathFinder
 from typing import TYPE_CHECKING, Any, Final
 
+from etcd_actions._internal.log_copies import copy_line
 from etcd_actions.cli.stderr import TolerantStderr
 
 if TYPE_CHECKING:
@@ -83,6 +84,7 @@ def _configure(level: str, form: str) -> None:
         processors += [
             structlog.processors.TimeStamper(fmt="%H:%M:%S", utc=False),
             _bounded,
+            _copied,
             structlog.dev.ConsoleRenderer(
                 colors=terminal and not os.environ.get("NO_COLOR"),
                 exception_formatter=structlog.dev.plain_traceback,
@@ -93,6 +95,7 @@ def _configure(level: str, form: str) -> None:
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,
             _bounded,
+            _copied,
             _in_order,
             structlog.processors.JSONRenderer(),
         ]
@@ -171,6 +174,16 @@ def _bounded(_logger: WrappedLogger, _method: str, fields: EventDict) -> EventDi
         else:
             bounded[str(name)[:100]] = _shown(value)
     return bounded
+
+
+def _copied(_logger: WrappedLogger, _method: str, fields: EventDict) -> EventDict:
+    """Give the line to the receivers of copies, such as the collector's."""
+    try:
+        copy_line({name: value for name, value in fields.items() if name != "exc_info"})
+    except Exception:
+        # The line itself is written all the same.
+        _count_failure()
+    return fields
 
 
 def _shown(value: object, depth: int = 0) -> Any:

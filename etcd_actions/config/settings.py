@@ -372,8 +372,8 @@ READY_WITHIN = _MONITORING.setting(
 OTLP_ENDPOINT = _MONITORING.optional(
     "otlp_endpoint",
     kinds.URL,
-    "Where OpenTelemetry's traces go, over HTTP, such as http://127.0.0.1:4318",
-    otherwise="no traces",
+    "Where OpenTelemetry's traces and logs go, over HTTP, such as http://127.0.0.1:4318",
+    otherwise="none are sent",
 )
 DRAIN_DELAY = _MONITORING.setting(
     "drain_delay",

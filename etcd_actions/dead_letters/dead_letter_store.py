@@ -25,8 +25,6 @@ from etcd_actions.dead_letters.dead_letter import RECORD, DeadLetter, DeadLetter
 from etcd_actions.errors import DecodeError, EtcdError, Unavailable
 from etcd_actions.etcd.api import (
     Compare,
-    CompareResult,
-    CompareTarget,
     Delete,
     Etcd,
     Get,
@@ -298,7 +296,7 @@ class DeadLetterStore:
             Unavailable: This process is not the leader any more, or etcd was not reached.
         """
         expected = 0 if before is None else before.dead_letter_revision
-        compare = [Compare(key, CompareTarget.MOD_REVISION, CompareResult.EQUAL, expected)]
+        compare = [Compare.unchanged(key, expected)]
         if self._fence is not None:
             compare.append(self._fence)
         keys = KeyRange.of_key(key)

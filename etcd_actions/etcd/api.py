@@ -137,8 +137,13 @@ class Compare(NamedTuple):
 
     @classmethod
     def unchanged(cls, key: bytes, mod_revision: int) -> Compare:
-        """A key has this mod_revision; with 0, it does not exist."""
+        """The compare that a key has this ``mod_revision``; with 0, that it does not exist."""
         return cls(key, CompareTarget.MOD_REVISION, CompareResult.EQUAL, mod_revision)
+
+    @classmethod
+    def incarnation(cls, key: bytes, create_revision: int) -> Compare:
+        """The compare that a key has this ``create_revision``; with 0, that it does not exist."""
+        return cls(key, CompareTarget.CREATE_REVISION, CompareResult.EQUAL, create_revision)
 
 
 class Get(NamedTuple):

@@ -41,8 +41,6 @@ from etcd_actions._internal.retrying import retrying
 from etcd_actions.errors import ConfigError, EtcdError, LeaseNotFound, Unavailable, first_error
 from etcd_actions.etcd.api import (
     Compare,
-    CompareResult,
-    CompareTarget,
     Delete,
     Etcd,
     KeyRange,
@@ -271,7 +269,7 @@ class Election:
 
     async def _create(self, session: Session) -> None:
         """Create the key; if that succeeded, lead until the term ends."""
-        absent = Compare(self._key, CompareTarget.CREATE_REVISION, CompareResult.EQUAL, 0)
+        absent = Compare.incarnation(self._key, 0)
         create = Put(self._key, self._name.encode(), session.lease.id)
         created = await self._etcd.txn(Txn([absent], [create]))
         if created.succeeded:
@@ -295,9 +293,7 @@ class Election:
             return False
         if now - self._orphan[1] < self._ttl:
             return False
-        unchanged = Compare(
-            self._key, CompareTarget.MOD_REVISION, CompareResult.EQUAL, found.mod_revision
-        )
+        unchanged = Compare.unchanged(self._key, found.mod_revision)
         delete = Delete(KeyRange.of_key(self._key))
         result = await self._etcd.txn(Txn([unchanged], [delete]))
         _log.warning("election_key_without_lease", key=self._identity, deleted=result.succeeded)
@@ -373,9 +369,7 @@ class Election:
 
     async def _write_again(self, found: KeyValue, lease_id: int) -> None:
         """Write the key of this term again after another client wrote it."""
-        unchanged = Compare(
-            self._key, CompareTarget.MOD_REVISION, CompareResult.EQUAL, found.mod_revision
-        )
+        unchanged = Compare.unchanged(self._key, found.mod_revision)
         mine = Put(self._key, self._name.encode(), lease_id)
         result = await self._etcd.txn(Txn([unchanged], [mine]))
         _log.warning("election_key_overwritten", key=self._identity, written_again=result.succeeded)

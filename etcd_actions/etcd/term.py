@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import trio
 
-from etcd_actions.etcd.api import Compare, CompareResult, CompareTarget
+from etcd_actions.etcd.api import Compare
 from etcd_actions.etcd.session import MARGIN, Session
 
 _LEAST_CALL = 0.25
@@ -23,9 +23,7 @@ class Leadership(NamedTuple):
     @property
     def fence(self) -> Compare:
         """A compare that holds in etcd while this term lasts, and never again."""
-        return Compare(
-            self.key, CompareTarget.CREATE_REVISION, CompareResult.EQUAL, self.create_revision
-        )
+        return Compare.incarnation(self.key, self.create_revision)
 
 
 class Term:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -13,6 +14,7 @@ import structlog
 import trio
 
 from etcd_actions._internal.histogram import TASK_BOUNDS, Histogram
+from etcd_actions._internal.tracing import TRACEPARENT, below, span, traceparent
 from etcd_actions.actions.stored_action import StoredAction
 from etcd_actions.errors import ActionError, DecodeError, EtcdError, InvalidArgument
 from etcd_actions.executor.attempts.attempt_command import Command, build_command
@@ -31,7 +33,7 @@ from etcd_actions.executor.images.image_environments import NotBuiltYet
 from etcd_actions.executor.provisions import Provisions
 from etcd_actions.executor.scheduling.schedule import Due
 from etcd_actions.executor.shared import Shared, Work
-from etcd_actions.model import ErrorState, Phase
+from etcd_actions.model import ANNOTATION_TRACEPARENT, ErrorState, Phase
 from etcd_actions.model import flyte as conversions
 from etcd_actions.storage.claims import Claim, Claims
 
@@ -46,6 +48,8 @@ _HEALS_AFTER: Final = 5.0
 _OUTPUTS_AGAIN: Final = 1.0
 # Seconds until an action that was started without a slot, and needs one, is scheduled again.
 _SLOT_AGAIN: Final = 0.2
+
+_TRACEPARENT: Final = TRACEPARENT.upper()
 
 _log = structlog.get_logger(__name__)
 
@@ -219,7 +223,9 @@ class ActionRun:
         else:
             await self._caching.reserve_again(task)
         work.place = place
-        with ExitStack() as held:
+        created_by = action.metadata.annotations.get(ANNOTATION_TRACEPARENT, "")
+        about: dict[str, str | int] = {"action": action.metadata.name, "attempt": number}
+        with below(created_by), span("task", about), ExitStack() as held:
             try:
                 attempt = await self._provide(action, attempt, held)
                 await self._begin(place, attempt.command)
@@ -257,6 +263,10 @@ class ActionRun:
             )
 
         found = await self._provisions.command_for(attempt.template, attempt.place, command, held)
+        # The task continues the trace: the SDK sends it with the calls that the task makes.
+        if task_span := traceparent():
+            environment = {_TRACEPARENT: task_span} | found.environment
+            found = replace(found, environment=environment)
         return attempt._replace(command=found)
 
     async def _begin(self, place: AttemptDirectory, command: Command) -> None:

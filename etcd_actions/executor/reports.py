@@ -10,6 +10,7 @@ import structlog
 
 from etcd_actions._internal.backoff import Backoff
 from etcd_actions._internal.retrying import retrying, seldom
+from etcd_actions._internal.tracing import span
 from etcd_actions.actions.status import ActionStatus
 from etcd_actions.actions.stored_action import StoredAction
 from etcd_actions.client import ActionsClient
@@ -76,13 +77,14 @@ class Reports:
         status = ActionStatus(phase, cache_status=cache_status)
         error = None if error is None else _storable(error, _MOST_OF_A_MESSAGE)
         reported: StoredAction | None = None
+        about = {"action": action.metadata.name, "phase": phase.name}
         unreported = seldom(_log, "not_reported", action=action.metadata.name)
         while reported is None:
             try:
                 async for tried in retrying(
                     _BACKOFF, on=EtcdError, unless=RequestTooLarge, report=unreported
                 ):
-                    with tried:
+                    with tried, span("status", about):
                         reported = await self._client.put_status(
                             action.action_id,
                             attempt,

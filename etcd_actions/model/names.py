@@ -57,6 +57,8 @@ ANNOTATION_MOST_AT_ONCE: Final = OWN_DOMAIN + "/max-action-concurrency"
 """How many actions of the run may be busy at once, in decimal digits."""
 ANNOTATION_RECOVERS: Final = OWN_DOMAIN + "/recovers"
 """The runs whose successful actions the run reuses, see `etcd_actions.actions.recovery`."""
+ANNOTATION_TRACEPARENT: Final = OWN_DOMAIN + "/traceparent"
+"""The span of OpenTelemetry that created the action, as W3C's ``traceparent``."""
 RUN_ANNOTATIONS: Final = (
     ANNOTATION_CACHE_SCOPE,
     ANNOTATION_OVERWRITE_CACHE,

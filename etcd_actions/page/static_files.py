@@ -6,6 +6,7 @@ which check the token of the client and its projects.
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
 from collections.abc import Mapping
@@ -43,14 +44,24 @@ _DOCUMENT: Final = "index.html"
 _RUN: Final = re.compile(r"/v2/domain/[^/]+/project/[^/]+/runs/[^/]+/?")
 # A new version has the same paths: browsers check whether their copy is current.
 _FILES_ARE_KEPT: Final = (b"cache-control", b"no-cache")
+_VARIES: Final = (b"vary", b"accept-encoding")
 _NOT_KEPT: Final = (b"cache-control", b"no-store")
 
 
 class _File(NamedTuple):
+    """One file.
+
+    Attributes:
+        body: What is in it.
+        compressed: The same, by gzip.
+        kind: Its content type.
+        tag: Its ETag. It is weak: that of both forms.
+    """
+
     body: bytes
+    compressed: bytes
     kind: str
     tag: bytes
-    """Its ETag."""
 
 
 class StaticFiles:
@@ -89,13 +100,16 @@ class StaticFiles:
             headers = (*_HEADERS, _NOT_KEPT)
             await respond(send, 404, b"the page is at /\n", headers, is_head=is_head)
             return
-        described = (*_HEADERS, _FILES_ARE_KEPT, (b"etag", file.tag))
-        if file.tag in _known_tags(scope):
-            start = {"type": "http.response.start", "status": 304, "headers": list(described)}
-            await send(start)
+        described = [*_HEADERS, _FILES_ARE_KEPT, _VARIES, (b"etag", b"W/" + file.tag)]
+        if file.tag in [tag.removeprefix(b"W/") for tag in _values(scope, b"if-none-match")]:
+            await send({"type": "http.response.start", "status": 304, "headers": described})
             await send({"type": "http.response.body", "body": b""})
             return
-        await respond(send, 200, file.body, described, kind=file.kind, is_head=is_head)
+        body = file.body
+        if b"gzip" in _values(scope, b"accept-encoding"):
+            body = file.compressed
+            described.append((b"content-encoding", b"gzip"))
+        await respond(send, 200, body, described, kind=file.kind, is_head=is_head)
 
 
 def static_files() -> dict[str, bytes]:
@@ -106,11 +120,11 @@ def static_files() -> dict[str, bytes]:
 
 def _file(name: str, body: bytes) -> _File:
     tag = sha256(body).hexdigest()[:32]
-    return _File(body, _KINDS[name.rpartition(".")[2]], f'"{tag}"'.encode())
+    kind = _KINDS[name.rpartition(".")[2]]
+    return _File(body, gzip.compress(body, mtime=0), kind, f'"{tag}"'.encode())
 
 
-def _known_tags(scope: Message) -> list[bytes]:
-    """The tags that a browser has a copy of."""
-    values = [value for name, value in scope["headers"] if name.lower() == b"if-none-match"]
-    tags = [tag.strip() for value in values for tag in value.split(b",")]
-    return [tag.removeprefix(b"W/") for tag in tags]
+def _values(scope: Message, header: bytes) -> list[bytes]:
+    """The values of a header that is a list; one with a parameter, such as ``gzip;q=0``, is not."""
+    found = [value for name, value in scope["headers"] if name.lower() == header]
+    return [each.strip() for value in found for each in value.split(b",")]

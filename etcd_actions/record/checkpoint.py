@@ -24,8 +24,6 @@ from etcd_actions._internal.retrying import retrying, seldom
 from etcd_actions.errors import EtcdError, Unavailable
 from etcd_actions.etcd.api import (
     Compare,
-    CompareResult,
-    CompareTarget,
     Etcd,
     KeyRange,
     KeyValue,
@@ -219,9 +217,7 @@ class Checkpoint:
     async def _write(self, revision: int, fence: Compare) -> bool:
         """Write revision and term; returns False if the key has changed since it was read."""
         assert self._mod_revision is not None
-        unchanged = Compare(
-            self._key, CompareTarget.MOD_REVISION, CompareResult.EQUAL, self._mod_revision
-        )
+        unchanged = Compare.unchanged(self._key, self._mod_revision)
         term = self._term or self._found_term
         value = msgspec.json.encode(_Stored(revision, self._cluster_id, term))
         result = await self._etcd.txn(Txn([fence], [Txn([unchanged], [Put(self._key, value)])]))

@@ -32,7 +32,7 @@ from time import perf_counter
 import trio
 
 from etcd_actions._internal.containment import Containment
-from etcd_actions._internal.tracing import span
+from etcd_actions._internal.tracing import below, span
 from etcd_actions.codecs import codec_of
 from etcd_actions.errors import DecodeError, RunServiceRejected
 from etcd_actions.etcd.api import KeyValue
@@ -40,6 +40,7 @@ from etcd_actions.etcd.term import Term
 from etcd_actions.follow import Index, SetAside
 from etcd_actions.follow.workqueue import WorkQueue, WorkQueueSettings, WorkQueueStatistics
 from etcd_actions.model import (
+    ANNOTATION_TRACEPARENT,
     ActionObject,
     ActionUpdate,
     Phase,
@@ -332,6 +333,12 @@ class Outbox:
         action = delivery.action if isinstance(delivery, QueuedReport) else None
         if action is None:
             action = codec_of(value).decode(value, key=key, revision=delivery.mod_revision)
+        with below(action.metadata.annotations.get(ANNOTATION_TRACEPARENT, "")):
+            return await self._handle_object(delivery, action)
+
+    async def _handle_object(self, delivery: Change, action: ActionObject) -> bool:
+        """See :meth:`_handle`; its spans are below that which created the action."""
+        key, value = delivery.key, delivery.value
         update = build_action_update(
             action,
             key=key,

@@ -1,4 +1,4 @@
-"""Flyte's run service: who keeps the record of runs that people look at."""
+"""Clients of Flyte's run service, which keeps the records of runs for the console."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Two run services that get the same reports."""
+"""Reports to two run services."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from etcd_actions.run_service.protocol import MarkCompanions, RunService
 
 
 class BothRunServices(RunService):
-    """Reports to one run service, then to another. Neither waits for what the other accepts.
+    """Reports to one run service, then to another, also if the first one fails.
 
-    A call fails where one of the two did: what may be accepted later counts before what never
-    will, so that the call is repeated. The other one may get the report twice then.
+    A call fails if one of the two fails. An error after which the call is repeated has precedence
+    over a rejection. After a repeated call the other one may have got the report twice.
 
     Args:
-        first: Gets each report first.
-        second: Gets those that it accepts.
+        first: Receives each report first.
+        second: Receives the reports that it accepts.
     """
 
     def __init__(self, first: RunService, second: RunService) -> None:
@@ -26,15 +26,15 @@ class BothRunServices(RunService):
         self._second = second
 
     def accepts(self, phase: Phase, deleted: bool) -> bool:
-        """Whether one of them does."""
+        """Whether one of the two accepts it."""
         return self._first.accepts(phase, deleted) or self._second.accepts(phase, deleted)
 
     async def record_action(self, update: ActionUpdate, action: ActionObject | None) -> None:
-        """Make the action known to both.
+        """Report the record of an action to both.
 
         Raises:
-            RunServiceUnavailable: One of them may accept it later.
-            RunServiceRejected: One of them never will.
+            RunServiceUnavailable: One of the two may accept a later call.
+            RunServiceRejected: One of the two rejected it for good.
         """
         await self._report(lambda service: service.record_action(update, action), update)
 
@@ -46,22 +46,22 @@ class BothRunServices(RunService):
         """Report a state to both.
 
         Raises:
-            RunServiceActionUnknown: One of them has no record of the action.
-            RunServiceUnavailable: One of them may accept it later.
-            RunServiceRejected: One of them never will.
+            RunServiceActionUnknown: One of the two has no record of the action.
+            RunServiceUnavailable: One of the two may accept a later call.
+            RunServiceRejected: One of the two rejected it for good.
         """
         await self._report(lambda service: service.update_action_state(update, action), update)
 
     def unsettled_until(self, key: bytes) -> float:
-        """Until when an earlier call to one of them may still be applied, in trio's time."""
+        """The time, on trio's clock, until which an earlier call to either may still be applied."""
         return max(each.unsettled_until(key) for each in (self._first, self._second))
 
     def mark_companions(
         self, update: ActionUpdate, action: ActionObject | None
     ) -> MarkCompanions | None:
-        """What the first one stores in the transaction of the mark; the second one is reported to.
+        """The keys that the first one writes with the mark; None if it writes none.
 
-        None if the first one has no such form.
+        The second one receives a call.
         """
         companions = self._first.mark_companions(update, action)
         if companions is None or not self._second.accepts(update.phase, update.is_deleted):
@@ -85,6 +85,6 @@ class BothRunServices(RunService):
 
 def _precedence(error: RunServiceError) -> int:
     if isinstance(error, RunServiceActionUnknown):
-        # The outbox reports its record before the next try.
+        # After this error the outbox reports the record, and then the status again.
         return 0
     return 2 if isinstance(error, RunServiceRejected) else 1

@@ -34,9 +34,11 @@ _LARGEST_ANSWER: Final = 16 * 1024 * 1024
 _RECONNECTING: Final = Backoff(initial=0.1, cap=5.0)
 _MARGIN: Final = 0.5
 """Seconds after its deadline in which a call may still be applied: the server counts from
-when it got it."""
+the call's arrival."""
 _LEAST_CALL: Final = 0.001
+"""Seconds; a call with less time is not sent."""
 _REFUSALS: Final = 3
+"""The most times that a refused call is sent, before the last one."""
 _REFUSED_PAUSE: Final = 0.01
 """Seconds before a call that was refused is sent again."""
 
@@ -53,24 +55,23 @@ async def open_run_service(
     keepalive_time: float = 10.0,
     keepalive_timeout: float = 3.0,
 ) -> AsyncIterator[GrpcRunService]:
-    """Connect to Flyte's ``InternalRunService``. It need not be there yet.
+    """Connect to Flyte's ``InternalRunService``. It need not be reachable yet.
 
     Leaving the context ends the calls in flight.
 
     Args:
-        target: Where it listens: ``host:port``, ``http://host:port`` or ``https://host:port``.
+        target: Its address: ``host:port``, ``http://host:port`` or ``https://host:port``.
         tls: Files for TLS, which an ``https`` target uses in any case. They are checked at once,
             and read again for each new connection.
         deadline: Seconds that one call may take.
-        concurrency: How many calls may be in flight at once.
-        streaming: Use a stream for status updates where the server has one.
-        keepalive_time: Seconds of silence after which the connection is checked; less than 10 is
-            raised to 10.
-        keepalive_timeout: Seconds that the answer to that may take.
+        concurrency: The most calls in flight at a time.
+        streaming: Whether to use a stream for status updates if the server has one.
+        keepalive_time: Seconds of silence after which the connection is probed, at least 10.
+        keepalive_timeout: Seconds that the answer to the probe may take.
 
     Raises:
-        ConfigError: ``flyteidl2`` is not installed, the target or a number is unusable, or a
-            file of ``tls`` is.
+        ConfigError: ``flyteidl2`` is not installed, or the target, a number or a file of ``tls``
+            is unusable.
         WrongType: An argument is of another type.
     """
     try:
@@ -112,8 +113,8 @@ async def open_run_service(
 class GrpcRunService(RunService):
     """Implements :class:`~etcd_actions.run_service.RunService`; see :func:`open_run_service`.
 
-    Status updates go over one stream where the server has it and as far as it carries them,
-    else by a call each.
+    A status update is sent over a stream, if the server has one and it is not full; otherwise by a
+    call.
     """
 
     def __init__(
@@ -134,11 +135,11 @@ class GrpcRunService(RunService):
         self._unsettled = Unsettled()
 
     async def record_action(self, update: ActionUpdate, action: ActionObject | None) -> None:
-        """Make the action known. Cancelled, it may have been, or may still be.
+        """Report the record of an action. After a cancellation it may be applied.
 
         Raises:
-            RunServiceUnavailable: It may be accepted by a later call.
-            RunServiceRejected: It never will.
+            RunServiceUnavailable: A later call may be accepted.
+            RunServiceRejected: It was rejected for good.
         """
         what = f"RecordAction of {update.name}"
         request = _written(what, lambda: self._requests.record_action(update, action))
@@ -152,13 +153,14 @@ class GrpcRunService(RunService):
         _check(response, request, what)
 
     async def update_action_status(self, update: ActionUpdate) -> None:
-        """Report a state of the action. Cancelled, it may have been applied, or may still be.
+        """Report a state of the action. After a cancellation it may be applied.
 
-        It takes no longer than the cancel scopes around it allow; the server gets that deadline.
+        It ends by the deadlines of the cancel scopes around it; the server receives that deadline.
 
         Raises:
-            RunServiceUnavailable: It may be accepted by a later call.
-            RunServiceRejected: It never will.
+            RunServiceActionUnknown: The run service has no record of the action.
+            RunServiceUnavailable: A later call may be accepted.
+            RunServiceRejected: It was rejected for good.
         """
         what = f"UpdateActionStatus of {update.name}"
         request = _written(what, lambda: self._requests.update_action_status(update))
@@ -166,16 +168,16 @@ class GrpcRunService(RunService):
             await self._update(update, request)
 
     def unsettled_until(self, key: bytes) -> float:
-        """Until when a call of unknown outcome about an action may land, in trio's time.
+        """The time, on trio's clock, until which a call of unknown outcome may still be applied.
 
-        After a terminal state that is reported before that a RUNNING could still land, which
-        revives the action: the run service lets FAILED go back.
+        Before that time a RUNNING could be applied after a terminal state, and revive the action:
+        Flyte's run service accepts RUNNING after FAILED.
         """
         return self._unsettled.until(key)
 
     async def _update(self, update: ActionUpdate, request: Any) -> None:
         by = trio.current_time() + self._deadline
-        # A terminal state that lands late changes nothing.
+        # A terminal state that is applied late changes nothing.
         settled = update.phase.is_terminal
         try:
             response = await self._report(request, by)
@@ -213,10 +215,10 @@ class GrpcRunService(RunService):
             raise CallFailed(method, Code.INTERNAL, details) from error
 
     async def _sent(self, method: str, message: bytes, by: float) -> bytes:
-        """Send a message, and again where the server certainly did nothing with it.
+        """Send a message, and again if the server certainly did nothing with it.
 
-        A server that counts a stream until its client has taken the answer refuses the next one
-        for a moment.
+        A server counts a stream until its client has received the answer. At its limit it refuses
+        the next one for a moment.
         """
         for _ in range(_REFUSALS):
             try:
@@ -229,7 +231,7 @@ class GrpcRunService(RunService):
 
     async def _sent_once(self, method: str, message: bytes, by: float) -> bytes:
         await self._channel.connect(within=self._timeout(method, by))
-        # Directly before it is sent: a process that was stopped in between finds no time left.
+        # Directly before the call is sent: the process may have been stopped in between.
         within = self._timeout(method, by)
         return await self._channel.unary(_SERVICE + method, message, within=within, resend=False)
 
@@ -259,7 +261,7 @@ def _target(server: Endpoint, tls: Tls | None) -> Target:
     if server.encrypted is False:
         raise ConfigError(
             f"run service http://{server} is not encrypted, but TLS is configured: "
-            "write https:// or leave the scheme out"
+            "write https:// or omit the scheme"
         )
     tls = tls or Tls()
     if tls.skip_verify:
@@ -274,10 +276,10 @@ def _target(server: Endpoint, tls: Tls | None) -> Target:
 
 
 def _written(what: str, write: Callable[[], Any]) -> Any:
-    """Make a message, and see that it can be sent.
+    """Make a message, and check that it can be encoded.
 
     Raises:
-        RunServiceRejected: It cannot, and another try would not help.
+        RunServiceRejected: It cannot, now and later.
     """
     try:
         message = write()
@@ -291,9 +293,9 @@ def _written(what: str, write: Callable[[], Any]) -> Any:
 
 
 def _check(response: Any, request: Any, what: str, *, of_status: bool = False) -> None:
-    """Raise for an answer that does not accept."""
+    """Raise the error of an answer that does not accept."""
     if not response.ByteSize():
-        # Flyte's service names the action. An empty answer may be that of any server.
+        # Flyte's service names the action in its answer. An empty one may be another server's.
         raise status_codes.error(Meaning.TRANSIENT, Code.UNKNOWN, f"{what}: the answer is empty")
     if response.HasField("action_id") and response.action_id.name != request.action_id.name:
         other = response.action_id.name
@@ -309,9 +311,9 @@ def _check(response: Any, request: Any, what: str, *, of_status: bool = False) -
 
 
 def _check_failure(failure: CallFailed, *, of_status: bool = False) -> None:
-    """Raise for a call that ended without an answer, unless its code accepts."""
+    """Raise the error of a call that ended without an answer, unless its code accepts."""
     if failure.method == STREAM:
-        # It ended for all: that says nothing of any one of them.
+        # The stream ended, for all its calls: its code is not about one of them.
         raise failure.error(Meaning.TRANSIENT) from None
     meant = status_codes.meaning_of_call(failure.code, failure.details)
     if of_status:

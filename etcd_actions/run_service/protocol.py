@@ -1,4 +1,4 @@
-"""Flyte's run service, as far as the outbox needs it."""
+"""The interface of a run service, for the outbox."""
 
 from __future__ import annotations
 
@@ -15,90 +15,91 @@ from etcd_actions.storage.store import KeyChange
 
 
 class RunService(ABC):
-    """The service that keeps the records of runs; a base class for one of your own.
+    """The service that keeps the records of runs; the base class for one of your own.
 
-    A call returns once the run service has accepted the report. When it raises, the leader calls
-    it again after a back-off, without limit; :class:`~etcd_actions.errors.RunServiceRejected`
-    says that it will never accept, and makes a dead letter. The calls for one action come one
-    after another, in order. A call may be repeated after it was accepted, or cancelled.
+    A method returns once the run service has accepted the report. If it raises, the leader calls it
+    again after a back-off, without limit. Only :class:`~etcd_actions.errors.RunServiceRejected`
+    ends that: the report becomes a dead letter. The calls for one action are made one after the
+    other, in order. A call may be repeated after it was accepted or cancelled.
 
-    A call is cancelled when the leader's lease may end (``trio.current_effective_deadline()``
-    returns when), since from then on another process may report: a cancelled call must not be
-    applied much later.
+    A call is cancelled before the leader's lease ends; ``trio.current_effective_deadline()``
+    returns the time. Afterwards another process may report, so a cancelled call must not be applied
+    later.
 
     Attributes:
         keeps_order: Whether it ignores a state after a newer one, from any leader. Then calls
-            need no lease, and a terminal state is reported once after a change of the leader.
+            need no lease, and a terminal state is reported only once after a change of the leader.
     """
 
     keeps_order: ClassVar[bool] = False
 
     def accepts(self, phase: Phase, deleted: bool) -> bool:
-        """Return whether a state of this phase, or a deletion, is reported at all; all are."""
+        """Return whether a state of this phase, or a deletion, is reported; by default all are."""
         return True
 
     @abstractmethod
     async def record_action(self, update: ActionUpdate, action: ActionObject | None) -> None:
-        """Make the action known, before its first status.
+        """Report the record of an action, before its first status.
 
         Args:
-            update: Its state.
-            action: The stored object; None if it was deleted before it could be read.
+            update: The state of the action.
+            action: The stored object; None if it was deleted before it was read.
 
         Raises:
-            RunServiceUnavailable: It may be accepted by a later call.
-            RunServiceRejected: It never will.
+            RunServiceUnavailable: A later call may be accepted.
+            RunServiceRejected: It is rejected for good.
         """
 
     @abstractmethod
     async def update_action_status(self, update: ActionUpdate) -> None:
         """Report a state of the action.
 
-        It returns for a terminal state only when no earlier state can be applied after it,
-        unless :meth:`unsettled_until` says when that is.
+        After it has returned for a terminal state no earlier state may be applied, except until
+        the time of :meth:`unsettled_until`.
 
         Raises:
             RunServiceActionUnknown: There is no record of the action: the leader calls
-                :meth:`record_action`, then this again.
-            RunServiceUnavailable: It may be accepted by a later call.
-            RunServiceRejected: It never will.
+                :meth:`record_action`, then this method again.
+            RunServiceUnavailable: A later call may be accepted.
+            RunServiceRejected: It is rejected for good.
         """
 
     async def update_action_state(self, update: ActionUpdate, action: ActionObject | None) -> None:
-        """Report a state with its object, None if that is deleted; calls update_action_status.
+        """Report a state with its object, which is None after its deletion.
 
-        The leader calls this one. Override it where the object is needed.
+        The leader calls this method, which calls :meth:`update_action_status`. Override it if the
+        object is needed.
         """
         await self.update_action_status(update)
 
     def unsettled_until(self, key: bytes) -> float:
-        """Until when, on trio's clock, an earlier call about an object may still be applied.
+        """The time, on trio's clock, until which an earlier call about an object may be applied.
 
-        A terminal state that is accepted before that is reported again after it, then marked.
+        A terminal state that is accepted before that time is reported again after it, then marked.
         """
         return -math.inf
 
     def mark_companions(
         self, update: ActionUpdate, action: ActionObject | None
     ) -> MarkCompanions | None:
-        """What it stores of a terminal state in the transaction of the mark; None for nothing.
+        """The keys to write for a terminal state in the transaction of the mark; None for none.
 
-        For a run service that keeps its records in the same etcd. Where the transaction
-        succeeds :meth:`update_action_state` is not called.
+        It is for a run service that keeps its records in the same etcd. If the transaction
+        succeeds, :meth:`update_action_state` is not called.
         """
         return None
 
 
 @dataclass(frozen=True)
 class MarkCompanions:
-    """What a run service that keeps its records in the same etcd stores of a terminal state.
+    """The keys that a run service in the same etcd writes with the mark of a terminal state.
 
     Attributes:
-        changes: Are made in the transaction of the mark. One that cannot be made raises
+        changes: The changes of keys in the transaction of the mark. A change may raise
             :class:`~etcd_actions.errors.RunServiceRejected`.
-        write: Makes them in transactions of their own, as ``update_action_state`` does; safe to
-            repeat.
-        others: The run service that has to accept the state before it is marked; None for none.
+        write: Makes the changes in separate transactions, as ``update_action_state`` does; it may
+            be repeated.
+        others: Another run service that has to accept the state before the mark; None for none.
     """
 
     changes: Sequence[KeyChange]
@@ -107,12 +108,12 @@ class MarkCompanions:
 
 
 class NullRunService(RunService):
-    """Accepts everything, for a deployment without a run service: terminal states are marked."""
+    """Accepts all reports, for a deployment without a run service: terminal states are marked."""
 
     keeps_order = True
 
     def accepts(self, phase: Phase, deleted: bool) -> bool:
-        """Return whether the action has ended and can be marked."""
+        """Return whether the state is terminal, so that it is marked."""
         return phase.is_terminal and not deleted
 
     async def record_action(self, update: ActionUpdate, action: ActionObject | None) -> None:

@@ -1,8 +1,8 @@
-"""What the codes mean that Flyte's run service answers with.
+"""The meaning of the codes in the answers of Flyte's run service.
 
-It answers in-band: the call succeeds, and the response has a ``google.rpc.Status``. An update
-that is given up is a run that hangs forever, so in doubt a code is taken for a passing one:
-a repeated report, after a back-off, does no harm. ``docs/run-service.md`` has a reason for each.
+It answers in-band: the call succeeds, and the response has a ``google.rpc.Status``. A report that
+is given up can be a run that hangs forever, and a repeated report does no harm. So a doubtful code
+counts as transient. ``docs/run-service.md`` has the reason for each code.
 """
 
 from __future__ import annotations
@@ -20,45 +20,45 @@ from etcd_actions.http2 import Code
 
 
 class Meaning(enum.Enum):
-    """What becomes of a report."""
+    """The meaning of a code for a report."""
 
     ACCEPTED = "accepted"
     TRANSIENT = "transient"
     PERMANENT = "permanent"
     UNKNOWN_ACTION = "unknown action"
-    """Of a status: the record is missing, and is to be reported first."""
+    """The record is missing: it has to be reported before the status."""
 
 
 ACCEPTED: Final = frozenset({Code.OK, Code.ALREADY_EXISTS})
-"""ALREADY_EXISTS: an earlier report was applied, and its answer was lost."""
+"""ALREADY_EXISTS means that an earlier report was applied, and its answer was lost."""
 
 PERMANENT: Final = frozenset({Code.INVALID_ARGUMENT, Code.OUT_OF_RANGE, Code.UNIMPLEMENTED})
-"""The same bytes would be refused again, however often they are sent to this server."""
+"""The server would refuse the same bytes again."""
 
 _NO_ROW: Final = ("record not found", "no rows in result set")
-"""What Go's database libraries say of a row that is not there (gorm's ``ErrRecordNotFound``,
-``sql.ErrNoRows``); a service that hands it on as it is answers INTERNAL or UNKNOWN."""
+"""The messages of Go's database libraries about a missing row (gorm's ``ErrRecordNotFound``,
+``sql.ErrNoRows``); a service that forwards such an error answers INTERNAL or UNKNOWN."""
 
 _TOO_LARGE: Final = ("larger than max", "larger than configured max")
 
 _LONGEST_MESSAGE: Final = 2_000
-"""Characters: what comes from outside is kept with each dead letter, and logged."""
+"""Characters; the message is logged, and kept with each dead letter."""
 
 NO_TIME_LEFT: Final = "no time is left to send it in"
 
 
 def meaning(code: int) -> Meaning:
-    """What a code in a response means; one that is not known passes."""
+    """The meaning of a code in a response; an unknown one is transient."""
     if code in ACCEPTED:
         return Meaning.ACCEPTED
     return Meaning.PERMANENT if code in PERMANENT else Meaning.TRANSIENT
 
 
 def meaning_of_call(code: int, details: str = "") -> Meaning:
-    """What a code means that the call itself ended with.
+    """The meaning of the code of a call.
 
-    It may come from a proxy, or from another server than meant: only what says that the
-    message is malformed, or larger than any that the server takes, is permanent.
+    A proxy or another server may have sent it. So it is permanent only if the message is malformed,
+    or larger than the server accepts.
     """
     if code in ACCEPTED:
         return Meaning.ACCEPTED
@@ -67,12 +67,12 @@ def meaning_of_call(code: int, details: str = "") -> Meaning:
 
 
 def meaning_of_status(meant: Meaning, code: int, message: str) -> Meaning:
-    """The same for the status of an action: it may say that there is no such action.
+    """The meaning of a code for a status report: the action may be unknown.
 
     Args:
-        meant: What the code means otherwise.
+        meant: The meaning of the code for other reports.
         code: The code.
-        message: What comes with it.
+        message: The message with the code.
     """
     missing = code == Code.NOT_FOUND or (
         code in (Code.INTERNAL, Code.UNKNOWN) and any(text in message for text in _NO_ROW)
@@ -81,7 +81,7 @@ def meaning_of_status(meant: Meaning, code: int, message: str) -> Meaning:
 
 
 def code_name(code: int) -> str:
-    """A code for people."""
+    """The name of a code, for people."""
     try:
         return Code(code).name
     except ValueError:
@@ -105,11 +105,11 @@ class CallFailed(Exception):
     """A call, or the stream that it went over, ended without an answer.
 
     Attributes:
-        method: Which call.
-        code: What gRPC says of it.
-        details: The same in words, perhaps empty.
-        unsent: Whether the server certainly has not started on it: it never left this machine,
-            or the server says so. Any other may still be applied.
+        method: The method.
+        code: The status code of gRPC.
+        details: The reason in words; may be empty.
+        unsent: Whether the server certainly did nothing: the call was not sent, or the server
+            refused it. Any other call may still be applied.
     """
 
     def __init__(self, method: str, code: Code, details: str, *, unsent: bool = False) -> None:

@@ -1,15 +1,15 @@
-"""Streams of status updates: many callers, answers distinguished by their nonces.
+"""Streams of status updates for many callers; each answer has the nonce of its update.
 
-The server handles one update after another and answers in order. So a stream costs less than
-a call each, but is no faster than one of the server's threads, and one late answer holds up
-all behind it. It is therefore given no more than it answers in a moment, and who finds it
-full, broken or not proven yet makes a call of its own instead.
+The server handles the updates of a stream one after the other, and answers in order. So a stream
+costs less than calls, but is no faster than one thread of the server, and a late answer delays all
+later ones. Therefore a stream gets only as many updates as it answers in a tenth of a second. If it
+is full, broken or without an answer yet, the caller makes a call instead.
 
-A call has a deadline, which both sides know; a message in a stream has none. So no message is
-sent once its own deadline has passed, none is queued behind what the server holds back, and under
-a leader's lease the entire stream has the lease's end for its deadline, behind which neither
-side handles anything that is still on its way. A lease that is renewed gets another stream, and the
-one before ends with its answers; so does the stream of a server that ends its connection.
+A call has a deadline that both sides know; a message in a stream has none. So a message is not sent
+after its own deadline, and not queued while the server's window is full. Under a leader's lease the
+stream has the end of the lease as its deadline, after which neither side handles a message. After a
+renewal of the lease another stream is opened, and the old one ends after its last answer. A stream
+also ends so when the server announces the end of its connection.
 """
 
 from __future__ import annotations
@@ -40,17 +40,17 @@ METHOD = "UpdateActionStatusStream"
 _PATH = f"/flyteidl2.workflow.InternalRunService/{METHOD}"
 _REOPENING = Backoff(initial=0.2, cap=10.0)
 _MOMENT = 0.1
-"""Seconds that a request may wait for those before it."""
+"""Seconds that an update may wait for the answers before its own."""
 _CLOSE = 0.01
-"""Seconds by which deadlines of one lease may differ."""
+"""Seconds by which two deadlines of one lease may differ."""
 _WEIGHT = 0.05
-"""What the newest answer counts for in the mean time between answers."""
+"""The weight of the newest answer in the mean time between answers."""
 
 _log = structlog.get_logger(__name__)
 
 
 class _Waiter:
-    """One request on its way, and its answer."""
+    """A request in flight, and its answer."""
 
     __slots__ = ("done", "handed", "message", "response", "sent_at", "until")
 
@@ -66,20 +66,19 @@ class _Waiter:
 class StatusStream:
     """A stream that is open until it breaks; :meth:`close` ends it.
 
-    Its task runs in the nursery that it is given. A cancellation of that leaves it be, so that
-    calls in a shielded scope still work.
+    A cancellation of the nursery does not end its task, so that calls in a shielded scope work.
 
     Args:
         channel: The connection.
-        nursery: Where its task runs.
-        life: Seconds after which both sides give it up; infinite for never.
-        on_end: Called when it ended.
+        nursery: Runs its task.
+        life: Seconds after which both sides end it; infinite for no limit.
+        on_end: Called when it has ended.
 
     Attributes:
-        answered: Whether any answer has come.
-        retired: Whether it takes nothing more, and ends when all is answered.
-        lapsed: Whether it ended because its life was over, with nothing on it.
-        failure: How it ended, None while it is open.
+        answered: Whether an answer has arrived.
+        retired: Whether it accepts no more updates, and ends after its last answer.
+        lapsed: Whether it ended at the end of its life, without updates in flight.
+        failure: The code and the reason of its end; None while it is open.
     """
 
     def __init__(
@@ -123,7 +122,7 @@ class StatusStream:
         )
 
     def has_capacity(self) -> bool:
-        """Whether one more may be sent. Before its first answer it is trusted with one only."""
+        """Whether it accepts one more update; before the first answer, only one."""
         waiting = len(self._waiting)
         proven = self.answered or self._trusted
         return not waiting or (proven and waiting * self._pace < _MOMENT)
@@ -134,26 +133,26 @@ class StatusStream:
         return bool(self._waiting) and not self.answered
 
     def trust(self, old: StatusStream) -> None:
-        """Take it for as good as one that answered."""
+        """Treat it like an older stream that has answered."""
         self._trusted, self._pace = old.answered or old._trusted, old._pace
 
     def is_overdue(self, deadline: float) -> bool:
-        """Whether an answer is late, and no caller may be waiting for it any more."""
+        """Whether an answer is later than ``deadline``; perhaps no caller waits for it any more."""
         oldest = next(iter(self._waiting.values()), None)
         return oldest is not None and oldest.sent_at + deadline < trio.current_time()
 
     async def call(
         self, request: UpdateActionStatusRequest, deadline: float
     ) -> UpdateActionStatusResponse:
-        """Send a request and wait for its answer; one that is late ends the stream.
+        """Send a request and wait for its answer; a late answer ends the stream.
 
-        Cancelled, the server may have applied it, or may still, until the deadline.
+        After a cancellation the server may apply it until the deadline.
 
         Raises:
             CallFailed: The stream ended without the answer, or the request was not sent in time.
         """
         self._nonce += 1
-        # Before anything waits for it: it may be that it cannot be encoded.
+        # Before the waiter is registered, because the encoding may fail.
         message = self._message(request=request, nonce=self._nonce).SerializeToString()
         waiter = _Waiter(message, trio.current_time(), boot_time() + deadline)
         self._waiting[self._nonce] = waiter
@@ -170,7 +169,7 @@ class StatusStream:
         raise CallFailed(METHOD, *self.failure, unsent=self._not_done or not waiter.handed)
 
     def retire(self) -> None:
-        """Send nothing more; it ends when all that was sent is answered."""
+        """Accept no more updates; the stream ends after its last answer."""
         self.retired = True
         self._end_if_answered()
 
@@ -178,9 +177,9 @@ class StatusStream:
         """End the stream; callers get an error. Twice is harmless.
 
         Args:
-            code: How it ends.
-            details: Why.
-            not_done: Whether the server certainly has not started on any of it.
+            code: The code for the callers.
+            details: The reason.
+            not_done: Whether the server certainly did nothing.
         """
         if self.failure is not None:
             return
@@ -191,7 +190,7 @@ class StatusStream:
         )
         self.lapsed = out_of_time and not self._waiting
         if self._exchange is not None:
-            # What is not written yet never is.
+            # This drops the messages that are not written yet.
             self._exchange.close()
         self._scope.cancel("the stream is at its end")
         for waiter in self._waiting.values():
@@ -201,7 +200,7 @@ class StatusStream:
         self._on_end(self)
 
     async def _run(self) -> None:
-        """The task: hand over answers until the stream ends, however it ends."""
+        """The task: deliver answers until the stream ends."""
         code, details, not_done = Code.CANCELLED, "closed", False
         try:
             with self._scope:
@@ -211,7 +210,7 @@ class StatusStream:
         except trio.EndOfChannel:
             code, details = Code.UNAVAILABLE, "the server ended the stream"
         except BaseException as error:
-            # An answer may be anything, and must not end all other calls.
+            # An answer may have any content, and must not end other calls.
             passing, contained = split(error)
             if contained is not None:
                 code, details = Code.INTERNAL, f"an answer cannot be read: {describe(contained)}"
@@ -221,7 +220,7 @@ class StatusStream:
             self.close(code, details, not_done=not_done)
 
     async def _hand_over(self) -> None:
-        # trio's clock stands still while the machine is suspended; the lease does not.
+        # trio's clock stops while the machine is suspended; the lease does not.
         left = min(self.expires - trio.current_time(), self._expires_by_boot_time - boot_time())
         async with self._channel.stream(_PATH, within=left) as exchange:
             self._exchange = exchange
@@ -232,7 +231,7 @@ class StatusStream:
                     self.deliver(self._parse(data))
 
     def _send(self) -> None:
-        """Send what is queued, as far as the server takes it at once."""
+        """Send the queued messages, as far as the server's window allows."""
         exchange = self._exchange
         if exchange is None or self._held_back:
             return
@@ -249,7 +248,7 @@ class StatusStream:
                 waiter.handed = True
                 exchange.send(waiter.message)
             else:
-                # One that is late is not sent, and concerns no other.
+                # A late message is not sent; the others are.
                 del self._waiting[nonce]
                 waiter.done.set()
         self._end_if_answered()
@@ -270,18 +269,18 @@ class StatusStream:
             self._exchange.end()
 
     def deliver(self, answer: UpdateActionStatusStreamResponse) -> None:
-        """Hand an answer to who waits for it, if it is one."""
+        """Deliver an answer to its caller, if one waits."""
         waiter = self._waiting.pop(answer.nonce, None)
         if waiter is not None:
             self._limit_rate(waiter.sent_at)
-        # An answer without a response accepts nothing: it is as good as none.
+        # An answer without a response counts as no answer.
         if waiter is not None and answer.HasField("response"):
             waiter.response = answer.response
             waiter.done.set()
         self._end_if_answered()
 
     def _limit_rate(self, sent_at: float) -> None:
-        """Reckon how long the server takes for one, once it has answered the one before."""
+        """Update the mean time that the server takes for an update after the one before."""
         now = trio.current_time()
         taken = now - max(sent_at, self._last_answer)
         self._pace = taken if not self.answered else self._pace + _WEIGHT * (taken - self._pace)
@@ -290,14 +289,14 @@ class StatusStream:
 
 
 class StatusStreams:
-    """The stream of the moment, where one is to be used.
+    """Opens the streams of a client, one after the other.
 
-    A stream that broke is opened again after a back-off, which only an answer makes short
-    again; a server that does not know the method gets no further stream.
+    After a stream broke, the next one is opened after a back-off, which an answer resets. If the
+    server does not know the method, no further stream is opened.
 
     Args:
         channel: The connection.
-        nursery: Where its tasks run.
+        nursery: Runs the tasks of the streams.
         deadline: Seconds after which an answer is late.
     """
 
@@ -313,7 +312,7 @@ class StatusStreams:
         self._reopen_at = float("-inf")
 
     def current(self) -> StatusStream | None:
-        """A stream that takes one more update; None if a call is to be made instead."""
+        """A stream that accepts one more update; None if the caller has to make a call."""
         if not self._supported or self._closed:
             return None
         if self._stream is not None and self._stream.is_overdue(self._deadline):
@@ -337,14 +336,14 @@ class StatusStreams:
         return self._stream if self._stream.has_capacity() else None
 
     def _fits(self, stream: StatusStream, left: float) -> bool:
-        """Whether a stream lives long enough for one more update, and no longer than allowed."""
+        """Whether a stream lives long enough for one more update, and not longer than the lease."""
         now = trio.current_time()
         return now + min(self._deadline, left) <= stream.expires + _CLOSE and (
             stream.expires <= now + left + _CLOSE
         )
 
     def close(self) -> None:
-        """End all streams, and open none any more."""
+        """End all streams, and open no more."""
         self._closed = True
         for stream in [self._stream, *self._closing]:
             if stream is not None:

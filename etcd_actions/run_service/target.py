@@ -1,4 +1,4 @@
-"""Where Flyte's run service listens, as its users write it."""
+"""The address of Flyte's run service, as users write it."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ _PORTS = {"http": 80, "https": 443}
 
 
 def parse_target(text: str) -> Endpoint:
-    """Read ``host:port``, ``http://host:port`` or ``https://host:port``.
+    """Parse ``host:port``, ``http://host:port`` or ``https://host:port``.
 
     With a scheme the port may be omitted.
 
     Raises:
-        ConfigError: It is of another form.
+        ConfigError: It has another form.
     """
     form = "use host:port, http://host:port or https://host:port"
     try:

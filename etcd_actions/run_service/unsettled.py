@@ -1,12 +1,12 @@
-"""Which actions a call of unknown outcome may still reach."""
+"""The calls of unknown outcome that may still be applied."""
 
 from __future__ import annotations
 
 
 class Unsettled:
-    """By key, the time until which a state that was given up on may still be applied.
+    """By key, the time until which a call of unknown outcome may still be applied.
 
-    A few bytes for each such call, which are deleted when its time has passed.
+    An entry is deleted when its time has passed.
     """
 
     def __init__(self) -> None:
@@ -16,15 +16,15 @@ class Unsettled:
         return len(self._until)
 
     def note(self, key: bytes, until: float, *, now: float) -> None:
-        """A call about ``key`` ended with unknown outcome; forget those whose time has passed."""
+        """Note a call about ``key`` with unknown outcome; forget those whose time has passed."""
         self._until.pop(key, None)
         self._until[key] = until
-        # In the order of the failures, so nearly in that of the times.
+        # The entries are in the order of the failures, so nearly in that of the times.
         while self._until[first := next(iter(self._until))] <= now:
             del self._until[first]
             if not self._until:
                 return
 
     def until(self, key: bytes) -> float:
-        """Until when a call about a key may land, on trio's clock; in the past for none."""
+        """The time, on trio's clock, until which a call about a key may be applied; or -inf."""
         return self._until.get(key, float("-inf"))

@@ -31,6 +31,8 @@ WITHOUT_A_PROJECT: Final = frozenset(
         # They deliver only the runs of projects that their client may use.
         "flyteidl2.workflow.RunService/ListRuns",
         "flyteidl2.workflow.RunService/WatchRuns",
+        # It lists only the objects of projects that its client may use.
+        "etcd_actions.operations.Operations/ListObjects",
         "grpc.health.v1.Health/Check",
         "grpc.health.v1.Health/Watch",
         "grpc.reflection.v1.ServerReflection/ServerReflectionInfo",

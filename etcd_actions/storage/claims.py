@@ -24,8 +24,6 @@ from etcd_actions._internal.retrying import seldom
 from etcd_actions.errors import LeaseNotFound, OutcomeUnknown
 from etcd_actions.etcd.api import (
     Compare,
-    CompareResult,
-    CompareTarget,
     Delete,
     Etcd,
     Get,
@@ -57,9 +55,7 @@ class Claim(NamedTuple):
     @property
     def fence(self) -> Compare:
         """A compare that holds in etcd while this claim exists, and never again."""
-        return Compare(
-            self.key, CompareTarget.CREATE_REVISION, CompareResult.EQUAL, self.create_revision
-        )
+        return Compare.incarnation(self.key, self.create_revision)
 
 
 class Claimed(NamedTuple):
@@ -166,7 +162,7 @@ class Claims:
         """Claim an action as :meth:`claim` does, and read its object, in one transaction."""
         key, object_key = self._keys.claim(action_id), self._keys.task_action(action_id)
         revision = incarnation.create_revision
-        same = Compare(object_key, CompareTarget.CREATE_REVISION, CompareResult.EQUAL, revision)
+        same = Compare.incarnation(object_key, revision)
         return await self._claim(
             key,
             incarnation.path_component,
@@ -206,7 +202,7 @@ class Claims:
         value = msgspec.json.encode(_Stored(subject, self._owner))
         while True:
             lease = self._session.lease.id
-            free = Compare(key, CompareTarget.CREATE_REVISION, CompareResult.EQUAL, 0)
+            free = Compare.incarnation(key, 0)
             put, present = Put(key, value, lease), Get(KeyRange.of_key(key))
             try:
                 result = await self._store.txn(Txn([free, *also], [put, *reads], [present, *reads]))
@@ -258,9 +254,7 @@ class Claims:
 
         It is not overwritten, because the fence of its former owner would hold again.
         """
-        unchanged = Compare(
-            found.key, CompareTarget.MOD_REVISION, CompareResult.EQUAL, found.mod_revision
-        )
+        unchanged = Compare.unchanged(found.key, found.mod_revision)
         delete = Delete(KeyRange.of_key(found.key))
         result = await self._store.txn(Txn([unchanged], [delete]))
         key = found.key.decode(errors="backslashreplace")

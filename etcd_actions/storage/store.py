@@ -9,8 +9,6 @@ from typing import NamedTuple
 from etcd_actions.errors import Compacted, EtcdError, FutureRevision, Unavailable, first_error
 from etcd_actions.etcd.api import (
     Compare,
-    CompareResult,
-    CompareTarget,
     Delete,
     Etcd,
     Get,
@@ -22,7 +20,7 @@ from etcd_actions.etcd.api import (
     Txn,
     TxnResult,
 )
-from etcd_actions.etcd.paging import open_pages, read_pages
+from etcd_actions.etcd.paging import PAGE_BYTES, open_pages, read_pages
 from etcd_actions.watch import Change
 
 Commit = Callable[[Txn], Awaitable[TxnResult]]
@@ -65,7 +63,7 @@ class KeyChange:
         """The compare of a transaction, its puts if that holds, and its read if it does not."""
         self._value = self._change(self.seen)
         revision = 0 if self.seen is None else self.seen.mod_revision
-        unchanged = Compare(self.key, CompareTarget.MOD_REVISION, CompareResult.EQUAL, revision)
+        unchanged = Compare.unchanged(self.key, revision)
         puts = () if self._value is None else (Put(self.key, self._value),)
         return unchanged, puts, Get(KeyRange.of_key(self.key))
 
@@ -140,9 +138,13 @@ class Store:
             return found, revision
         raise error
 
+    def pages(self, keys: KeyRange, *, page_bytes: int = PAGE_BYTES) -> AsyncGenerator[RangeResult]:
+        """A range page by page at one revision. A caller that leaves early has to close it."""
+        return read_pages(self._etcd, keys, page_bytes=page_bytes)
+
     async def each(self, keys: KeyRange) -> AsyncGenerator[KeyValue]:
         """All keys of a range at one revision. A caller that leaves early has to close it."""
-        async with aclosing(read_pages(self._etcd, keys)) as pages:
+        async with aclosing(self.pages(keys)) as pages:
             async for page in pages:
                 for kv in page.kvs:
                     yield kv

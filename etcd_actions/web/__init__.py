@@ -1,4 +1,4 @@
-"""Serves ASGI applications: connections, their limits, and which clients may connect."""
+"""Serves ASGI applications over HTTP: connections, their limits, and the allowed clients."""
 
 from __future__ import annotations
 

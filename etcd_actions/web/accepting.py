@@ -17,10 +17,11 @@ from etcd_actions.web.peers import Address, Peers
 
 _EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 _WAIT: Final = 0.1
+"""Seconds before the next accept, after the descriptors or the memory were exhausted."""
 
 
 class Admission:
-    """Which users of this machine may connect."""
+    """Checks which users of this machine may connect."""
 
     def __init__(self, peers: Peers, uids: frozenset[int]) -> None:
         self._peers = peers
@@ -39,8 +40,8 @@ class Acceptor:
 
     Args:
         listening: The listening socket.
-        shared: What all connections share.
-        connections: The budget.
+        shared: The parts that all connections share.
+        connections: The budget of connections.
         admission: Which users may connect; None for all.
         flag: The listener's name in logs.
     """
@@ -90,7 +91,7 @@ class Acceptor:
         try:
             accepted, address = await self._listening.accept()
         except OSError as error:
-            # Each other error is about one connection, which is closed already.
+            # Any other error is about one connection, which is closed already.
             if error.errno in _EXHAUSTED:
                 answering.counts.refused["descriptors"] += 1
                 answering.log_limits.report("connections_refused", "descriptors", error=str(error))
@@ -127,7 +128,7 @@ class Acceptor:
     def _refusal(
         self, sock: socket.socket, ends: tuple[Address, Address]
     ) -> tuple[str, dict[str, object]] | None:
-        """Why a connection is refused; another one may be replaced by it."""
+        """Why a connection is refused; None if it is accepted, perhaps in place of another one."""
         if self._admission is not None and (why := self._admission.refusal(*ends)) is not None:
             return "user", why
         if (full := self._connections.limit_for(ends[0][0])) is not None:
@@ -142,7 +143,7 @@ class Acceptor:
 
     async def _serve(self, sock: socket.socket, slot: Slot, ends: tuple[Address, Address]) -> None:
         if slot.is_replaced:
-            # Replaced before it started.
+            # Another connection replaced it before it started.
             return
         answering = self._shared.answering
         try:

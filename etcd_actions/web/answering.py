@@ -26,7 +26,7 @@ class ListenerStatistics:
         open_connections: Number of open connections.
         busy_connections: Number of those that have a request.
         accepted: Number of connections that were admitted.
-        refused: Number of connections that were not, by reason: ``total`` and ``address`` (the
+        refused: Number of connections that were refused, by reason: ``total`` and ``address`` (the
             most allowed are open), ``descriptors`` (the process has too few left), ``user``
             (it belongs to another user of this machine).
         closed: Number of connections that the listener closed, by reason: ``replaced`` (by
@@ -46,10 +46,15 @@ class ListenerStatistics:
 
 @dataclass
 class Answering:
-    """The application of a listener, and what its connections need to call it.
+    """The application of a listener, with the parts that its connections need to call it.
 
     Attributes:
-        hosts: The names that a request may address; None for any.
+        application: The ASGI application.
+        hosts: The host names that a request may have; None for any.
+        limits: The limits of clients.
+        containment: Counts failed requests and connections.
+        counts: The counts of the listener.
+        log_limits: Limits the log lines that clients cause.
     """
 
     application: Application

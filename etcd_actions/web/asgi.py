@@ -23,8 +23,8 @@ ON_DISCONNECT: Final = "etcd_actions.on_disconnect"
 def take_long_body(scope: Message) -> None:
     """Let a request's body take as long as it needs, while it makes progress.
 
-    An application calls this once it accepts the body. The time that the application takes itself
-    does not count.
+    An application calls this once it accepts the body. The time in which the application does not
+    read does not count.
     """
     extension = scope.get("extensions", {}).get(LONG_BODY)
     if extension is not None:
@@ -34,8 +34,9 @@ def take_long_body(scope: Message) -> None:
 def on_disconnect(scope: Message, callback: Callable[[], None]) -> None:
     """Call a function when a request's client left, at once if it has.
 
-    It is called when ``receive`` would report that next: what arrived before is read first. So an
-    application needs no task that waits for that. The function must not wait, and must not raise.
+    It is called when ``receive`` would report that next: the application reads earlier parts of the
+    body first. So it needs no task that waits for the client's end. The function must not wait or
+    raise.
 
     Raises:
         KeyError: The server is not this one.

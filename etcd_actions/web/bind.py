@@ -22,13 +22,13 @@ class Bind(NamedTuple):
 
 
 def is_loopback_address(text: str) -> bool:
-    """Whether a text is an address of this machine alone; a name is none."""
+    """Whether a text is a loopback address; a name is none."""
     address = plain_address(text)
     return address is not None and address.is_loopback
 
 
 def plain_address(text: str) -> IPv4Address | IPv6Address | None:
-    """The address that a text is, an IPv4 address that IPv6 maps as itself; None for a name."""
+    """The address in a text, of a mapped IPv4 address the IPv4 one; None for a name."""
     try:
         address = ip_address(text.partition("%")[0])
     except ValueError:

@@ -20,8 +20,8 @@ from etcd_actions.web.requests import Requests
 from etcd_actions.web.sockets import Stream, Wire
 from etcd_actions.web.wakeup import Wakeup
 
-# Seconds for a client to receive the last bytes. To close a socket before it was read to its end
-# would discard them.
+# Seconds in which a client can receive the last bytes. If a socket is closed before it was read to
+# its end, the system discards them.
 _LINGER: Final = 1.0
 # Seconds between two checks of a client that sends no more.
 _CHECK_EVERY: Final = 0.25
@@ -31,7 +31,7 @@ _TURN: Final = 400
 
 @dataclass
 class Shared:
-    """What all connections of a listener share.
+    """The parts that all connections of a listener share.
 
     Attributes:
         answering: Answers requests.
@@ -45,7 +45,15 @@ class Shared:
 
 
 class Connection:
-    """One connection. Without a request it ends after the idle timeout."""
+    """One connection. Without a request it ends after the idle timeout.
+
+    Args:
+        stream: Its TLS stream, or trio's stream of the socket.
+        sock: The socket.
+        slot: Its slot in the budget.
+        ends: The addresses of the client and of the listener.
+        shared: The parts that all connections share.
+    """
 
     def __init__(
         self,
@@ -106,7 +114,7 @@ class Connection:
                 self._protocol.initiate()
                 with self._lifetime:
                     await self._serve()
-                # Requests without a client may end without the socket.
+                # From here on the requests in progress end without the socket.
                 self._protocol.send_now()
                 await self._wire.close_in_order()
                 self._protocol.closed()
@@ -208,7 +216,7 @@ class Connection:
         self._protocol.receive(data)
 
     async def _ended_here(self) -> bool:
-        """End at the deadline; returns whether nothing more is read."""
+        """End the connection at its deadline; returns whether nothing more has to be read."""
         reason = self._deadline.reason
         if self._wire.is_ended or (reason == "leaving" and isinstance(self._protocol, Http1)):
             return True
@@ -241,7 +249,7 @@ class Connection:
             await self._end()
 
     def _is_abandoned(self) -> bool:
-        """Whether all is answered, or the client reads no more, either."""
+        """Whether all requests are answered, or the client has reset the connection."""
         return not self._is_busy or self._wire.is_reset()
 
     def _note_progress(self) -> None:

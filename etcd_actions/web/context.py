@@ -1,4 +1,4 @@
-"""What the protocols of one connection share with it."""
+"""The parts of a connection that its protocol uses."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from etcd_actions.web.sockets import Wire
 
 @dataclass(frozen=True, kw_only=True)
 class Context:
-    """What the protocols of one connection share with it.
+    """The parts of a connection that its protocol uses.
 
     Attributes:
         answering: Answers requests.
@@ -46,9 +46,9 @@ class Context:
 
         Args:
             version: The version of HTTP.
-            method: In ASCII.
-            target: In ASCII, with the query.
-            headers: With names in lower case.
+            method: The method, in ASCII.
+            target: The path and the query, in ASCII.
+            headers: The headers, with names in lower case.
             has_trailers: Whether the response may end with headers.
         """
         path, _, query = target.partition(b"?")

@@ -1,4 +1,4 @@
-"""h2's connection, without work that grows with the number of open streams at each request."""
+"""h2's connection, without its count of all open streams at each request."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Final
 import h2.connection
 
 _OFTEN: Final = 100
+"""The least number of new streams between two counts."""
 
 
 class CountingConnection(h2.connection.H2Connection):
@@ -23,7 +24,7 @@ class CountingConnection(h2.connection.H2Connection):
 
     @property
     def open_inbound_streams(self) -> int:
-        """The open streams, or more, but never so many that a stream is refused in error."""
+        """The number of open streams, or a higher one that is below the limit, too."""
         # h2 reads it once for each new stream.
         most = self.local_settings.max_concurrent_streams
         at_most = self._counted + self._since

@@ -1,4 +1,4 @@
-"""The time at which a connection ends, without work for the clock at each request."""
+"""The time at which a connection ends; moving it does not set a timer of trio."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import trio
 class Deadline:
     """A time and its reason. It is moved often and reached seldom.
 
-    To move it to a later time only notes that: the scope's deadline is corrected when reached.
+    A move to a later time is only noted. The deadline of the scope is corrected when it is reached.
     """
 
     def __init__(self, at: float, reason: str) -> None:

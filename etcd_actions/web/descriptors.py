@@ -10,9 +10,9 @@ from etcd_actions.errors import ConfigError
 from etcd_actions.web.http_limits import HttpLimits
 
 _MOST_CONNECTIONS = 10_000
-# For a hard limit that the system rejects as a soft one: macOS' OPEN_MAX.
+# macOS rejects an unlimited hard limit as the soft limit; it accepts OPEN_MAX.
 _OPEN_MAX = 10_240
-# With fewer descriptors the reserve does not shrink in proportion.
+# The reserve is computed from at least this number of descriptors.
 _USUAL_LEAST = 256
 
 _log = structlog.get_logger(__name__)

@@ -1,7 +1,7 @@
 """Encodes headers for HTTP/2 (RFC 7541) without a dynamic table.
 
 Responses have few different headers. Without a table, equal headers have equal bytes on every
-connection, so they are encoded once; they have some bytes more than with a table.
+connection, so each is encoded once and cached. They are some bytes longer than with a table.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class PlainEncoder:
     """The encoder of one connection, which replaces hpack's."""
 
     def __init__(self) -> None:
-        # After each change of the limit the other side must be sent that its table stays empty.
+        # After each change of the limit the next block has to announce an empty table.
         self._announces = True
         self._table_size = 4096
 

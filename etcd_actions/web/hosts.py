@@ -24,9 +24,9 @@ class Hosts:
         self._more = {name.lower().rstrip(".").strip("[]") for name in more}
 
     def refusal(self, scope: Message) -> str | None:
-        """The header of a request that names another host, ``host`` or ``origin``; None for none.
+        """The header with a name that is not allowed, ``host`` or ``origin``; None for none.
 
-        A request without Host does not come from a browser.
+        A request without Host is allowed: it does not come from a browser.
         """
         for name, value in scope["headers"]:
             key = name.lower()

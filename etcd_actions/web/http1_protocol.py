@@ -1,8 +1,8 @@
 """HTTP/1.1 of one connection, by h11's state machine, without a socket.
 
-A request for an upgrade to WebSocket or HTTP/2 is answered in this protocol, which is allowed. A
-client that starts with HTTP/2's preface gets HTTP/2. Requests that arrive before the last one is
-answered wait in h11's buffer; until then the connection is not read.
+A request for an upgrade to WebSocket or HTTP/2 is answered in HTTP/1.1 (RFC 9110, 7.8). A client
+that starts with HTTP/2's preface gets HTTP/2. Requests that arrive before the last one is answered
+wait in h11's buffer, and the connection is not read until then.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ class Http1:
     """The protocol of one connection.
 
     Attributes:
-        assumed: What arrived, from HTTP/2's preface on; None for a client of HTTP/1.1.
-        has_ended: Whether it ignores what arrives.
-        parsed: The number of events.
+        assumed: The bytes from HTTP/2's preface on; None for a client of HTTP/1.1.
+        has_ended: Whether it ignores further bytes.
+        parsed: The number of parsed events.
     """
 
     def __init__(self, context: Context) -> None:
@@ -49,21 +49,21 @@ class Http1:
         return bool(self._state.trailing_data[0])
 
     def initiate(self) -> None:
-        """Nothing: there are no settings."""
+        """Do nothing: HTTP/1.1 has no settings."""
 
     def goodbye(self) -> None:
-        """Nothing: HTTP/1.1 has no announcement."""
+        """Do nothing: HTTP/1.1 has no announcement of the end."""
 
     def send_now(self) -> None:
-        """Nothing: each part was sent at once."""
+        """Do nothing: each part was sent at once."""
 
     def receive(self, data: bytes) -> None:
-        """Add bytes of the client; none at its end."""
+        """Add bytes of the client; an empty part stands for its end."""
         if not self.has_ended:
             self._state.receive_data(data)
 
     def parse(self) -> bool:
-        """Parse some of them; returns whether there are more."""
+        """Parse some of the bytes; returns whether there are more."""
         for _ in range(_MOST_EVENTS):
             if self.has_ended or not self._has_capacity:
                 return False
@@ -88,11 +88,11 @@ class Http1:
 
     @property
     def is_waiting(self) -> bool:
-        """Whether nothing may be read: too much of what arrived is not processed."""
+        """Whether nothing may be read: too many bytes are not processed yet."""
         return (self._is_paused and self._exchange is not None) or not self._has_capacity
 
     async def ready(self) -> None:
-        """Wait until that may have changed."""
+        """Wait until :attr:`is_waiting` may have changed."""
         if (exchange := self._exchange) is None:
             await trio.lowlevel.checkpoint()
         elif self._is_paused:
@@ -101,7 +101,7 @@ class Http1:
             await exchange.request.body.changed()
 
     def closed(self) -> None:
-        """The connection is closed."""
+        """Disconnect the request: the connection is closed."""
         self.has_ended = True
         if self._exchange is not None:
             self._exchange.request.disconnect()
@@ -178,7 +178,7 @@ class _Exchange:
         self._context = context
         self._state = state
         self._is_head = is_head
-        # Headers wait for the next part: with all of the body its length is known.
+        # Headers wait for the next part: if that is the complete body, its length is known.
         self._waiting: tuple[int, Headers] | None = None
         self._ends_connection = False
 
@@ -188,7 +188,7 @@ class _Exchange:
             self._context.wire.write(self._state.send(proceed) or b"")
 
     def consumed(self, count: int) -> None:
-        """Nothing: the connection's reader checks the body itself."""
+        """Do nothing: the reader of the connection checks the capacity of the body."""
 
     def start(self, status: int, headers: Headers) -> None:
         self._waiting = status, headers
@@ -246,9 +246,9 @@ class _Exchange:
 def _refusal(request: h11.Request, headers: Headers, most: int) -> tuple[int, str] | None:
     """The status and the reason if a request is refused; None if it is answered.
 
-    Its headers are too large, which h11 checks only while they arrive. Or a proxy may find another
-    end of its body than h11 (RFC 9112, 6.1 and 6.3). Or it requests a tunnel, which h11 would wait
-    for.
+    It is refused if its headers are too large, which h11 checks only while they arrive; if a proxy
+    may find another end of its body than h11 (RFC 9112, 6.1 and 6.3); or if it requests a tunnel,
+    for which h11 would wait.
     """
     if len(request.target) + sum(len(name) + len(value) + 4 for name, value in headers) > most:
         return 431, "a request with too large headers"

@@ -1,9 +1,9 @@
 """HTTP/2 of one connection, by h2's state machine, without a socket.
 
-All that has arrived is parsed before the first of its requests runs, so that their responses are
-written together: what requests send in one turn of the loop is sent at once. Streams take turns if
-the client accepts less than there is: priorities are deprecated (RFC 9113, 5.3), and PRIORITY
-frames change nothing.
+All bytes that have arrived are parsed before the first of their requests runs. The parts that
+requests send in one turn of the event loop are written together. If the client accepts less than
+there is to send, streams take turns: priorities are deprecated (RFC 9113, 5.3), and PRIORITY frames
+have no effect.
 """
 
 from __future__ import annotations
@@ -26,17 +26,19 @@ from etcd_actions.web.http2_sending import MOST_UNSENT, Exchange, Sending
 
 # Bytes that are parsed before the number of events is checked.
 _BATCH: Final = 2**13
-# Requests that are reset at once cost the client nothing and the server much (CVE-2023-44487):
-# so many more than were answered are too many.
+# Requests that are reset at once cost the client little and the server much (CVE-2023-44487). This
+# is the most by which their number may exceed that of the responses.
 _MOST_HASTY: Final = 200
+# Seconds; a request that is reset sooner counts.
 _HASTE: Final = 1.0
-# Each setting takes memory, and each frame of them may change the windows of all streams: so many
-# at once, and so many a second after that. A frame counts once more for so many streams.
+# Each setting takes memory, and each SETTINGS frame may change the windows of all streams. These
+# are the most at once, and for each second after that; a frame counts once more for each 200
+# streams.
 _MOST_SETTINGS: Final = 1_000
 _SETTINGS_PER_SECOND: Final = 20.0
 _STREAMS_PER_SETTING: Final = 200
-# The window of all bodies of a connection. With the default of 64 KiB requests arrive one by one
-# that could be answered together.
+# The window of all request bodies of a connection. With the default of 64 KiB, requests that could
+# be answered together arrive one by one.
 _WINDOW: Final = 2**20
 # Events after which h2 has nothing to send.
 _UNANSWERED: Final = (h2.events.RequestReceived, h2.events.DataReceived, h2.events.StreamEnded)
@@ -48,8 +50,8 @@ class Http2:
     """The protocol of one connection.
 
     Attributes:
-        has_ended: Whether it ignores what arrives.
-        parsed: The number of events.
+        has_ended: Whether it ignores further bytes.
+        parsed: The number of parsed events.
     """
 
     assumed: bytes | None = None
@@ -63,7 +65,7 @@ class Http2:
             h2.config.H2Configuration(
                 client_side=False,
                 header_encoding=None,
-                # request.py does that.
+                # request.py validates and normalizes them.
                 validate_outbound_headers=False,
                 normalize_outbound_headers=False,
             )
@@ -97,7 +99,7 @@ class Http2:
         return self._context.wire.unsent > MOST_UNSENT
 
     async def ready(self) -> None:
-        """Wait until that may have changed."""
+        """Wait until :attr:`is_waiting` may have changed."""
         await self._context.wire.flush()
 
     def initiate(self) -> None:
@@ -118,19 +120,19 @@ class Http2:
         self._sending.send_now()
 
     def closed(self) -> None:
-        """The connection is closed."""
+        """Drop all streams: the connection is closed."""
         self.has_ended = True
         for stream_id in list(self._exchanges):
             self.drop(stream_id)
         self._sending.close()
 
     def receive(self, data: bytes) -> None:
-        """Add bytes of the client; none at its end."""
+        """Add bytes of the client; an empty part stands for its end."""
         if not self.has_ended:
             self._received += data
 
     def parse(self) -> bool:
-        """Parse some of them; returns whether there are more."""
+        """Parse some of the bytes; returns whether there are more."""
         data = bytes(self._received[:_BATCH])
         del self._received[:_BATCH]
         if data and not self.has_ended:
@@ -166,7 +168,7 @@ class Http2:
         if not (events and all(isinstance(event, _UNANSWERED) for event in events)):
             self._sending.wake()
         if self.has_ended:
-            # h2's reason for the end is sent before it.
+            # Send h2's reason before the end.
             self._sending.send_now()
             self.closed()
 
@@ -262,7 +264,7 @@ class Http2:
             self._sending.ready(exchange)
 
     def acknowledge(self, stream_id: int, count: int) -> None:
-        """Let the client send as many bytes more as were read, or dropped."""
+        """Let the client send more bytes, as many as were read or dropped."""
         if count and not self.has_ended:
             self._state.acknowledge_received_data(count, stream_id)
             self._sending.wake()
@@ -302,7 +304,7 @@ class _Abuse:
         self._cost_of_streams = 0.0
 
     def of_settings(self, frames: Frames, streams: int) -> str | None:
-        """What a client does too often; None for nothing."""
+        """The name of the excess if there are too many settings; None if not."""
         new = frames.frames_of_settings - self._frames_of_settings
         if not new:
             return None
@@ -314,13 +316,13 @@ class _Abuse:
 
     @property
     def of_requests(self) -> str | None:
-        """What a client does too often; None for nothing."""
+        """The name of the excess if too many requests were reset; None if not."""
         return "requests that are reset at once" if self._hasty > _MOST_HASTY else None
 
     def note_reset(self, started_at: float) -> None:
-        """A request was reset before its response started."""
+        """Note that a request was reset before its response started."""
         self._hasty += trio.current_time() - started_at < _HASTE
 
     def note_response(self) -> None:
-        """A response has started."""
+        """Note that a response has started."""
         self._hasty = max(0, self._hasty - 1)

@@ -1,4 +1,4 @@
-"""What the streams of one HTTP/2 connection send: responses, as far as the client accepts them."""
+"""Sends the responses of one HTTP/2 connection, as far as the client accepts them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Owner(Protocol):
     has_ended: bool
 
     def acknowledge(self, stream_id: int, count: int) -> None:
-        """Grant the client so many bytes of the body again."""
+        """Let the client send ``count`` more bytes of the body."""
 
     def note_response(self) -> None:
         """Note that a response started."""
@@ -124,7 +124,7 @@ class Exchange:
     Attributes:
         started_at: When the request arrived.
         has_started: Whether the response has started.
-        buffer: What the client does not accept yet.
+        buffer: The part of the response that the client does not accept yet.
         accepts_trailers: Whether the client accepts headers after the body.
         unread: Bytes of the request's body that the application has not read.
     """
@@ -149,10 +149,10 @@ class Exchange:
         self.unread = 0
 
     def request_body(self) -> None:
-        """Nothing: the client sends the body anyway."""
+        """Do nothing: an HTTP/2 client sends the body without a request."""
 
     def consumed(self, count: int) -> None:
-        """The application has read bytes of the body: the client may send as many more."""
+        """Let the client send as many more bytes as the application has read."""
         count = min(count, self.unread)
         self.unread -= count
         self._owner.acknowledge(self._stream_id, count)
@@ -187,7 +187,7 @@ class Exchange:
         return self.buffer.has_capacity
 
     def end(self, data: bytes, trailers: Headers | None) -> bool:
-        """Send the last part and the end, or keep them likewise."""
+        """Send the last part and the end, or keep them until the client accepts them."""
         self._is_last = True
         if self._has_ended:
             return True
@@ -207,7 +207,7 @@ class Exchange:
         return False
 
     async def wait(self) -> None:
-        """Wait until the client has accepted enough; after the end, all."""
+        """Wait until the client has accepted enough; after the end, until it has accepted all."""
         if not self._is_last:
             await self.buffer.wait(lambda: self.buffer.has_capacity)
             return
@@ -223,7 +223,7 @@ class Exchange:
 
     @property
     def window(self) -> int:
-        """How many bytes the client accepts now."""
+        """The number of bytes that the client accepts now."""
         try:
             return max(0, self._state.local_flow_control_window(self._stream_id))
         except h2.exceptions.ProtocolError:
@@ -276,10 +276,11 @@ class Exchange:
 
 
 class Sending:
-    """Sends what the streams of one connection have, in turn.
+    """Sends the data of the streams of one connection, in turn.
 
     Attributes:
-        held_bytes: Bytes of responses that clients do not accept yet.
+        state: The state machine.
+        held_bytes: Bytes of responses that the client does not accept yet.
     """
 
     def __init__(self, state: CountingConnection, context: Context) -> None:
@@ -294,11 +295,11 @@ class Sending:
 
     @property
     def has_capacity(self) -> bool:
-        """Whether the client and the socket accept what there is."""
+        """Whether no data waits for the client or the socket."""
         return not (self._ready or self._unsent > MOST_UNSENT or self._wire.unsent)
 
     def note(self, size: int) -> None:
-        """The state machine has so many bytes more."""
+        """Note that the state machine has ``size`` more bytes."""
         self._unsent += size
         self.wake()
 
@@ -308,23 +309,23 @@ class Sending:
         self._wakeup.send()
 
     def ready(self, exchange: Exchange) -> None:
-        """A stream has data, and may be able to send it."""
+        """Queue a stream that has data, and may be able to send it."""
         self._ready[exchange] = None
         self._wakeup.send()
 
     def opened(self) -> None:
-        """The window of the connection has grown."""
+        """Send again: the window of the connection has grown."""
         if self._ready:
             self._wakeup.send()
 
     def all_ready(self, exchanges: Iterable[Exchange]) -> None:
-        """Streams that have data may be able to send it."""
+        """Queue all streams that have data: their windows have changed."""
         for exchange in exchanges:
             if exchange.buffer:
                 self.ready(exchange)
 
     def forget(self, exchange: Exchange) -> None:
-        """A stream sends nothing more."""
+        """Remove a stream that sends nothing more."""
         self._ready.pop(exchange, None)
         exchange.buffer.close()
 
@@ -345,8 +346,8 @@ class Sending:
     async def run(self) -> None:
         """Send until it is closed: a frame of each stream in turn.
 
-        Streams that only the connection's window holds back keep their turn: a client may let it
-        grow by one byte at a time, which must not cost a check of all of them.
+        Streams that wait for the connection's window keep their turn: a client may enlarge it by
+        one byte at a time, and that must not cost a check of all streams.
         """
         while not self._is_closed:
             if not (self._has_output or (self._ready and self._is_open)):

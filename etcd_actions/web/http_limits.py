@@ -12,25 +12,24 @@ class HttpLimits:
     """The limits of a listener for its clients. Times are in seconds.
 
     Attributes:
-        header_bytes: The headers of a request, at most.
-        streams_per_connection: Requests at once on one HTTP/2 connection, at most.
-        connections: Open connections, at most; None for half of the descriptors that the
-            process may open, and 10,000 at most. When all are in use, a new connection
-            replaces one without a request, of the address with most connections; if each has a
-            request, the new one is closed.
-        connections_per_address: Open connections of one address, at most; None for half. The
+        header_bytes: The most bytes of a request's headers.
+        streams_per_connection: The most requests at a time on one HTTP/2 connection.
+        connections: The most open connections; None for half of the descriptors that the process
+            may open, at most 10,000. If all are in use, a new connection replaces one without a
+            request, of the address with most connections; if each has a request, the new one is
+            closed.
+        connections_per_address: The most open connections of one address; None for half of all. The
             addresses of one IPv6 network of 64 bits count as one.
         replaces_busy: Whether a new connection may also replace the oldest one with a request:
             for listeners whose requests are short.
         reserve: The share of the process' descriptors that connections may not use.
-        header_timeout: A client's first request, and the headers of each started request, may
-            take so long.
-        idle_timeout: A connection without a request is closed after so long.
-        body_timeout: A request's body may take so long to arrive. A long body may take so long for
-            each ``long_body_bytes``; see :func:`~etcd_actions.web.take_long_body`.
+        header_timeout: The time for a client's first request, and for the headers of each request.
+        idle_timeout: The time after which a connection without a request is closed.
+        body_timeout: The time for a request's body. A long body has this time for each
+            ``long_body_bytes``; see :func:`~etcd_actions.web.take_long_body`.
         long_body_bytes: See ``body_timeout``.
-        stall_timeout: A client that reads nothing for so long is disconnected.
-        handshake_timeout: The TLS handshake may take so long.
+        stall_timeout: The time after which a client that reads nothing is disconnected.
+        handshake_timeout: The time for the TLS handshake.
     """
 
     header_bytes: int = 64 * 1024

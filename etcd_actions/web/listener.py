@@ -1,9 +1,8 @@
 """Serves an ASGI application over HTTP/1.1 and HTTP/2.
 
-A listener ends in order, for whatever reason: first the application is notified, so that its
-streams return; then requests in progress may finish; after the grace the rest is cancelled. A
-cancellation around the listener, for instance because a sibling task crashed, reaches no request
-before that.
+A listener always ends in order. First the application is notified, so that its streams return. Then
+requests in progress may finish. After the grace the rest is cancelled. A cancellation around the
+listener, as after a crash of a sibling task, does not cancel requests before that.
 """
 
 from __future__ import annotations
@@ -36,12 +35,12 @@ if TYPE_CHECKING:
 _BACKLOG = 1024
 # Seconds of silence after which the system probes the connection.
 _SILENCE = 60
-# Seconds at the end of the grace, for the last responses.
+# Seconds before the end of the grace at which ``on_late`` is called.
 _LATE = 0.5
 
 
 class Listener:
-    """An application that is served; made by :func:`open_listener`.
+    """A listener that serves an application; :func:`open_listener` makes it.
 
     Attributes:
         address: The address that it listens on, with the port that the system chose.
@@ -62,7 +61,7 @@ class Listener:
         self.reload = reload
 
     def statistics(self) -> ListenerStatistics:
-        """See :class:`ListenerStatistics`."""
+        """The present counts; see :class:`ListenerStatistics`."""
         counts = self._counts
         return replace(
             counts,
@@ -89,7 +88,7 @@ async def open_listener(
     on_leave: Callable[[], None] = lambda: None,
     on_late: Callable[[], None] = lambda: None,
 ) -> AsyncIterator[Listener]:
-    """Serve an application for as long as the context lasts.
+    """Serve an application until the context is left.
 
     An error in a connection ends that connection, an error in a request ends that request.
 
@@ -103,7 +102,7 @@ async def open_listener(
             of this machine, if it listens on the loopback address. On another address every name
             is allowed.
         users: The user ids of this machine that may connect; None for all, from any machine.
-        containment: Counts failures; None for its own.
+        containment: Counts unexpected failures; by default one of its own.
         grace: Seconds that requests may take after the context was left.
         on_leave: Called first when the context is left; must not wait.
         on_late: Called half a second before the end of the grace, or in its middle if that is
@@ -130,7 +129,7 @@ async def open_listener(
 
         def reload() -> None:
             if tls is not None and context is not None:
-                # First into another context: an incomplete pair must not replace the old one.
+                # Load them into another context first: an incomplete pair must not replace the old.
                 tls.context()
                 tls.load_into(context)
 

@@ -1,4 +1,4 @@
-"""Log lines that clients can cause at any rate."""
+"""Limits the log lines that clients can cause."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import structlog
 import trio
 
 _EVERY = 60.0
+"""Seconds between two lines of the same event and reason."""
 
 _log = structlog.get_logger(__name__)
 
@@ -18,7 +19,7 @@ class LogLimits:
         self._kinds: dict[tuple[str, str], tuple[float, int]] = {}
 
     def report(self, event: str, reason: str, **details: object) -> None:
-        """Log a warning, unless the same was logged lately. There are few events and reasons."""
+        """Log a warning, unless the same event and reason was logged within a minute."""
         now = trio.current_time()
         at, omitted = self._kinds.get((event, reason), (float("-inf"), 0))
         if now - at < _EVERY:

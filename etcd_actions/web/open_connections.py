@@ -1,4 +1,4 @@
-"""The budget of a listener's connections, and which of them a new one replaces."""
+"""The budget of a listener's connections, and the choice of the one that a new one replaces."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import trio
 
 from etcd_actions.web.bind import plain_address
 
-# A client needs some time between its connection and its request, and between two requests.
+# Seconds that a client may need between its connection and its request, and between two requests.
 _YOUNG: Final = 1.0
 
 
@@ -35,11 +35,11 @@ class Slot:
         group.fresh[self] = None
 
     def busy(self) -> None:
-        """A request is in progress."""
+        """Note that a request is in progress."""
         self._move(self._group.busy)
 
     def idle(self) -> None:
-        """No request is in progress."""
+        """Note that no request is in progress."""
         self._move(self._group.idle)
 
     def release(self) -> bool:
@@ -89,7 +89,7 @@ class _Group:
         return len(self.fresh) + len(self.idle) + len(self.busy)
 
     def unused(self) -> Slot | None:
-        """The oldest one that had time for a request and sent none."""
+        """The oldest connection that had time for a request, and sent none."""
         return _oldest(self.fresh, trio.current_time() - _YOUNG)
 
     def replaceable(self, *, also_busy: bool) -> Slot | None:
@@ -104,9 +104,9 @@ class Connections:
     """A budget of connections.
 
     Args:
-        most: Their number, at most.
-        most_per_address: Their number of one address, at most.
-        replaces_busy: Whether one with a request may be replaced.
+        most: The most connections.
+        most_per_address: The most connections of one address.
+        replaces_busy: Whether a connection with a request may be replaced.
     """
 
     def __init__(self, most: int, most_per_address: int, *, replaces_busy: bool) -> None:
@@ -134,10 +134,13 @@ class Connections:
         return None
 
     def replaceable(self, address: str | None = None) -> Slot | None:
-        """The connection that one of an address, or of an unknown one, may replace.
+        """The connection that a new one may replace.
 
-        It belongs to the address with most connections. An address with more connections than
-        another one replaces only unused ones of that.
+        It belongs to the address with most connections. A new connection of an address that has
+        more connections than another one can replace only unused connections of that other one.
+
+        Args:
+            address: The address of the new connection; None if it is not known.
         """
         own = None if address is None else self._groups.get(_network(address))
         least = 0 if own is None else len(own)

@@ -1,8 +1,8 @@
-"""The user of this machine that has the other end of a connection, from the kernel.
+"""Finds the user who has the other end of a connection from this machine.
 
 Both ends of a connection to the loopback address are sockets of this machine. Linux reports the
-user of one: of exactly one socket by sock_diag(7), or in /proc/net/tcp where that is not allowed. A
-socket that its process has closed has no user, and is shown with user 0: it counts as unknown.
+user of a socket: by sock_diag(7), or in /proc/net/tcp if that is not allowed. A socket that its
+process has closed has no user. It is shown with user 0, and counts as unknown.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _ANSWER = struct.Struct("=BBBB48sIIIII")
 
 
 class Peers:
-    """Finds the user of a connection's other end; made by :func:`open_peers`."""
+    """Finds the user of a connection's other end; :func:`open_peers` makes it."""
 
     def __init__(self, netlink: socket.socket | None) -> None:
         self._netlink = netlink
@@ -53,10 +53,10 @@ class Peers:
 
 @contextmanager
 def open_peers(flag: str) -> Iterator[Peers]:
-    """Find out which way of the kernel works.
+    """Choose the way in which the kernel reports users.
 
     Raises:
-        ConfigError: None does.
+        ConfigError: There is none.
     """
     with _netlink() as netlink:
         peers = Peers(netlink)

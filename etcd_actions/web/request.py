@@ -15,7 +15,7 @@ from etcd_actions.web.wakeup import Wakeup
 
 # Bytes of a body that wait for the application before nothing more is read.
 _MOST_UNREAD: Final = 2**16
-# Seconds: a response without a part for longer than this is a stream without an end.
+# Seconds without a part after which a response counts as an endless stream.
 _QUIET: Final = 0.25
 # Bytes that an application may send before other tasks run; each message counts as _COST more.
 _TURN: Final = 2**16
@@ -25,7 +25,7 @@ _NO_BODY: Final = frozenset({204, 304})
 
 
 class Reply(Protocol):
-    """How one of the protocols sends a response. Only ``wait`` waits.
+    """Sends a response in one of the protocols. Only ``wait`` waits.
 
     Attributes:
         has_trailers: Whether a response may end with headers.
@@ -34,10 +34,10 @@ class Reply(Protocol):
     has_trailers: bool
 
     def request_body(self) -> None:
-        """The application waits for more of the body."""
+        """Request more of the body: the application waits for it."""
 
     def consumed(self, count: int) -> None:
-        """The application has read bytes of the body."""
+        """Note that the application has read ``count`` bytes of the body."""
 
     def start(self, status: int, headers: Headers) -> None:
         """Send status and headers, at the latest with the next part."""
@@ -166,7 +166,7 @@ class Request:
             self._sent_at = trio.current_time()
 
     async def finish(self) -> None:
-        """The application has returned: respond with 500 if it has not responded."""
+        """Finish the response after the application has returned; 500 if it has not responded."""
         if self._stage is _Stage.WAITING:
             self._reply.start(500, [])
             await self._end(b"", None)
@@ -175,9 +175,13 @@ class Request:
             await self._reply.wait()
 
     def end_of_client(self, since: float) -> None:
-        """Report to the application that its client sends no more, if that matters.
+        """Disconnect the application if its client sends no more, and that matters.
 
-        An incomplete body stays incomplete. A response is finished, unless it has no end.
+        It does if the body is incomplete, or if the response is an endless stream. Any other
+        response is finished.
+
+        Args:
+            since: When the client's end arrived, on trio's clock.
         """
         if self._disconnected_at is not None:
             return
@@ -190,7 +194,7 @@ class Request:
 
     @property
     def is_overdue(self) -> bool:
-        """Whether the application still runs long after that report."""
+        """Whether the application still runs long after it was disconnected."""
         limit = self._limits.stall_timeout
         return (
             self._disconnected_at is not None
@@ -206,7 +210,7 @@ class Body:
     """The body of a request.
 
     Args:
-        reply: Reports what the application waits for, and has read.
+        reply: Receives the application's requests and progress.
         limits: See :class:`HttpLimits`.
 
     Attributes:
@@ -222,14 +226,14 @@ class Body:
         self._is_delivered = False
         self._on_disconnect: Callable[[], None] | None = None
         self._until = trio.current_time() + limits.body_timeout
-        # Of a long body: the seconds left for the present bytes, and their number.
+        # For a long body: the seconds that remain for the present bytes, and their number.
         self._patience: float | None = None
         self._progress = 0
         self.is_complete = False
 
     @property
     def has_capacity(self) -> bool:
-        """Whether so little is unread that more may arrive."""
+        """Whether more may arrive: few bytes are unread, or the application reads no more."""
         return len(self._unread) < _MOST_UNREAD or self._has_ended
 
     def put(self, data: bytes) -> None:
@@ -241,12 +245,12 @@ class Body:
         self._changed.send()
 
     def end(self) -> None:
-        """All of it has arrived."""
+        """Note that the complete body has arrived."""
         self.is_complete = True
         self._changed.send()
 
     def give_up(self) -> None:
-        """No more arrives, or the application reads no more."""
+        """End the body: no more arrives, or the application reads no more."""
         self._has_ended = True
         self._changed.send()
         self._report_disconnect()
@@ -261,7 +265,7 @@ class Body:
         await self._changed.wait()
 
     def take_long(self) -> None:
-        """Limit the time by progress, instead of one limit for all of it."""
+        """Limit the time for each part of a long body, in place of the time for all of it."""
         self._patience, self._progress = self._limits.body_timeout, 0
 
     async def receive(self) -> Message:
@@ -312,7 +316,7 @@ def _checked(headers: object) -> Headers:
     """The headers of a response, with names in lower case.
 
     Raises:
-        ValueError: One is reserved for the protocol, or contains a line break.
+        ValueError: A header is reserved for the protocol, or has a line break or a NUL.
     """
     checked: Headers = []
     for name, value in headers:  # type: ignore[attr-defined]

@@ -18,8 +18,8 @@ class Requests:
     """The requests of one connection that are in progress.
 
     Args:
-        nursery: Runs them.
-        answering: Answers them.
+        nursery: Runs the requests.
+        answering: The application with its limits.
         peer: The client's address.
         changed: Called with True when the first starts, with False when the last ends.
     """
@@ -41,7 +41,7 @@ class Requests:
         return len(self._open)
 
     def end_of_client(self, since: float) -> bool:
-        """See :meth:`Request.end_of_client`; returns whether any may still be answered."""
+        """See :meth:`Request.end_of_client`; returns whether a request may still be answered."""
         for request in self._open:
             request.end_of_client(since)
         return not all(request.is_overdue for request in self._open)
@@ -56,7 +56,7 @@ class Requests:
         self._nursery.start_soon(function)
 
     def start(self, scope: Message, reply: Reply) -> Request:
-        """Start to answer a request."""
+        """Start the task that answers a request."""
         has_body = scope["method"] != "HEAD"
         request = Request(reply, self._answering.limits, has_body=has_body)
         self._open.add(request)

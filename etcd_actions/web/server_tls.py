@@ -17,7 +17,7 @@ class ServerTls:
     Attributes:
         cert: Its certificate, with the chain up to the authority.
         key: The key of the certificate, without a passphrase.
-        client_ca: The authorities of clients' certificates; None requires no certificate.
+        client_ca: The authorities of clients' certificates; None if clients need none.
     """
 
     cert: Path
@@ -28,7 +28,11 @@ class ServerTls:
         check_fields(self)
 
     def context(self) -> ssl.SSLContext:
-        """Load the files; raises ConfigError if one is unusable."""
+        """Load the files into a new context.
+
+        Raises:
+            ConfigError: A file is unusable.
+        """
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         context.set_alpn_protocols(["h2", "http/1.1"])
@@ -39,7 +43,7 @@ class ServerTls:
         """Load the files into a context, which uses them for new connections.
 
         Raises:
-            ConfigError: One of them is unusable.
+            ConfigError: A file is unusable.
         """
         try:
             context.load_cert_chain(self.cert, self.key, password=lambda: "")

@@ -1,7 +1,7 @@
 """The socket of one connection, with or without TLS.
 
-Without TLS, bytes are sent at once from the caller's task, without a turn of the event loop; only
-those that the socket has no capacity for are sent later. Reading waits for the socket once a turn.
+Without TLS the caller's task sends bytes at once, without a turn of the event loop; only the bytes
+that the socket does not accept are sent later. Reading waits for the socket once in a turn.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class Wire:
         stream: Its TLS stream, or trio's stream of the socket.
         sock: The socket, which does not block.
         patience: Seconds for a client to read :data:`MOST_BYTES`.
-        stalled: Called after more time; the socket is closed then.
-        failed: Called with the error when sending fails; likewise.
+        stalled: Called if the client needs more time; then the socket is closed.
+        failed: Called with the error if sending fails; then the socket is closed.
         closed: Called when this side closes the socket.
 
     Attributes:
@@ -65,11 +65,11 @@ class Wire:
 
     @property
     def unsent(self) -> int:
-        """The number of bytes that the socket has no capacity for."""
+        """The number of bytes that the socket has not accepted yet."""
         return len(self._unsent)
 
     async def receive(self) -> bytes:
-        """Return at least one byte; none at the end. A cancellation loses nothing.
+        """Return at least one byte; an empty result at the end. A cancellation loses nothing.
 
         Raises:
             trio.BrokenResourceError: The connection broke.

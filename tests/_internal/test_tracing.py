@@ -8,15 +8,26 @@ import json
 import subprocess
 import sys
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
+from flyteidl2.actions import actions_service_pb2 as pb
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord
+from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
+from etcd_actions import ActionId
+from etcd_actions.testing import free_port
 from tests.cli.command import ROOT, environment, finish, running
+from tests.executor.tasks import Machine
+from tests.server.clients import ConnectClient
 from tests.support.etcd_server import EtcdServer
 
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -26,6 +37,7 @@ class Collector(http.server.BaseHTTPRequestHandler):
     """Keeps what it is sent."""
 
     bodies: list[bytes]
+    logs: list[bytes]
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["content-length"]))
@@ -33,7 +45,7 @@ class Collector(http.server.BaseHTTPRequestHandler):
             import gzip  # noqa: PLC0415
 
             body = gzip.decompress(body)
-        self.bodies.append(body)
+        (self.logs if self.path == "/v1/logs" else self.bodies).append(body)
         self.send_response(200)
         self.end_headers()
 
@@ -42,9 +54,12 @@ class Collector(http.server.BaseHTTPRequestHandler):
 
 
 @contextmanager
-def collector() -> Iterator[tuple[str, list[bytes]]]:
+def collector(logs: list[bytes] | None = None) -> Iterator[tuple[str, list[bytes]]]:
+    """Collect in this process; gives its address, and the requests with spans."""
     bodies: list[bytes] = []
-    handler = type("Handler", (Collector,), {"bodies": bodies})
+    handler = type(
+        "Handler", (Collector,), {"bodies": bodies, "logs": [] if logs is None else logs}
+    )
     server = http.server.HTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
@@ -108,13 +123,7 @@ async def test_a_process_sends_its_traces(
         # What came late is sent at the end.
         service.process.terminate()
         assert await service.wait() == 0
-        spans = [
-            span
-            for body in bodies
-            for resource in ExportTraceServiceRequest.FromString(body).resource_spans
-            for scope in resource.scope_spans
-            for span in scope.spans
-        ]
+        spans = spans_of(bodies)
     by_name = {span.name: span for span in spans}
     for method, inner in (
         ("Enqueue", "enqueue"),
@@ -130,14 +139,107 @@ async def test_a_process_sends_its_traces(
     assert "mark" in by_name
 
 
-def _names(bodies: list[bytes]) -> set[str]:
-    return {
-        span.name
+def spans_of(bodies: list[bytes]) -> list[Span]:
+    return [
+        span
         for body in list(bodies)
         for resource in ExportTraceServiceRequest.FromString(body).resource_spans
         for scope in resource.scope_spans
         for span in scope.spans
-    }
+    ]
+
+
+def _names(bodies: list[bytes]) -> set[str]:
+    return {span.name for span in spans_of(bodies)}
+
+
+def _lines(bodies: list[bytes]) -> list[LogRecord]:
+    return [
+        record
+        for body in list(bodies)
+        for resource in ExportLogsServiceRequest.FromString(body).resource_logs
+        for scope in resource.scope_logs
+        for record in scope.log_records
+    ]
+
+
+@pytest.mark.slow
+async def test_a_run_is_one_trace_and_its_logs_are_in_it(
+    shared_etcd: EtcdServer, prefix: bytes, tmp_path: Path
+) -> None:
+    """From the caller of Enqueue over the task to the mark; the task continues it."""
+    machine = Machine(tmp_path)
+    logs: list[bytes] = []
+    arguments = (
+        *("run", "--endpoints", shared_etcd.endpoint, "--prefix", prefix.decode()),
+        *("--executor", "local", "--python", sys.executable),
+        *("--executor-state-dir", machine.state_dir, "--blob-dir", tmp_path / "blobs"),
+    )
+    root, child = (ActionId("p", "d", "r1", name, "o") for name in ("a0", "a1"))
+    with (
+        collector(logs) as (url, bodies),
+        running(tmp_path, *arguments, "--otlp-endpoint", url) as service,
+    ):
+        client = ConnectClient((await service.logged("serving"))["listen"])
+        for action, headers in (
+            (machine.task(root, f'echo "$TRACEPARENT" > {tmp_path}/seen'), {"traceparent": PARENT}),
+            # Its caller sends no context: that of the action above is taken.
+            (machine.task(child, "exit 0", "a0"), {}),
+        ):
+            request = pb.EnqueueRequest(action=action)
+            await trio.to_thread.run_sync(partial(client.call, "Enqueue", request, headers=headers))
+        await service.until(
+            lambda: [span.name for span in spans_of(bodies)].count("mark") == 2 or None
+        )
+        await service.until(lambda: len(_ended(logs)) == 2 or None)
+    trace = PARENT.split("-")[1]
+    spans = [span for span in spans_of(bodies) if span.trace_id.hex() == trace]
+    names = Counter(span.name for span in spans)
+    by_id = {span.span_id: span for span in spans}
+    assert names["flyteidl2.actions.ActionsService/Enqueue"] == names["enqueue"] == 1
+    assert names["task"] == names["mark"] == 2
+    assert names["run_service.record"] == 2
+    assert names["status"] >= 4
+    for span in spans:
+        above = by_id.get(span.parent_span_id)
+        expected = {"task": "enqueue", "mark": "enqueue", "run_service.record": "enqueue"}
+        if span.name in expected:
+            assert above is not None
+            assert above.name == expected[span.name]
+    tasks = {span.span_id.hex() for span in spans if span.name == "task"}
+    _, seen, inside, _ = (tmp_path / "seen").read_text().strip().split("-")
+    assert seen == trace
+    assert inside in tasks
+    for line in _ended(logs):
+        assert line.trace_id.hex() == trace
+        assert line.span_id.hex() in tasks
+        assert line.severity_text == "info"
+
+
+def _ended(logs: list[bytes]) -> list[LogRecord]:
+    return [line for line in _lines(logs) if line.body.string_value == "action_ended"]
+
+
+@pytest.mark.slow
+async def test_a_collector_that_is_away_is_one_line(
+    shared_etcd: EtcdServer, prefix: bytes, tmp_path: Path
+) -> None:
+    url = f"http://127.0.0.1:{free_port()}"
+    arguments = ("run", "--endpoints", shared_etcd.endpoint, "--prefix", prefix.decode())
+    often: dict[str, Any] = {"OTEL_BSP_SCHEDULE_DELAY": "200", "OTEL_BLRP_SCHEDULE_DELAY": "200"}
+    with running(tmp_path, *arguments, "--otlp-endpoint", url, **often) as service:
+        listen = (await service.logged("serving"))["listen"]
+        for _ in range(3):
+            await trio.to_thread.run_sync(signal_below_a_span, listen)
+        line = await service.logged("collector_unavailable")
+        for _ in range(3):
+            await trio.to_thread.run_sync(signal_below_a_span, listen)
+        service.process.terminate()
+        assert await service.wait() == 0
+    assert (line["level"], line["endpoint"]) == ("warning", url)
+    assert "refused" in line["error"]
+    events = [json.loads(each)["event"] for each in service.err.splitlines()]
+    assert events.count("collector_unavailable") == 1
 
 
 PROGRAM = """

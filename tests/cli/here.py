@@ -3,11 +3,19 @@
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from types import SimpleNamespace
 from typing import Any, cast
 
 from etcd_actions.cli.options import CommonOptions
 from etcd_actions.etcd.api import Etcd, KeyRange, RangeResult
+
+
+class _Settings:
+    """Without a service, and without a template of namespaces."""
+
+    namespace_template = None
+
+    def __getitem__(self, setting: object) -> None:
+        return None
 
 
 class Here:
@@ -16,7 +24,7 @@ class Here:
     def __init__(self, etcd: Etcd, prefix: bytes, namespace: str | None = None) -> None:
         self.prefix = prefix
         self.namespace = namespace
-        self.config = SimpleNamespace(namespace_template=None)
+        self.config = _Settings()
         self._etcd = etcd
 
     @asynccontextmanager

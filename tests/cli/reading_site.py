@@ -13,7 +13,8 @@ from etcd_actions.cli.options import CommonOptions
 from etcd_actions.config import Config, Flags, resolve
 from etcd_actions.config.settings import BACKEND
 from etcd_actions.etcd.api import Etcd
-from etcd_actions.model import Keyspace
+from etcd_actions.model import Keyspace, RunId
+from etcd_actions.model.names import LABEL_TERMINAL_STATUS_RECORDED
 from etcd_actions.runs.own_run_service import open_own_run_service
 from etcd_actions.runs.run_index import RunIndex, open_run_index
 from etcd_actions.server import ServerSettings, open_actions_server
@@ -21,7 +22,7 @@ from etcd_actions.server.front import FrontDoor
 from etcd_actions.web import Bind
 from tests.support import flyte
 from tests.support.etcd_server import EtcdServer
-from tests.support.waiting import eventually
+from tests.support.waiting import eventually, eventually_holds
 
 TOKEN = "the-token-of-this-test"
 TRACEBACK = "Traceback (most recent call last):\n  File 'x.py', line 1\nValueError: no"
@@ -41,12 +42,21 @@ class Site:
     etcd: Etcd
     keys: Keyspace
     index: RunIndex
+    directory: Path
     etcd_flags: dict[str, str]
     service_flags: dict[str, str]
 
     def common(self, source: str) -> CommonOptions:
         """The settings of a command in this process."""
         flags = self.etcd_flags if source == "etcd" else self.service_flags
+        values = resolve(BACKEND, [Flags({each.name: flags.get(each.name) for each in BACKEND})])
+        return CommonOptions(Config(values, lambda _: ""))
+
+    def limited(self, project: str) -> CommonOptions:
+        """The settings of a command whose token may use one project."""
+        file = self.directory / f"token-of-{project}"
+        file.write_text(f"{TOKEN}-{project}\n")
+        flags = self.service_flags | {"service_token_file": str(file)}
         values = resolve(BACKEND, [Flags({each.name: flags.get(each.name) for each in BACKEND})])
         return CommonOptions(Config(values, lambda _: ""))
 
@@ -69,6 +79,18 @@ class Site:
             await self.client.enqueue(flyte.task(ActionId("p", "d", run, each), "a0", name=each))
         await self.recorded(run, 0)
 
+    async def marked(self, run: str) -> None:
+        """Wait until all actions of a terminal run have the mark."""
+
+        async def are_marked() -> bool:
+            listing = await self.client.list_run_actions(RunId("p", "d", run))
+            return all(
+                each.metadata.labels.get(LABEL_TERMINAL_STATUS_RECORDED) == "true"
+                for each in listing.actions
+            )
+
+        await eventually_holds(are_marked)
+
     async def recorded(self, run: str, phase: int) -> None:
         """Wait until the record of a run has a phase, or for 0 until it exists."""
         key = self.keys.run_record(ActionId("p", "d", run, "a0"))
@@ -87,7 +109,7 @@ async def open_site(
     """A client that records runs in etcd, and a service on it that needs a token."""
     keys = Keyspace(prefix)
     token = directory / "token"
-    token.write_text(f"{TOKEN}\n")
+    token.write_text(f"{TOKEN}\n{TOKEN}-q name=q projects=q\n")
     token.chmod(0o600)
     settings = ServerSettings(bind=Bind("127.0.0.1", 0), token_file=token)
     async with (
@@ -104,6 +126,7 @@ async def open_site(
             etcd,
             keys,
             index,
+            directory,
             {"endpoints": server.endpoint, "prefix": prefix.decode()},
             {"service": str(served.address), "service_token_file": str(token)},
         )

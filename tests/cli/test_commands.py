@@ -100,7 +100,7 @@ def test_no_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtu
         (["get"], "ACTION"),
         (["get", "a//c"], "'a//c'"),
         (["tree"], "RUN"),
-        (["tree", "a/b"], "'a/b'"),
+        (["tree", "a//b"], "'a//b'"),
         (["record"], "FILE"),
         (["completion", "tcsh"], "tcsh"),
         (["watch", "--log-level", "loud"], "--log-level"),

@@ -139,7 +139,7 @@ async def test_what_cannot_be_read_is_shown_as_bytes(
     assert (shown["codec"], shown["value_base64"]) == (None, "cnViYmlzaAo=")
     assert "object" not in shown
     assert shown["reason"]
-    assert await get_actions(here(etcd, prefix), ["bad-a0"], "table") == 0
+    assert await get_actions(here(etcd, prefix), ["bad-a0"], "details") == 0
     assert "unreadable" in capfd.readouterr().out
 
 
@@ -153,7 +153,7 @@ async def test_details(capfd: pytest.CaptureFixture[str], etcd: Etcd, prefix: by
     }
     value = taskaction("r1", "a1", phase="Failed", recorded=True, status=status)
     await etcd.put(prefix + b"flyte/r1-a1", value)
-    await get_actions(here(etcd, prefix), ["r1-a1"], "table")
+    await get_actions(here(etcd, prefix), ["r1-a1"], "details")
     out = capfd.readouterr().out
     title, *lines = out.splitlines()
     assert title == "flyte/r1-a1"

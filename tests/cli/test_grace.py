@@ -17,7 +17,7 @@ import trio
 from flyteidl2.actions import actions_service_pb2 as pb
 
 from etcd_actions import ActionId
-from tests.cli.command import Running, finish, running, until
+from tests.cli.command import DEADLINE, Running, finish, running, until
 from tests.data.captured import HERE
 from tests.server.clients import GrpcClient
 from tests.support import flyte
@@ -108,7 +108,7 @@ async def test_of_a_watch_whose_reader_stalls(common: tuple[str, ...], tmp_path:
         await stops_in_time(watch, 10.0)
 
 
-def blocked(directory: Path, code: str) -> tuple[subprocess.Popen[bytes], Path]:
+def blocked(directory: Path, code: str, grace: float = 1.0) -> tuple[subprocess.Popen[bytes], Path]:
     """A process that is the command line's, with a command that never comes back."""
     program = directory / "program.py"
     err = directory / "err"
@@ -118,7 +118,7 @@ def blocked(directory: Path, code: str) -> tuple[subprocess.Popen[bytes], Path]:
         "import etcd_actions.cli as cli\n"
         "from etcd_actions.cli.signals import open_stop\n"
         "async def command():\n"
-        "    async with open_stop(1.0) as stop:\n"
+        f"    async with open_stop({grace}) as stop:\n"
         "        print('ready', flush=True)\n"
         f"        {code}\n"
         "def main():\n"
@@ -153,7 +153,7 @@ def test_of_a_command_that_hangs(tmp_path: Path, code: str) -> None:
         assert process.stdout is not None
         assert process.stdout.readline() == b"ready\n"
         process.send_signal(signal.SIGTERM)
-        assert process.wait(10) == 0
+        assert process.wait(DEADLINE) == 0
         if "at exit" not in code and "Thread(" not in code:
             assert b'"stopped_late"' in err.read_bytes()
     finally:
@@ -164,13 +164,14 @@ def test_of_a_command_that_hangs(tmp_path: Path, code: str) -> None:
 
 
 def test_a_second_signal_ends_a_command_that_hangs_at_once(tmp_path: Path) -> None:
-    process, _ = blocked(tmp_path, "time.sleep(600)")
+    # The grace must not end before the second signal, which a busy machine sends late.
+    process, _ = blocked(tmp_path, "time.sleep(600)", grace=600.0)
     try:
         assert process.stdout is not None
         assert process.stdout.readline() == b"ready\n"
         process.send_signal(signal.SIGTERM)
         process.send_signal(signal.SIGINT)
-        assert process.wait(10) in (130, 143)
+        assert process.wait(DEADLINE) in (130, 143)
     finally:
         process.kill()
         process.wait()

@@ -245,7 +245,7 @@ def test_a_request_that_is_no_file(tmp_path: Path, kind: str) -> None:
         (b"", "it is empty"),
         (b" \n", "it is empty"),
         (b'{"action":' + b"[" * 100_000, "nested too deeply"),
-        (b'{"action":{"task":{"spec":' + b'{"a":' * 3000, "nested too deeply"),
+        (b'{"action":{"task":{"spec":' + b'{"a":' * 100_000, "nested too deeply"),
         (b'{"action":{"inputUri":' + b"9" * 5000 + b"}}", "no EnqueueRequest"),
         (b'{"action":{"inputUri":NaN}}', "inputUri"),
         (b'{"action":{"zonk":1}}', "zonk"),

@@ -81,7 +81,7 @@ async def test_each_command_finds_the_action_that_is_meant(site: Site) -> None:
         assert got["namespace"] == namespace
     ambiguous = await site.finish("get", "r1-a0", **ENV)
     assert ambiguous.code == ExitCode.USAGE
-    assert "one-d/r1-a0, two-d/r1-a0" in ambiguous.complaint
+    assert "give one of one/d/r1/a0, two/d/r1/a0" in ambiguous.complaint
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from etcd_actions.cli.commands.tree import show_tree
 from etcd_actions.cli.formats.action_tables import TreeTable
 from etcd_actions.cli.formats.action_tree import build_forest
 from etcd_actions.cli.formats.rows import ActionRow
-from etcd_actions.errors import ConfigError
+from etcd_actions.errors import ConfigError, NotFound
 from etcd_actions.etcd.api import Etcd
 from tests.cli.here import here, taskaction
 
@@ -217,10 +217,9 @@ async def test_no_such_run(capfd: pytest.CaptureFixture[str], etcd: Etcd, prefix
     await put_runs(etcd, prefix)
     for run in ("r", "r1-", "p/e/r1"):
         for output in ("table", "json", "jsonl"):
-            assert await show_tree(here(etcd, prefix), run, output) == 7
-            out, err = capfd.readouterr()
-            assert out == ""
-            assert f"etcd-actions: {run}: no such run below " in err
-    for run in ("", "a/b", "a//b"):
-        with pytest.raises(ConfigError, match="is no run"):
+            with pytest.raises(NotFound, match=f"^{run}: there is no such run or action"):
+                await show_tree(here(etcd, prefix), run, output)
+            assert capfd.readouterr().out == ""
+    for run in ("", "/", "a//b"):
+        with pytest.raises(ConfigError, match="is no action"):
             await show_tree(here(etcd, prefix), run)

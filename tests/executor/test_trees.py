@@ -366,7 +366,9 @@ async def test_what_goes_wrong_while_a_supervisor_is_heard_harms_no_other(
     async with open_bench(tmp_path, "launch") as bench:
         with monkeypatch.context() as patch:
             patch.setattr(_Report, "_note", fail)
-            code = TREE + "start(daemon)\ntime.sleep(0.2)\nsys.exit(7)"
+            code = (
+                TREE + "start(daemon)\ntime.sleep(0.2)\nsys.exit(7)"
+            )  # It ends after the failure.
             assert await bench.run(code) == 7
         assert bench.containment.failures == {"attempt": 1}
         assert await bench.run("raise SystemExit(4)", "other") == 4

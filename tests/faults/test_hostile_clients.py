@@ -20,7 +20,7 @@ from tests.support.etcd_server import EtcdServer
 from tests.support.hostile_main import MODULES
 from tests.support.hostile_registry import ATTACKS
 from tests.support.hostile_siege import Siege, besiege, until
-from tests.support.hostile_witnesses import PATIENCE
+from tests.support.hostile_witnesses import PATIENCE, waited
 
 pytestmark = [
     pytest.mark.faults,
@@ -156,8 +156,14 @@ def test_a_signal_ends_it_in_order_under_attack(
         with siege.held(name, target):
             siege.service.signal(signal.SIGTERM)
             began = time.monotonic()
-            code = siege.service.process.wait(PATIENCE)
-            took = time.monotonic() - began
+            task = f"/proc/{siege.service.pid}"
+            before = starved = waited(task)
+            # What it waits for a processor does not count: others load the machine.
+            while (code := siege.service.process.poll()) is None:
+                starved = max(starved, waited(task))
+                assert time.monotonic() - began < PATIENCE, siege.tail()
+                time.sleep(0.02)  # A process rings no bell, and no trio runs here.
+            took = time.monotonic() - began - (starved - before)
         assert code == 0, siege.tail()
-        # The grace is 2 s; the rest is what a busy machine needs.
+        # The grace is 2 s.
         assert took < 7, siege.tail()

@@ -101,7 +101,7 @@ class Served:
             time.sleep(0.01)
         while self._tasks != (tasks := self.look(self._count_tasks)):
             self._tasks = tasks
-            time.sleep(0.1)
+            time.sleep(0.1)  # Until two counts agree.
 
     def stop(self) -> None:
         """Stop it, unless it has died."""

@@ -109,6 +109,34 @@ async def test_too_many_streams_and_other_methods_are_refused(
             assert await second.next() is None
 
 
+async def test_a_client_that_reads_nothing_and_one_that_sends_a_body_harm_no_other(
+    client: ActionsClient, lists: Lists
+) -> None:
+    front = FrontDoor(client=client, keepalive=0.01, index=lists.index)
+    async with open_actions_server(client, settings(grace=0.2), front=front) as server:
+        address = server.address
+        for more in (b"content-length: 5\r\n\r\nhello", b"content-length: 9999999\r\n\r\nx"):
+            async with await trio.open_tcp_stream(address.host, address.port) as stream:
+                await stream.send_all(b"GET /page/runs HTTP/1.1\r\nhost: localhost\r\n" + more)
+                with trio.fail_after(DEADLINE):
+                    assert (await stream.receive_some()).startswith(b"HTTP/1.1 400 ")
+        silent = [await trio.open_tcp_stream(address.host, address.port) for _ in range(20)]
+        for stream in silent:
+            await stream.send_all(b"GET /page/runs HTTP/1.1\r\nhost: localhost\r\n\r\n")
+        await eventually(lambda: server.statistics().open_streams == len(silent))
+        async with reading(server, "/page/runs") as lines:
+            assert await lines.next() is None
+            await lists.put(record("new"))
+            line = None
+            while line is None:
+                line = await lines.next()
+            assert names(line) == ["new"]
+        with trio.fail_after(DEADLINE):
+            for stream in silent:
+                await stream.aclose()
+        await eventually(lambda: server.statistics().open_streams == 0)
+
+
 async def test_the_streams_end_with_the_service(client: ActionsClient, lists: Lists) -> None:
     front = FrontDoor(client=client, keepalive=60, index=lists.index)
     async with open_actions_server(client, settings(), front=front) as server:

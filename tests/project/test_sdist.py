@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import tarfile
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,21 @@ def test_it_has_all_that_its_tests_and_documents_need(tmp_path: Path) -> None:
     with tarfile.open(next(tmp_path.glob("*.tar.gz"))) as archive:
         archive.extractall(tmp_path, filter="data")
     unpacked = next(tmp_path.glob("etcd_actions-*/"))
+    run(
+        "-m",
+        "hatchling",
+        "build",
+        "-t",
+        "wheel",
+        "-d",
+        tmp_path,
+        cwd=unpacked,
+        PYTHONPATH=str(builder),
+    )
+    with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
+        page = {name for name in wheel.namelist() if name.startswith("etcd_actions/page/static/")}
+    static = ROOT / "etcd_actions" / "page" / "static"
+    assert page == {f"etcd_actions/page/static/{each.name}" for each in static.iterdir()}
 
     def tests(*arguments: str) -> str:
         command = ("-m", "pytest", "-q", "-p", "no:cacheprovider", f"--basetemp={tmp_path / 't'}")

@@ -93,14 +93,18 @@ class Door:
 
 
 @contextmanager
-def open_door(directory: Path, endpoint: str, prefix: bytes, python: Path) -> Iterator[Door]:
+def open_door(
+    directory: Path, endpoint: str, prefix: bytes, python: Path, *options: str
+) -> Iterator[Door]:
     """Serve below a prefix, for as long as the context lasts; clients and tasks have ``python``."""
     site = Site(directory, endpoint, prefix, python)
     port = free_port()
     with ExitStack() as stack:
         stack.callback(site.end_all)
         service = stack.enter_context(
-            site.service(port, "--blob-dir", str(directory / "blobs"), "--executor-slots", "8")
+            site.service(
+                port, "--blob-dir", str(directory / "blobs"), "--executor-slots", "8", *options
+            )
         )
         until = time.monotonic() + 60
         while not service.logs("serving"):

@@ -8,7 +8,7 @@ import json
 import socket
 import ssl
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any, NamedTuple, Protocol
 
@@ -121,9 +121,11 @@ class ConnectClient:
     def close(self) -> None:
         """Nothing is kept open between calls."""
 
-    def call(self, method: str, request: Message) -> Message:
+    def call(
+        self, method: str, request: Message, headers: Mapping[str, str] | None = None
+    ) -> Message:
         body = _encode(request, self._codec)
-        headers = {**self._headers, "content-type": f"application/{self._codec}"}
+        headers = {**self._headers, **(headers or {}), "content-type": f"application/{self._codec}"}
         if self._compress:
             body = gzip.compress(body)
             headers |= {"content-encoding": "gzip", "accept-encoding": "gzip"}

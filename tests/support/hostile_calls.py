@@ -358,7 +358,7 @@ def update_watches(target: Target) -> Iterator[Observed]:
             response_deserializer=pb.WatchForUpdatesResponse.FromString,
         )
         calls = [stub(parent, timeout=30) for _ in range(1100)]
-        time.sleep(1.0)
+        time.sleep(1.0)  # How long they are held.
         over = sum(1 for call in calls if not call.is_active())
         yield {"refused": over}
         for call in calls:

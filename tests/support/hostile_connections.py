@@ -144,7 +144,7 @@ def half_closed_after_a_request(target: Target) -> Iterator[Observed]:
     for wait in waits * 3:
         with target.dial() as sock:
             sock.sendall(_get(target))
-            time.sleep(wait)
+            time.sleep(wait)  # The moment that is tried.
             sock.shutdown(socket.SHUT_WR)
             got, ended = read_to_end(sock, seconds=3.0)
             if not (got.startswith(b"HTTP/1.1 200") and ended):
@@ -154,7 +154,7 @@ def half_closed_after_a_request(target: Target) -> Iterator[Observed]:
                 http2.send(http2.request(1, target.good_path, method=b"GET"))
             else:
                 http2.send(http2.grpc(1, target.good_path.decode()))
-            time.sleep(wait)
+            time.sleep(wait)  # The moment that is tried.
             http2.end()
             http2.read(lambda http2=http2: http2.is_over(1))  # type: ignore[misc]
             if http2.status(1) != 200 or 1 not in http2.ended:
@@ -214,7 +214,7 @@ def slow(target: Target) -> Iterator[Observed]:
             left = [name for name, sock in socks.items() if not is_gone(sock)]
             if not left:
                 break
-            time.sleep(0.25)
+            time.sleep(0.25)  # The pace of the drip.
         left = [name for name, sock in socks.items() if not is_gone(sock)]
         assert not left, f"still open after {HEADER_TIMEOUT:g} s: {left}"
         yield {}

@@ -64,7 +64,7 @@ def late_data(target: Target) -> Iterator[Observed]:
         for _ in range(3):
             for number in range(len(paths)):
                 http2.send(DataFrame(2 * number + 1, b"late"))
-            time.sleep(0.2)
+            time.sleep(0.2)  # The pace of the late frames.
         for number in range(len(paths)):
             http2.send(DataFrame(2 * number + 1, b"later", flags=["END_STREAM"]))
         yield {"statuses": [http2.status(2 * number + 1) for number in range(len(paths))]}
@@ -378,7 +378,7 @@ def preface_in_pieces(target: Target) -> Iterator[Observed]:
         words = PREFACE + raw_frame(4, 0, 0, b"") + _ask(encoder, target, 1)
         for byte in words:
             sock.sendall(bytes([byte]))
-            time.sleep(0.002)
+            time.sleep(0.002)  # So that each byte comes alone.
         encoder.sock.close()
         encoder.sock = sock
         assert encoder.read(lambda: encoder.is_over(1)), "no answer"

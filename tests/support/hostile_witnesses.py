@@ -53,7 +53,7 @@ class Witness:
             self.problem = error
 
 
-def _waited(task: str) -> float:
+def waited(task: str) -> float:
     """Seconds that a thread, or the first one of a process, was ready and had no processor."""
     try:
         return int(Path(task, "schedstat").read_text().split()[1]) / 1e9
@@ -95,7 +95,7 @@ class Probe(Witness):
 
     def _counting(self) -> float:
         """Now, in seconds of a clock that stands still while a processor is waited for."""
-        return time.monotonic() - _waited(f"/proc/{self._pid}") - _waited("/proc/thread-self")
+        return time.monotonic() - waited(f"/proc/{self._pid}") - waited("/proc/thread-self")
 
     def ask(self, path: str) -> int:
         connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=PATIENCE)

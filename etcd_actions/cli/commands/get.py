@@ -8,17 +8,19 @@ from collections.abc import Sequence
 
 import msgspec
 
-from etcd_actions.cli.etcd_names import EtcdNames
+from etcd_actions.cli.commands.list_actions import formatter
 from etcd_actions.cli.exit_codes import ExitCode, print_message
-from etcd_actions.cli.formats.rows import as_text
+from etcd_actions.cli.formats.rows import ActionRow, as_text, stored_row
 from etcd_actions.cli.formats.standard_output import chosen_format, standard_output
-from etcd_actions.cli.names import find_name, parse_name
+from etcd_actions.cli.formats.yaml import as_yaml
+from etcd_actions.cli.names import Name, find_action, find_name, nearest, parse_name
 from etcd_actions.cli.options import CommonOptions
+from etcd_actions.cli.stored import open_stored
 from etcd_actions.codecs import codec_of
 from etcd_actions.codecs import json as json_codec
 from etcd_actions.errors import DecodeError, NotFound
 from etcd_actions.etcd.api import KeyValue
-from etcd_actions.model import ROOT_ACTION, parse_key, task_action_name
+from etcd_actions.model import parse_key
 
 
 class StoredObject(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -43,38 +45,49 @@ class StoredObject(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
 
 
 async def get_actions(
-    common: CommonOptions, actions: Sequence[str], output: str | None = None
+    common: CommonOptions,
+    actions: Sequence[str],
+    output: str | None = None,
+    watch: bool = False,
 ) -> int:
-    """Print actions, all at one revision; see :mod:`etcd_actions.cli.names` for their names."""
+    """Print actions, all at one revision; see :mod:`etcd_actions.cli.names` for their names.
+
+    With ``watch`` then each change of them, until a signal.
+    """
     form = chosen_format(output, elsewhere="json")
     for text in actions:
         parse_name(text)
+    if watch:
+        return await _watch(common, actions, "jsonl" if output is None and form == "json" else form)
     found: list[KeyValue] = []
     missing: list[str] = []
-    async with common.open_etcd() as etcd:
-        names = EtcdNames(etcd, common.prefix, common.namespace)
+    async with open_stored(common) as stored:
         for text in actions:
             try:
-                name = await find_name(names, text)
+                kv = await stored.object(await find_name(stored.names, text))
             except NotFound as error:
                 missing.append(str(error))
                 continue
-            stored = name.object or task_action_name(name.run, ROOT_ACTION)
-            kv = names.objects.get((name.namespace, stored))
             if kv is None:
-                missing.append(f"{text}: its object has expired")
+                # The service does not look up a full path; of an expired run there is a record.
+                more = await nearest(stored.names, text)
+                missing.append(f"{text}: there is no object of it{more}")
             else:
                 found.append(kv)
-        revision = names.revision
+        revision, prefix = stored.revision, stored.prefix
     with standard_output() as write:
-        if form == "table":
+        if form == "details":
             from etcd_actions.cli.formats.details import details  # noqa: PLC0415 (rich is slow)
 
-            write(details(common.prefix, found, sys.stdout))
+            write(details(prefix, found, sys.stdout))
+        elif form in ("table", "wide", "name"):
+            write(formatter(form).format([stored_row(prefix, kv) for kv in found]))
         else:
-            objects = [_stored_object(common.prefix, kv, revision) for kv in found]
+            objects = [_stored_object(prefix, kv, revision) for kv in found]
             if form == "jsonl":
                 write(b"".join(_formatted(each, -1) for each in objects))
+            elif form == "yaml" and objects:
+                write(as_yaml(objects if len(actions) > 1 else objects[0]))
             elif len(actions) > 1:
                 write(_formatted(objects, 2))
             elif objects:
@@ -82,6 +95,21 @@ async def get_actions(
     for message in missing:
         print_message(message)
     return ExitCode.NOT_FOUND if missing else ExitCode.OK
+
+
+async def _watch(common: CommonOptions, actions: Sequence[str], form: str) -> int:
+    from etcd_actions.cli.commands.watch import watch_selected  # noqa: PLC0415 (slow to import)
+
+    async with open_stored(common) as stored:
+        names = [await find_action(stored.names, text) for text in actions]
+    paths = {name.path for name in names}
+    runs = {name.of_run() for name in names}
+    return await watch_selected(
+        common,
+        form,
+        lambda row: isinstance(row, ActionRow) and row.path in paths,
+        runs.pop() if len(runs) == 1 else Name(),
+    )
 
 
 def _stored_object(prefix: bytes, kv: KeyValue, revision: int) -> StoredObject:

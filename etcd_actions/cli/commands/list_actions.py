@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import msgspec
 
+from etcd_actions._internal.quoting import quoted
 from etcd_actions.cli.exit_codes import ExitCode, print_message
 from etcd_actions.cli.formats.rows import ActionRow, Row, UndecodableRow, stored_row
 from etcd_actions.cli.formats.standard_output import (
@@ -16,14 +17,14 @@ from etcd_actions.cli.formats.standard_output import (
     chosen_format,
     standard_output,
 )
-from etcd_actions.cli.keys import find_run
+from etcd_actions.cli.formats.yaml import as_yaml
+from etcd_actions.cli.names import Name
 from etcd_actions.cli.options import CommonOptions
+from etcd_actions.cli.stored import Stored, open_stored
 from etcd_actions.codecs import codec_of
-from etcd_actions.errors import DecodeError
-from etcd_actions.etcd.api import KeyRange, KeyValue, RangeResult
-from etcd_actions.etcd.paging import open_pages
+from etcd_actions.errors import ConfigError, DecodeError
+from etcd_actions.etcd.api import KeyValue, RangeResult
 from etcd_actions.model import Phase, Summary, parse_key
-from etcd_actions.storage.watched_keys import watched_keys
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,32 +54,63 @@ class Filter:
             and not (self.unrecorded and action.recorded)
         )
 
+    def selects(self, row: Row) -> bool:
+        """Whether it matches the action of a row; other rows are omitted."""
+        return (
+            isinstance(row, ActionRow)
+            and self.run in (None, row.run)
+            and self.project in (None, row.project)
+            and self.domain in (None, row.domain)
+            and (not self.phases or row.phase in self.phases)
+            and self.parent in (None, row.parent)
+            and not (self.unrecorded and row.recorded)
+        )
+
 
 _ALL = Filter()
 
 
-class JsonDocument:
-    """One JSON document, written in parts: the revision, then the rows in an array."""
+class Document:
+    """One document, written in parts: the revision, then the rows in an array.
 
-    def __init__(self) -> None:
+    Args:
+        form: ``json`` or ``yaml``.
+    """
+
+    def __init__(self, form: str) -> None:
         self._encoder = msgspec.json.Encoder()
+        self._is_yaml = form == "yaml"
         self._separator = b"\n"
+        self._has_rows = False
 
     def start(self, revision: int) -> bytes:
         """The part before the rows."""
-        return b'{"revision":%d,"actions":[' % revision
+        return (b"revision: %d\n" if self._is_yaml else b'{"revision":%d,"actions":[') % revision
 
     def format(self, rows: Sequence[Row], /) -> bytes:
         """The next rows."""
         if not rows:
             return b""
+        if self._is_yaml:
+            head, self._has_rows = b"" if self._has_rows else b"actions:\n", True
+            return head + as_yaml(rows)
         encoded = self._separator + b",\n".join(map(self._encoder.encode, rows))
         self._separator = b",\n"
         return encoded
 
     def end(self) -> bytes:
         """The part after the rows."""
+        if self._is_yaml:
+            return b"" if self._has_rows else b"actions: []\n"
         return b"\n]}\n"
+
+
+class NameLines:
+    """The name of each action, one a line."""
+
+    def format(self, rows: Sequence[Row], /) -> bytes:
+        """The bytes of complete lines."""
+        return "".join(f"{row.path}\n" for row in rows if isinstance(row, ActionRow)).encode()
 
 
 class Selection:
@@ -89,9 +121,9 @@ class Selection:
             matches every action, since it cannot be applied to them.
     """
 
-    def __init__(self, prefix: bytes, selected: Filter, limit: int | None) -> None:
+    def __init__(self, stored: Stored, selected: Filter, limit: int | None) -> None:
         self.undecodable = 0
-        self._prefix = prefix
+        self._stored = stored
         self._filter = None if selected.matches_all else selected
         self._left = limit
 
@@ -124,13 +156,13 @@ class Selection:
         if self._filter is not None:
             # Most do not match: reading a few fields is cheaper than decoding the object.
             try:
-                parse_key(self._prefix, kv.key)
+                parse_key(self._stored.prefix, kv.key)
                 if not self._filter.matches(codec_of(kv.value).summarize(kv.value)):
                     return None
             except DecodeError:
                 self.undecodable += 1
                 return None
-        row = stored_row(self._prefix, kv)
+        row = stored_row(self._stored.prefix, kv)
         if isinstance(row, UndecodableRow):
             self.undecodable += 1
             if self._filter is not None:
@@ -144,33 +176,37 @@ async def list_actions(
     *,
     output: str | None = None,
     limit: int | None = None,
+    watch: bool = False,
 ) -> int:
-    """Print the selected actions in the order of their keys, as they are read."""
+    """Print the selected actions in the order of their keys, as they are read.
+
+    With ``watch`` the present ones, then each that changes, until a signal.
+    """
     form = chosen_format(output, elsewhere="jsonl")
-    document = JsonDocument() if form == "json" else None
+    if selected.run is not None and (not selected.run or "/" in selected.run):
+        raise ConfigError(
+            f"--run {quoted(selected.run)} is no name of a run: give one without a slash"
+        )
+    if watch:
+        from etcd_actions.cli.commands.watch import watch_selected  # noqa: PLC0415 (slow to import)
+
+        if limit is not None:
+            raise ConfigError("--limit: with --watch there is no last action: leave one out")
+        run = Name(run=selected.run or "", namespace=common.namespace or "")
+        return await watch_selected(common, form, selected.selects, run)
+    document = Document(form) if form in ("json", "yaml") else None
     several = common.config.namespace_template is not None
-    lines: Format = document or _lines(form, runs_of_projects=several)
-    selection = Selection(common.prefix, selected, limit)
+    lines: Format = document or formatter(form, runs_of_projects=several)
+    run = Name(selected.project or "", selected.domain or "", selected.run or "")
     with standard_output() as write:
-        async with common.open_etcd() as etcd:
-            if selected.run is None:
-                ranges, revision = [watched_keys(common.prefix, common.namespace)[0]], 0
-            else:
-                ranges, revision = await find_run(
-                    etcd, common.prefix, common.namespace, selected.run
-                )
-            started = False
-            # Without a namespace there is no range to read, but a document to print.
-            for keys in ranges or [KeyRange.of_key(common.prefix)]:
-                async with open_pages(etcd, keys, revision=revision) as pages:
-                    async for page in pages:
-                        revision = page.revision
-                        if document is not None and not started:
-                            write(document.start(revision))
-                            started = True
-                        write(lines.format(selection.rows(page)))
-                        if selection.is_full:
-                            break
+        async with open_stored(common) as stored, stored.pages(run) as pages:
+            selection = Selection(stored, selected, limit)
+            is_started = False
+            async for page in pages:
+                if document is not None and not is_started:
+                    write(document.start(page.revision))
+                    is_started = True
+                write(lines.format(selection.rows(page)))
                 if selection.is_full:
                     break
             if document is not None:
@@ -187,9 +223,14 @@ def warn_undecodable(count: int, *, shown: bool) -> None:
         print_message(values if shown else omitted)
 
 
-def _lines(form: str, *, runs_of_projects: bool) -> Format:
+def formatter(form: str, *, runs_of_projects: bool = False, follow: bool = False) -> Format:
+    """Formats rows as they come, in each format that is no document."""
     if form == "jsonl":
         return JsonLines()
+    if form == "name":
+        return NameLines()
     from etcd_actions.cli.formats.action_tables import ActionTable  # noqa: PLC0415 (rich is slow to import)
 
-    return ActionTable(sys.stdout, runs_of_projects=runs_of_projects)
+    return ActionTable(
+        sys.stdout, runs_of_projects=runs_of_projects, wide=form == "wide", follow=follow
+    )

@@ -26,8 +26,6 @@ from etcd_actions.errors import InputError, OutcomeUnknown, Unavailable
 from etcd_actions.etcd import Etcd
 from etcd_actions.etcd.api import (
     Compare,
-    CompareResult,
-    CompareTarget,
     Delete,
     Get,
     KeyRange,
@@ -111,7 +109,7 @@ class Replayer:
         last = self._last_revisions.get(key, 0)
         result = await self._etcd.txn(
             Txn(
-                [Compare(key, CompareTarget.MOD_REVISION, CompareResult.EQUAL, last)],
+                [Compare.unchanged(key, last)],
                 [Delete(KeyRange.of_key(key)) if value is None else Put(key, value)],
                 [Get(KeyRange.of_key(key))],
             )

@@ -8,16 +8,15 @@ from operator import itemgetter
 
 import msgspec
 
-from etcd_actions._internal.quoting import quoted
 from etcd_actions.cli.commands.list_actions import Filter, Selection, warn_undecodable
-from etcd_actions.cli.exit_codes import ExitCode, print_message
+from etcd_actions.cli.exit_codes import ExitCode
 from etcd_actions.cli.formats.action_tree import TreeLine, TreeRow, build_forest
-from etcd_actions.cli.formats.rows import ActionRow, as_text
-from etcd_actions.cli.formats.standard_output import chosen_format, print_result
-from etcd_actions.cli.keys import find_run
+from etcd_actions.cli.formats.rows import ActionRow
+from etcd_actions.cli.formats.standard_output import chosen_format, print_rows
+from etcd_actions.cli.names import Name, find_run, parse_name
 from etcd_actions.cli.options import CommonOptions
-from etcd_actions.errors import ConfigError
-from etcd_actions.etcd.paging import open_pages
+from etcd_actions.cli.stored import Stored, open_stored
+from etcd_actions.errors import NotFound
 
 
 class Tree(msgspec.Struct, frozen=True):
@@ -38,54 +37,62 @@ class Trees(msgspec.Struct, frozen=True):
 
 
 async def show_tree(common: CommonOptions, run: str, output: str | None = None) -> int:
-    """Print the actions of ``<run>`` or ``<project>/<domain>/<run>``, at one revision.
+    """Print the actions of a run, at one revision; see :mod:`etcd_actions.cli.names` for its name.
 
     Each project, domain and namespace with a run of the name has a tree of its own.
     """
     form = chosen_format(output, elsewhere="json")
-    selected = _filter(run)
-    name = selected.run or ""
-    selection = Selection(common.prefix, selected, None)
+    parsed = parse_name(run)
     groups: defaultdict[tuple[str, str, str], list[tuple[int, ActionRow]]] = defaultdict(list)
-    async with common.open_etcd() as etcd:
-        ranges, revision = await find_run(etcd, common.prefix, common.namespace, name)
-        for keys in ranges:
-            async with open_pages(etcd, keys, revision=revision) as pages:
-                async for page in pages:
-                    for created, row in selection.actions(page):
-                        groups[row.project, row.domain, row.namespace].append((created, row))
+    async with open_stored(common) as stored:
+        selected = Filter(
+            run=parsed.run or parsed.object,
+            project=parsed.project or None,
+            domain=parsed.domain or None,
+        )
+        selection = await _read(stored, selected, groups)
+        if not groups:
+            # The text may be the name of an action.
+            found = await find_run(stored.names, run)
+            selected = Filter(run=found.run, project=found.project, domain=found.domain)
+            selection = await _read(stored, selected, groups)
+            if not groups:
+                raise NotFound(f"{run}: its objects have expired: see etcd-actions describe {run}")
+        name, revision = selected.run or "", stored.revision
     trees: list[Tree] = []
     drawn: list[list[TreeLine]] = []
-    for (project, domain, namespace), found in sorted(groups.items()):
-        rows = [row for _, row in sorted(found, key=itemgetter(0))]
+    for (project, domain, namespace), rows_found in sorted(groups.items()):
+        rows = [row for _, row in sorted(rows_found, key=itemgetter(0))]
         drawn.append(build_forest(rows, name))
         actions = [line.row for line in drawn[-1] if line.row is not None]
         trees.append(Tree(namespace, project, domain, actions))
-    if trees:
-        print_result(
-            form,
-            [row for tree in trees for row in tree.actions],
-            Trees(name, revision, trees),
-            lambda: b"\n".join(map(_table, trees, drawn)),
-        )
+    print_rows(
+        form,
+        [row for tree in trees for row in tree.actions],
+        Trees(name, revision, trees),
+        lambda wide: b"\n".join(
+            _table(tree, lines, wide) for tree, lines in zip(trees, drawn, strict=True)
+        ),
+    )
     warn_undecodable(selection.undecodable, shown=False)
-    if not trees:
-        print_message(f"{run}: no such run below {as_text(common.prefix)}")
-        return ExitCode.NOT_FOUND
     return ExitCode.OK
 
 
-def _filter(text: str) -> Filter:
-    parts = text.split("/")
-    if not all(parts) or len(parts) not in (1, 3):
-        raise ConfigError(f"{quoted(text)} is no run: give its name, or <project>/<domain>/<run>")
-    if len(parts) == 1:
-        return Filter(run=text)
-    project, domain, run = parts
-    return Filter(project=project, domain=domain, run=run)
+async def _read(
+    stored: Stored,
+    selected: Filter,
+    groups: defaultdict[tuple[str, str, str], list[tuple[int, ActionRow]]],
+) -> Selection:
+    selection = Selection(stored, selected, None)
+    run = Name(selected.project or "", selected.domain or "", selected.run or "")
+    async with stored.pages(run) as pages:
+        async for page in pages:
+            for created, row in selection.actions(page):
+                groups[row.project, row.domain, row.namespace].append((created, row))
+    return selection
 
 
-def _table(tree: Tree, lines: list[TreeLine]) -> bytes:
+def _table(tree: Tree, lines: list[TreeLine], wide: bool) -> bytes:
     from etcd_actions.cli.formats.action_tables import TreeTable  # noqa: PLC0415 (rich is slow to import)
 
     phases = Counter(row.phase for row in tree.actions)
@@ -95,4 +102,4 @@ def _table(tree: Tree, lines: list[TreeLine]) -> bytes:
         f"{count} action{'' if count == 1 else 's'} "
         f"({', '.join(f'{number} {phase}' for phase, number in phases.most_common())})"
     )
-    return TreeTable(sys.stdout, title, lines).format_tree()
+    return TreeTable(sys.stdout, title, lines, wide=wide).format_tree()

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import structlog
 import trio
 
 from etcd_actions.app.stop import Stop
 from etcd_actions.change_history.synced import SyncedRow
+from etcd_actions.cli.commands.list_actions import NameLines, formatter
 from etcd_actions.cli.exit_codes import ExitCode, unwritable
 from etcd_actions.cli.formats.change_queue import ChangeQueue
-from etcd_actions.cli.formats.rows import RowMaker
+from etcd_actions.cli.formats.rows import Row, RowMaker
 from etcd_actions.cli.formats.standard_output import (
     Format,
     JsonLines,
@@ -19,9 +22,14 @@ from etcd_actions.cli.formats.standard_output import (
     stop_when_unread,
     write_all,
 )
+from etcd_actions.cli.names import Name
 from etcd_actions.cli.options import CommonOptions
 from etcd_actions.cli.signals import open_stop
+from etcd_actions.config.settings import SERVICE
+from etcd_actions.errors import ConfigError
+from etcd_actions.etcd.api import KeyRange
 from etcd_actions.etcd.quorum import open_quorum_monitor
+from etcd_actions.model import run_key_prefix
 from etcd_actions.storage.watched_keys import watched_keys
 from etcd_actions.watch import Reflector, ReflectorSettings
 
@@ -31,16 +39,68 @@ _DRAIN = 5.0
 _log = structlog.get_logger(__name__)
 
 
+Selects = Callable[[Row], bool]
+"""Whether a row is printed."""
+
+
+ALL = Name()
+"""All runs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Watching:
+    """Which changes are printed, and how.
+
+    Attributes:
+        lines: Formats the rows.
+        selects: Whether a row is printed.
+        run: The only run; without names all of them.
+        prev_kv: Whether etcd is to send the value before a deletion.
+    """
+
+    lines: Format
+    selects: Selects = lambda _: True
+    run: Name = ALL
+    prev_kv: bool = False
+
+
 async def watch_until_signal(common: CommonOptions, output: str | None, prev_kv: bool) -> int:
     """Write every change to standard output until a signal, or until its reader has ended."""
-    lines: Format = JsonLines()
-    if chosen_format(output, elsewhere="jsonl") == "table":
+    form = chosen_format(output, elsewhere="jsonl")
+    lines: Format = JsonLines() if form == "jsonl" else NameLines()
+    if form in ("table", "wide"):
         from etcd_actions.cli.formats.action_tables import ChangeTable  # noqa: PLC0415 (rich is slow)
 
         several = common.config.namespace_template is not None
-        lines = ChangeTable(sys.stdout, runs_of_projects=several)
+        lines = ChangeTable(sys.stdout, runs_of_projects=several, wide=form == "wide")
+    return await watch(common, Watching(lines=lines, prev_kv=prev_kv))
+
+
+async def watch_selected(common: CommonOptions, form: str, selects: Selects, run: Name) -> int:
+    """Write the selected actions, and each that changes, in a format of ``list``.
+
+    Raises:
+        ConfigError: The format is one document.
+    """
+    if form in ("json", "yaml", "details"):
+        raise ConfigError(f"--output {form} has an end: with --watch give table, name or jsonl")
+    several = common.config.namespace_template is not None
+    lines = formatter(form, runs_of_projects=several, follow=True)
+    return await watch(common, Watching(lines=lines, selects=selects, run=run))
+
+
+async def watch(common: CommonOptions, watching: Watching) -> int:
+    """Write the selected changes until a signal, or until the reader of the output has ended."""
+    if common.config[SERVICE] is not None:
+        from etcd_actions.cli.commands.watch_service import watch_service  # noqa: PLC0415 (slow)
+
+        return await watch_service(common, watching)
     descriptor = sys.stdout.fileno()
     keys, likely_prefix = watched_keys(common.prefix, common.namespace)
+    if watching.run.run and watching.run.namespace:
+        run, namespace = watching.run.run, watching.run.namespace
+        likely_prefix = run_key_prefix(common.prefix, namespace, run)
+        keys = KeyRange.of_prefix(likely_prefix)
     queue = ChangeQueue()
     endpoints = common.endpoints_to_use
     _log.debug("watching", endpoints=endpoints, prefix=keys.start.decode())
@@ -51,14 +111,15 @@ async def watch_until_signal(common: CommonOptions, output: str | None, prev_kv:
         trio.open_nursery() as nursery,
     ):
         written = trio.Event()
-        nursery.start_soon(_write, queue, RowMaker(common.prefix), lines, descriptor, stop, written)
+        rows = RowMaker(common.prefix)
+        nursery.start_soon(_write, queue, rows, watching, descriptor, stop, written)
         nursery.start_soon(stop_when_unread, descriptor, stop)
         reflector = Reflector(
             etcd,
             keys,
             queue,
             likely_prefix=likely_prefix,
-            settings=ReflectorSettings(prev_kv=prev_kv),
+            settings=ReflectorSettings(prev_kv=watching.prev_kv),
         )
         with stop.interrupts():
             await reflector.run(task_status=queue)
@@ -72,7 +133,7 @@ async def watch_until_signal(common: CommonOptions, output: str | None, prev_kv:
 async def _write(
     queue: ChangeQueue,
     rows: RowMaker,
-    lines: Format,
+    watching: Watching,
     descriptor: int,
     stop: Stop,
     written: trio.Event,
@@ -80,10 +141,13 @@ async def _write(
     """Write the changes of the queue until it or its reader ends."""
     while items := await queue.pop():
         made = [each if isinstance(each, SyncedRow) else rows.row(each) for each in items]
+        selected = [row for row in made if watching.selects(row)]
+        if not selected:
+            continue
         try:
             # Abandoned, so that a write that blocks does not delay the end.
             await trio.to_thread.run_sync(
-                write_all, descriptor, lines.format(made), abandon_on_cancel=True
+                write_all, descriptor, watching.lines.format(selected), abandon_on_cancel=True
             )
         except BrokenPipeError:
             break

@@ -11,15 +11,15 @@ from etcd_actions.cli.flags import command
 from etcd_actions.cli.number_types import Count
 from etcd_actions.cli.options import CommonOptions, with_settings
 from etcd_actions.cli.parsing.run_async import run_async
-from etcd_actions.cli.printing import output_option
-from etcd_actions.config.settings import COMMON
+from etcd_actions.cli.printing import FORMATS, output_option
+from etcd_actions.config.settings import BACKEND, COMMON
 from etcd_actions.model import Phase
 
 
-@command()
-@output_option("table", "jsonl", elsewhere="jsonl")
+@command(example="etcd-actions watch -o table")
+@output_option("table", "wide", "name", "jsonl", elsewhere="jsonl")
 @click.option("--prev-kv", is_flag=True, help="Request the value of a deleted key from etcd.")
-@with_settings(COMMON)
+@with_settings(BACKEND)
 def watch(common: CommonOptions, *, output: str | None, prev_kv: bool) -> int:
     """Show every change of the actions.
 
@@ -32,7 +32,7 @@ def watch(common: CommonOptions, *, output: str | None, prev_kv: bool) -> int:
     return run_async(watch_until_signal, common, output, prev_kv)
 
 
-@command("list")
+@command("list", example="etcd-actions list --run r1 --phase FAILED -o wide")
 @click.option("--run", metavar="RUN", help="Only the actions of this run.")
 @click.option("--project", metavar="NAME", help="Only this project.")
 @click.option("--domain", metavar="NAME", help="Only this domain.")
@@ -40,19 +40,21 @@ def watch(common: CommonOptions, *, output: str | None, prev_kv: bool) -> int:
     "--phase",
     "phases",
     multiple=True,
-    type=click.Choice([phase.name for phase in Phase], case_sensitive=False),
+    type=click.Choice([phase.name for phase in Phase if phase], case_sensitive=False),
     help="Only actions in this phase; may be given several times.",
 )
 @click.option("--parent", metavar="ACTION", help="Only children of this action.")
 @click.option("--unrecorded", is_flag=True, help="Only actions that are not recorded.")
 @click.option("--limit", type=Count(), metavar="N", help="The most actions.")
-@output_option("table", "jsonl", "json", elsewhere="jsonl")
-@with_settings(COMMON)
+@click.option("-w", "--watch", is_flag=True, help="Then show each action that changes.")
+@output_option(*FORMATS, elsewhere="jsonl")
+@with_settings(BACKEND)
 def list_(
     common: CommonOptions,
     *,
     phases: tuple[str, ...],
     limit: int | None,
+    watch: bool,
     output: str | None,
     **fields: Any,
 ) -> int:
@@ -66,14 +68,17 @@ def list_(
     from etcd_actions.cli.commands.list_actions import Filter, list_actions  # noqa: PLC0415
 
     selected = Filter(phases=frozenset(phases), **fields)
-    return run_async(partial(list_actions, common, selected, output=output, limit=limit))
+    return run_async(
+        partial(list_actions, common, selected, output=output, limit=limit, watch=watch)
+    )
 
 
-@command()
+@command(example="etcd-actions get r1/train -o yaml")
 @click.argument("actions", metavar="ACTION...", nargs=-1, required=True)
-@output_option("table", "jsonl", "json", elsewhere="json")
-@with_settings(COMMON)
-def get(common: CommonOptions, *, actions: tuple[str, ...], output: str | None) -> int:
+@click.option("-w", "--watch", is_flag=True, help="Then show each change of them.")
+@output_option(*FORMATS, "details", elsewhere="json")
+@with_settings(BACKEND)
+def get(common: CommonOptions, *, actions: tuple[str, ...], watch: bool, output: str | None) -> int:
     """Show actions in full.
 
     An ACTION is RUN/ACTION, the object's name (<run>-a0), <namespace>/<name>, or
@@ -83,13 +88,13 @@ def get(common: CommonOptions, *, actions: tuple[str, ...], output: str | None) 
     """
     from etcd_actions.cli.commands.get import get_actions  # noqa: PLC0415
 
-    return run_async(get_actions, common, actions, output)
+    return run_async(get_actions, common, actions, output, watch)
 
 
-@command()
+@command(example="etcd-actions tree r1")
 @click.argument("run", metavar="RUN")
-@output_option("table", "jsonl", "json", elsewhere="json")
-@with_settings(COMMON)
+@output_option(*FORMATS, elsewhere="json")
+@with_settings(BACKEND)
 def tree(common: CommonOptions, *, run: str, output: str | None) -> int:
     """Show the actions of a run as a tree.
 
@@ -104,7 +109,7 @@ def tree(common: CommonOptions, *, run: str, output: str | None) -> int:
     return run_async(show_tree, common, run, output)
 
 
-@command()
+@command(example="etcd-actions doctor --endpoints 10.0.0.5:2379")
 @output_option("table", "jsonl", "json", elsewhere="jsonl")
 @with_settings(COMMON)
 def doctor(common: CommonOptions, *, output: str | None) -> int:

@@ -22,6 +22,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +138,7 @@ def _prepare(ready_tls: Any) -> Callable[[dict[str, Any]], int]:
                 sys.modules.pop(name, None)
         if contexts is not None:
             contexts.stand_in()
+        _continue_trace(environment.get("TRACEPARENT", ""))
 
     return lambda request: _run(request, loop, share)
 
@@ -166,6 +168,24 @@ def _import_telemetry() -> list[str]:
     before = set(sys.modules)
     _import_all(_TELEMETRY_MODULES)
     return [each for each in sys.modules if each not in before and each.startswith(_TELEMETRY)]
+
+
+def _continue_trace(traceparent: str) -> None:
+    """Make the attempt's span the current one, which the SDK's HTTP client sends with its calls."""
+    if not traceparent:
+        return
+    try:
+        context = importlib.import_module("opentelemetry.context")
+        propagate = importlib.import_module("opentelemetry.propagate")
+        found = propagate.extract({"traceparent": traceparent})
+        runtime: Any = getattr(context, "_RUNTIME_CONTEXT", None)
+        if hasattr(runtime, "_current_context"):
+            # The SDK calls in threads of its own, and a new thread has the default.
+            runtime._current_context = ContextVar("current_context", default=found)
+        else:
+            context.attach(found)
+    except BaseException as error:
+        print(f"fork server: the trace is not continued: {error!r}", file=sys.stderr)
 
 
 def _contexts(ready_tls: Any) -> Any:

@@ -43,7 +43,7 @@ function status(state, error) {
   if (state === "lost") {
     const why = error?.message && error.message !== "Failed to fetch" ? `: ${error.message}` : "";
     const show = () => {
-      setText(banner, `The connection is lost${why}. What you see may be old; it is being tried again.`);
+      setText(banner, `The connection is lost${why}. What you see may be old; it is being opened again.`);
       banner.hidden = false;
     };
     if (banner.hidden) lostTimer = setTimeout(show, 800);
@@ -167,10 +167,10 @@ function dialog({ title, text = "", field = "", value = "", choices = null, conf
 askWith(async (why) => {
   for (;;) {
     const token = await dialog({
-      title: "A token, please",
-      text: why ? `${why}. Give another token.` : "This service answers with a token only. It stays in this tab, until that is closed.",
+      title: "This service needs a token",
+      text: why ? `${why[0].toUpperCase()}${why.slice(1)}. Give another one.` : "It stays in this tab, until that is closed.",
       field: "Token",
-      confirm: "Use it",
+      confirm: "Use the token",
       secret: true,
       must: true,
     });
@@ -194,6 +194,9 @@ document.addEventListener("click", (event) => {
   go(link.getAttribute("href"));
 });
 window.addEventListener("popstate", route);
+// A page that the browser keeps to come back to would keep its connections, of which there are six.
+window.addEventListener("pagehide", () => ending.abort());
+window.addEventListener("pageshow", (event) => event.persisted && route());
 
 header();
 for (;;) {

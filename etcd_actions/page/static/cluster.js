@@ -42,7 +42,7 @@ export function clusterView({ main, status, signal }) {
     health = now;
     fill(about, `etcd-actions ${state.version} · ${when(state.at)}`);
     const scroll = main.scrollTop;
-    fill(content, healthCard(state, now), membersCard(state), watchCard(state), ratesCard(), queuesCard(state), executorCard(state), lettersCard(state.deadLetters));
+    fill(content, healthCard(state, now), membersCard(state), watchCard(state), ratesCard(), queuesCard(state), executorCard(state), lettersCard(state));
     main.scrollTop = scroll;
   }
 
@@ -165,7 +165,7 @@ export function clusterView({ main, status, signal }) {
   }
 
   function queuesCard({ queues, contained }) {
-    const queue = (found) => (found === null ? "another process's" : `${plural(found.keys, "key")}, ${found.failing} failing`);
+    const queue = (found) => (found === null ? "the leader has them" : `${plural(found.keys, "key")}, ${found.failing} failing`);
     return card(
       "Queues",
       pairs(
@@ -186,7 +186,8 @@ export function clusterView({ main, status, signal }) {
     );
   }
 
-  function lettersCard({ count, shown }) {
+  function lettersCard({ leader, deadLetters: { count, shown } }) {
+    if (!leader) return card("Dead letters", h("p", { class: "quiet" }, "The process that leads knows them. ", h("code", {}, "etcd-actions dead-letters list"), " reads them from any machine."));
     if (count === 0) return card("Dead letters", h("p", { class: "quiet" }, "None: the run service has accepted all reports of this process."));
     return h(
       "section",

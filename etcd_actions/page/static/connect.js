@@ -248,6 +248,11 @@ export async function follow({ open, each, report, signal, isDone = () => snapsh
     } catch (error) {
       if (signal.aborted) return;
       if (!(error instanceof CallError) && !(error instanceof TypeError) && error.name !== "AbortError") console.error(error);
+      if (error instanceof CallError && error.code === "unauthenticated") {
+        // A stream is refused in its last message, with the status 200.
+        await newToken(sessionStorage.getItem(TOKEN), error.message);
+        continue;
+      }
       if (error instanceof CallError && error.isFinal) {
         report("failed", error);
         return;

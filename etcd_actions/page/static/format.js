@@ -24,7 +24,7 @@ const SIGNS = {
   FAILED: "✗",
   ABORTED: "■",
   TIMED_OUT: "⧖",
-  PAUSED: "❚❚",
+  PAUSED: "‖",
   RECOVERED: "↻",
 };
 

@@ -386,7 +386,7 @@ export function runView({ main, run, query, replace, status, signal, dialog }) {
       showTime(slot("Started"), root.start);
       setText(slot("Duration"), root.start === null ? "" : duration(endOf(root, now) - root.start));
     }
-    const labels = Object.entries(details?.runSpec?.labels?.values || {});
+    const labels = Object.entries(details?.runSpec?.labels?.values || {}).sort();
     const key = JSON.stringify(labels);
     const shown = slot("Labels");
     shown.parentElement.parentElement.hidden = labels.length === 0;

@@ -33,6 +33,7 @@ from etcd_actions.server.front.run_deletion import RunDeletion
 from etcd_actions.server.front.run_lists import Paused, RunLists
 from etcd_actions.server.front.run_messages import RunMessages
 from etcd_actions.server.front.run_methods import DeployedTasks, RunService
+from etcd_actions.server.front.stored_objects import StoredObjects
 from etcd_actions.server.front.task_service import TaskService
 from etcd_actions.server.front.transfers import Transfers
 from etcd_actions.server.methods import Methods, Service
@@ -97,6 +98,7 @@ class FrontDoor:
             builds=self.builds,
         )
         yield RunDeletion(self.client, self.blobs)
+        yield StoredObjects(self.client, streams)
         if self.blobs is not None and self._transfers is not None:
             proxy = DataProxy(
                 self.client,

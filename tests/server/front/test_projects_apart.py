@@ -27,6 +27,7 @@ from tests.server.front.asking import Asker
 from tests.server.front.conftest import Lists
 from tests.server.front.run_calls import action_id, create, run_id
 from tests.support import flyte
+from tests.support.runs import record
 from tests.support.waiting import eventually_holds
 
 RUNS = "flyteidl2.workflow.RunService"
@@ -264,3 +265,27 @@ async def test_a_run_that_names_another_projects_task_is_not_listed_there(
             tasks.ListVersionsResponse,
         )
         assert versions.versions[0].HasField("latest_run") is seen
+
+
+async def test_a_list_of_all_runs_has_those_of_its_projects_only(
+    apart: Apart, lists: Lists
+) -> None:
+    runs_of = [record(f"{project}{n}", project=project) for n in range(3) for project in "ab"]
+    await lists.put(*runs_of)
+    request = runs.ListRunsRequest(org="o")
+    request.request.limit = 2
+    found: list[str] = []
+    while True:
+        page = await apart.a.ask(RUNS, "ListRuns", request, runs.ListRunsResponse)
+        found += [each.action.id.run.name for each in page.runs]
+        if not page.token:
+            break
+        request.request.token = page.token
+    assert sorted(found) == ["a0", "a1", "a2"]
+    request = runs.ListRunsRequest(org="o")
+    request.request.filters.add(field="project", values=["b"])
+    assert not (await apart.a.ask(RUNS, "ListRuns", request, runs.ListRunsResponse)).runs
+    both = await apart.all.ask(
+        RUNS, "ListRuns", runs.ListRunsRequest(org="o"), runs.ListRunsResponse
+    )
+    assert len(both.runs) == 6
