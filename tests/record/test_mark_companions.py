@@ -310,10 +310,10 @@ async def test_a_former_leader_stores_neither(etcd: Etcd, seen: KeyValue, journa
     fence = Fence()
     fence.compare = Compare(b"/no/leader", CompareTarget.VERSION, CompareResult.EQUAL, 1)
     recorder = Recorder(FencedStore(Store(etcd), fence))
-    with pytest.raises(Unavailable, match="does not lead"):
+    with pytest.raises(Unavailable, match="not the leader any more"):
         await recorder.mark(seen, ENDING, journal.companions())
     await etcd.put(journal.keys[0], b"started\n")
-    with pytest.raises(Unavailable, match="does not lead"):
+    with pytest.raises(Unavailable, match="not the leader any more"):
         await recorder.mark(seen, ENDING, journal.companions())
     assert await is_stored(etcd, seen, journal) == (False, False)
 

@@ -3,10 +3,11 @@ import { call, clock, config, follow, snapshot, stream } from "./connect.js";
 import { announce, batched, copyButton, fill, h, setAttribute, setText } from "./dom.js";
 import { duration, isTerminal, millis, phaseOf, phaseWord } from "./format.js";
 import { badge, time } from "./runs.js";
-import { namedValues } from "./values.js";
+import { bytesOf, namedValues } from "./values.js";
 
 const RUNS = "flyteidl2.workflow.RunService";
 const DATA = "flyteidl2.dataproxy.DataProxyService";
+const OPERATIONS = "etcd_actions.operations.Operations";
 const MOST_LINES = 20_000;
 const TABS = [
   ["overview", "Overview"],
@@ -24,6 +25,7 @@ export function actionPanel({ aside, run, name, close, dialog }) {
   const actionId = { run, name };
   let details = null;
   let failure = null;
+  let stored = null;
   let tab = "overview";
   let endTab = new AbortController();
 
@@ -85,6 +87,7 @@ export function actionPanel({ aside, run, name, close, dialog }) {
     showButtons();
     if (tab === "overview" || tab === "raw") show(tab);
     else if (tab === "data" && phaseChanged) show(tab);
+    else if (tab === "log") moreAttempts();
   }
 
   function showState() {
@@ -132,7 +135,7 @@ export function actionPanel({ aside, run, name, close, dialog }) {
     else if (details === null) fill(content, h("p", { class: "quiet" }, "Loading…"));
     else if (key === "overview") showOverview(endTab.signal);
     else if (key === "data") showData(endTab.signal);
-    else fill(content, h("div", { class: "raw-tools" }, copyButton(JSON.stringify(details, null, 2), "the object")), h("pre", { class: "raw" }, JSON.stringify(details, null, 2)));
+    else showRaw(endTab.signal);
     content.scrollTop = scrolled;
   }
 
@@ -229,8 +232,23 @@ export function actionPanel({ aside, run, name, close, dialog }) {
 
   // -- log ---------------------------------------------------------------------------------------
 
+  function attemptsSoFar() {
+    return Math.max(1, details?.attempts?.length || details?.status?.attempts || 1);
+  }
+
+  /** Offer the attempts that began since; follow the newest if the one before it was followed. */
+  function moreAttempts() {
+    const select = content.querySelector("select");
+    const before = select?.children.length ?? Infinity;
+    const now = attemptsSoFar();
+    if (now <= before) return;
+    const wasLast = Number(select.value) === before;
+    for (let each = before + 1; each <= now; each += 1) select.append(h("option", { value: each }, `attempt ${each}`));
+    if (wasLast) showLogOf(now);
+  }
+
   function showLogOf(attempt) {
-    show("log");
+    if (tab !== "log") show("log");
     const select = content.querySelector("select");
     if (select !== null) {
       select.value = String(attempt);
@@ -239,7 +257,7 @@ export function actionPanel({ aside, run, name, close, dialog }) {
   }
 
   function showLog(stop) {
-    const attempts = Math.max(1, details?.attempts?.length || details?.status?.attempts || 1);
+    const attempts = attemptsSoFar();
     let ending = new AbortController();
     const output = h("pre", { class: "log", tabindex: "0", role: "log", "aria-label": "Log", "aria-live": "off" });
     const said = h("p", { class: "quiet", role: "status" }, "Opening…");
@@ -284,7 +302,8 @@ export function actionPanel({ aside, run, name, close, dialog }) {
       follow({
         signal: mine,
         open: (each) => stream(`${DATA}/TailLogs`, { actionId, attempt }, { signal: each }),
-        isDone: () => true,
+        // Else the service has ended, and not the attempt.
+        isDone: () => attempt < attemptsSoFar() || isTerminal(phaseOf(details?.status?.phase)),
         report: (how, error) => {
           if (how === "connecting" || how === "lost") {
             // It starts again from the first line: the old text stays until that is there.
@@ -317,6 +336,42 @@ export function actionPanel({ aside, run, name, close, dialog }) {
     } catch (error) {
       if (!stop.aborted) fill(content, h("p", { class: "problem" }, error.message));
     }
+  }
+
+  // -- raw ---------------------------------------------------------------------------------------
+
+  /** Flyte's message, and the object as it is stored in etcd. */
+  async function showRaw(stop) {
+    const slot = h("div", {});
+    fill(content, rawBlock("Flyte's message", JSON.stringify(details, null, 2)), slot);
+    if (stored !== null) fill(slot, stored);
+    if (snapshot !== null) return;
+    try {
+      const request = { project: run.project, domain: run.domain, run: run.name, name };
+      for await (const { objects = [] } of stream(`${OPERATIONS}/ListObjects`, request, { signal: stop })) {
+        if (objects.length > 0) stored = storedObject(objects[0]);
+      }
+      if (stored !== null && !stop.aborted) fill(slot, stored);
+    } catch (error) {
+      if (!stop.aborted) fill(slot, h("p", { class: "problem" }, `The stored object: ${error.message}`));
+    }
+  }
+
+  function storedObject({ key = "", value = "", createRevision = 0, modRevision = 0 }) {
+    const bytes = bytesOf(value);
+    let text = new TextDecoder().decode(bytes);
+    try {
+      text = JSON.stringify(JSON.parse(text), null, 2);
+    } catch {
+      text = `(${bytes.length} bytes that are no JSON: etcd-actions get ${run.name}/${name} -o yaml)`;
+    }
+    const facts = `revision ${modRevision}, created at ${createRevision}, ${bytes.length.toLocaleString()} bytes`;
+    const place = new TextDecoder().decode(bytesOf(key));
+    return [rawBlock("Stored object", text), h("p", { class: "quiet" }, facts), h("p", { class: "uri" }, h("code", { title: place }, place), copyButton(place, "the key"))];
+  }
+
+  function rawBlock(title, text) {
+    return [h("h3", {}, title, copyButton(text, title)), h("pre", { class: "raw" }, text)];
   }
 
   // -- what can be done --------------------------------------------------------------------------

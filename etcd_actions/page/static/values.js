@@ -71,9 +71,14 @@ function primitiveOf(primitive) {
   return "";
 }
 
+/** The bytes of a field, which are base64 in JSON. */
+export function bytesOf(text) {
+  return Uint8Array.from(atob(text), (each) => each.charCodeAt(0));
+}
+
 /** Dataclasses and models are MessagePack; what cannot be read is shown by its size. */
 function binaryOf({ value = "", tag = "" }) {
-  const bytes = Uint8Array.from(atob(value), (each) => each.charCodeAt(0));
+  const bytes = bytesOf(value);
   if (tag === "msgpack") {
     try {
       return unpacked({ bytes, view: new DataView(bytes.buffer), at: 0 }, 0);
@@ -95,8 +100,8 @@ function unpacked(reader, depth) {
     reader.at += size;
     return typeof found === "bigint" ? (Number.isSafeInteger(Number(found)) ? Number(found) : String(found)) : found;
   };
-  const text = (length) => new TextDecoder().decode(bytesOf(length));
-  const bytesOf = (length) => {
+  const text = (length) => new TextDecoder().decode(part(length));
+  const part = (length) => {
     if (reader.at + length > reader.bytes.length) throw new Error("cut off");
     reader.at += length;
     return reader.bytes.subarray(reader.at - length, reader.at);
@@ -120,9 +125,9 @@ function unpacked(reader, depth) {
     case 0xc0: return null;
     case 0xc2: return false;
     case 0xc3: return true;
-    case 0xc4: return `(${bytesOf(number(1, "getUint8")).length} bytes)`;
-    case 0xc5: return `(${bytesOf(number(2, "getUint16")).length} bytes)`;
-    case 0xc6: return `(${bytesOf(number(4, "getUint32")).length} bytes)`;
+    case 0xc4: return `(${part(number(1, "getUint8")).length} bytes)`;
+    case 0xc5: return `(${part(number(2, "getUint16")).length} bytes)`;
+    case 0xc6: return `(${part(number(4, "getUint32")).length} bytes)`;
     case 0xca: return number(4, "getFloat32");
     case 0xcb: return number(8, "getFloat64");
     case 0xcc: return number(1, "getUint8");
