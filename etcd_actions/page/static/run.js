@@ -144,7 +144,7 @@ export function runView({ main, run, query, replace, status, signal, dialog }) {
     ),
     facts,
     message,
-    h("div", { class: "bar tools" }, progress, counted, chips, search, modes, criticalButton, timeline.tools),
+    h("div", { class: "bar tools" }, h("div", { class: "bar" }, progress, counted, chips), h("div", { class: "bar controls" }, search, modes, criticalButton, timeline.tools)),
     body,
   );
   setMode(mode);

@@ -1,7 +1,7 @@
 // All runs: filters, pages, and each change as it comes.
 import { call, CallError, follow, lines, snapshot } from "./connect.js";
 import { announce, batched, fill, h, setAttribute, setText } from "./dom.js";
-import { duration, iso, isTerminal, millis, PHASES, phaseOf, phaseSign, phaseWord, plural, when } from "./format.js";
+import { duration, iso, isTerminal, millis, PHASES, phaseOf, phaseSign, phaseWord, shortPhaseWord, plural, when } from "./format.js";
 import { Rows } from "./rows.js";
 
 const PAGE = 200;
@@ -288,7 +288,7 @@ export function showBadge(element, phase) {
   if (element.dataset.phase === phase) return;
   element.dataset.phase = phase;
   element.classList.add("badge");
-  fill(element, h("span", { class: "sign", "aria-hidden": "true" }, phaseSign(phase)), h("span", { class: "word" }, phaseWord(phase)));
+  fill(element, h("span", { class: "sign", "aria-hidden": "true" }, phaseSign(phase)), h("span", { class: "word", title: phaseWord(phase) }, shortPhaseWord(phase)));
 }
 
 export function badge(phase) {
