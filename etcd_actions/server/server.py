@@ -90,7 +90,10 @@ async def open_actions_server(
         from etcd_actions.server.data_locations import DataLocations  # noqa: PLC0415
         from etcd_actions.server.grpc_health import Health  # noqa: PLC0415
         from etcd_actions.server.methods import Methods  # noqa: PLC0415
-        from etcd_actions.server.operations import StatusOperations  # noqa: PLC0415
+        from etcd_actions.server.operations import (  # noqa: PLC0415
+            OperatedDeadLetters,
+            StatusOperations,
+        )
         from etcd_actions.server.project_access import Access  # noqa: PLC0415
         from etcd_actions.server.reflection import Reflection  # noqa: PLC0415
         from etcd_actions.server.service import ActionsService  # noqa: PLC0415
@@ -110,6 +113,7 @@ async def open_actions_server(
     methods = Methods(settings.request_timeout, client.containment, access)
     methods.add(ActionsService(client, streams, settings.keepalive, read_trace_error))
     methods.add(StatusOperations(client))
+    methods.add(OperatedDeadLetters(client))
     methods.add(Health(lambda: methods.services, is_serving, streams))
     Reflection(lambda: methods.services).add_to(methods)
     methods.add(AuthMetadataService(issuer))
