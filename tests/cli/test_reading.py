@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
@@ -24,9 +25,10 @@ from etcd_actions.cli.options import CommonOptions
 from etcd_actions.cli.printing import FORMATS
 from etcd_actions.errors import ConfigError, NotFound, ServiceRefused
 from etcd_actions.etcd.api import Etcd
-from tests.cli.command import running
+from tests.cli.command import finish, running
 from tests.cli.reading_site import TRACEBACK, Site, open_site
 from tests.support import flyte
+from tests.support.documents import block
 from tests.support.etcd_server import EtcdServer
 
 SOURCES = ("etcd", "service")
@@ -284,3 +286,35 @@ def test_no_condition(text: str) -> None:
 def test_no_sort_key(text: str) -> None:
     with pytest.raises(ConfigError, match=r"^--sort-by "):
         sort_key(text)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("source", SOURCES)
+async def test_what_the_document_shows(
+    etcd: Etcd, shared_etcd: EtcdServer, prefix: bytes, tmp_path: Path, source: str
+) -> None:
+    """The commands of docs/commands.md, in processes of their own."""
+    shown = block("docs/commands.md", "console", 0)
+    async with open_site(etcd, shared_etcd, prefix, tmp_path) as site:
+        await site.put_run("r1", "train", "eval")
+        error = ErrorState("Boom", "USER", TRACEBACK)
+        for name, phase in (
+            ("train", Phase.FAILED),
+            ("eval", Phase.SUCCEEDED),
+            ("a0", Phase.FAILED),
+        ):
+            await site.status(f"r1/{name}", phase, error if phase is Phase.FAILED else None)
+        await site.recorded("r1", Phase.FAILED.value)
+        for command, expected in shown.steps():
+            program, *arguments = shlex.split(command)
+            assert program == "etcd-actions"
+            every = [*arguments, *site.arguments(source)]
+            done = await trio.to_thread.run_sync(lambda every=every: finish(*every))
+            said = [line for line in done.err.splitlines() if not line.startswith("{")]
+            printed = [*done.out.splitlines(), *said]
+            assert [_as_shown(line) for line in printed] == [_as_shown(line) for line in expected]
+
+
+def _as_shown(line: str) -> str:
+    line = line.replace("flytesnacks", "p").replace("development", "d")
+    return " ".join(re.sub(r"\b[0-9]+[smh]\b", "AGE", line).split())
