@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
-from difflib import get_close_matches
 from typing import Final, NamedTuple, Protocol
 
 from etcd_actions._internal.quoting import quoted
@@ -172,6 +171,8 @@ async def with_nearest(names: Names, text: str) -> AsyncIterator[None]:
 
 async def nearest(names: Names, text: str) -> str:
     """The end of a message that ``text`` is unknown; empty if nothing is similar."""
+    from difflib import get_close_matches  # noqa: PLC0415 (only of a failure)
+
     name = parse_name(text)
     short = name._replace(project="", domain="", org="")
     near: list[str] = []

@@ -309,7 +309,7 @@ async def test_what_the_document_shows(
             program, *arguments = shlex.split(command)
             assert program == "etcd-actions"
             every = [*arguments, *site.arguments(source)]
-            done = await trio.to_thread.run_sync(lambda every=every: finish(*every))
+            done = await trio.to_thread.run_sync(partial(finish, *every))
             said = [line for line in done.err.splitlines() if not line.startswith("{")]
             printed = [*done.out.splitlines(), *said]
             assert [_as_shown(line) for line in printed] == [_as_shown(line) for line in expected]

@@ -17,7 +17,6 @@ from etcd_actions.cli.formats.standard_output import (
     chosen_format,
     standard_output,
 )
-from etcd_actions.cli.formats.yaml import as_yaml
 from etcd_actions.cli.names import Name
 from etcd_actions.cli.options import CommonOptions
 from etcd_actions.cli.stored import Stored, open_stored
@@ -92,6 +91,8 @@ class Document:
         if not rows:
             return b""
         if self._is_yaml:
+            from etcd_actions.cli.formats.yaml import as_yaml  # noqa: PLC0415 (rarely needed)
+
             head, self._has_rows = b"" if self._has_rows else b"actions:\n", True
             return head + as_yaml(rows)
         encoded = self._separator + b",\n".join(map(self._encoder.encode, rows))
