@@ -25,7 +25,7 @@ from etcd_actions.cli.options import CommonOptions
 from etcd_actions.cli.printing import FORMATS
 from etcd_actions.errors import ConfigError, NotFound, ServiceRefused
 from etcd_actions.etcd.api import Etcd
-from tests.cli.command import finish, running
+from tests.cli.command import Finished, finish, running
 from tests.cli.reading_site import TRACEBACK, Site, open_site
 from tests.support import flyte
 from tests.support.documents import block
@@ -286,6 +286,41 @@ def test_no_condition(text: str) -> None:
 def test_no_sort_key(text: str) -> None:
     with pytest.raises(ConfigError, match=r"^--sort-by "):
         sort_key(text)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("source", SOURCES)
+async def test_processes_of_their_own(site: Site, source: str) -> None:
+    async def run(*arguments: str) -> Finished:
+        every = (*arguments, *site.arguments(source))
+        return await trio.to_thread.run_sync(partial(finish, *every))
+
+    described = await run("describe", "failed/c1", "long-running")
+    assert (described.code, "ValueError: no" in described.out) == (ExitCode.OK, True)
+    attached = await run("attach", "p/d/failed")
+    assert attached.code == ExitCode.RUN_FAILED
+    assert len(attached.out.splitlines()) == 3
+    for command in ("describe", "attach", "wait", "tree", "get"):
+        unknown = await run(command, "faield")
+        assert unknown.code == ExitCode.NOT_FOUND, unknown.err
+        assert "faield: there is no such run or action: did you mean failed" in unknown.err
+        assert unknown.out == ""
+    for path in ("p/d/faield", "q/d/failed"):
+        unknown = await run("attach", path)
+        assert (unknown.code, "failed" in unknown.err) == (ExitCode.NOT_FOUND, True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", [("runs", "-w"), ("attach", "long-running"), ("top",)])
+async def test_the_end_of_a_pipes_reader_ends_it(
+    site: Site, tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    """Also while there is nothing to write, and with 0."""
+    with running(tmp_path, *command, *site.arguments("etcd"), pipe=True) as process:
+        await trio.to_thread.run_sync(process.pipe.readline)
+        process.pipe.close()
+        assert await process.wait() == 0, process.err
+    assert "Traceback" not in process.err
 
 
 @pytest.mark.slow
