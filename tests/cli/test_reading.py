@@ -107,6 +107,10 @@ async def test_runs(site: Site, capfd: pytest.CaptureFixture[str]) -> None:
     assert await rows("name", newer_than=3600.0, domain="d") == await rows("name")
     assert await rows("name", older_than=3600.0) == ""
     assert await rows("name", labels={"team": None}) == ""
+    for source in SOURCES:
+        nothing = RunFilter(project="q")
+        await show_runs(site.common(source), nothing, output="table")
+        assert "no such runs" in capfd.readouterr().err
     assert "- project: p\n  domain: d\n  run: failed\n" in await rows("yaml", phases=["FAILED"])
     assert "done" not in json.loads((await rows(counts=False)).splitlines()[0])
 

@@ -15,7 +15,7 @@ from flyteidl2.workflow import run_service_pb2 as pb
 
 from etcd_actions._internal.quoting import quoted
 from etcd_actions.cli.backends import open_reader
-from etcd_actions.cli.exit_codes import ExitCode
+from etcd_actions.cli.exit_codes import ExitCode, print_message
 from etcd_actions.cli.following import follow
 from etcd_actions.cli.formats.message_rows import RunRow, phase_of, run_row
 from etcd_actions.cli.formats.standard_output import (
@@ -137,6 +137,8 @@ async def show_runs(
         with standard_output() as write:
             printed = _Printer(form, write, watch)
             printed.print(rows)
+            if not rows and form in ("table", "wide"):
+                print_message("no such runs: those without a record are shown by list")
             if watch:
                 oldest = "" if is_all else min((row.created_at for row in rows), default="")
                 await _follow(reader, selected, printed, oldest)
