@@ -134,8 +134,12 @@ def command(
         name: Its name; by default that of the function.
         example: A command line for its help.
     """
-    shown = f"\b\nExample:\n  {example}\n\n" if example else ""
-    return click.command(name, cls=Command, epilog=shown + EPILOG)
+    return click.command(name, cls=Command, epilog=epilog(example) if example else EPILOG)
+
+
+def epilog(example: str) -> str:
+    """The end of the help of a command: a command line, and the exit codes."""
+    return f"\b\nExample:\n  {example}\n\n{EPILOG}"
 
 
 def group(name: str | None = None, **rest: Any) -> Callable[[Callable[..., Any]], CommandGroup]:

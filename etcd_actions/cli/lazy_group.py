@@ -8,7 +8,17 @@ from typing import Any
 
 import click
 
+from etcd_actions.cli.commands.name_completion import complete_name, completes_names
 from etcd_actions.cli.flags import CommandGroup
+
+
+def _complete_names(command: click.Command) -> None:
+    """Have the names of runs and actions completed, of a command and of those below it."""
+    for param in command.params:
+        if completes_names(param) and param._custom_shell_complete is None:
+            param._custom_shell_complete = complete_name
+    for each in command.commands.values() if isinstance(command, click.Group) else ():
+        _complete_names(each)
 
 
 class LazyGroup(CommandGroup):
@@ -32,6 +42,7 @@ class LazyGroup(CommandGroup):
         for each in vars(module).values():
             if isinstance(each, click.Command) and each.name == name:
                 self.commands[name] = each
+                _complete_names(each)
                 return each
         raise KeyError(name)
 

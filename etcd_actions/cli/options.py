@@ -7,7 +7,7 @@ import getpass
 import os
 import shlex
 import sys
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -144,16 +144,7 @@ def with_resolution(
 
     @functools.wraps(function)
     def command(**given: Any) -> int:
-        flags = {setting.name: _text(given.pop(setting.name)) for setting in settings}
-        sources: list[Source] = [Flags(flags), Environment(os.environ)]
-        file = resolve([CONFIG], sources).get(CONFIG)
-        errors: list[ConfigError] = []
-        if file is not None and file.value is not None:
-            try:
-                sources.append(File(file.value))
-            except ConfigError as error:
-                errors.append(error)
-        values = resolve(settings, sources, errors)
+        values = _resolved({each.name: given.pop(each.name) for each in settings}, settings)
         level, form = values.get(LOG_LEVEL), values.get(LOG_FORMAT)
         configure_logs(
             LOG_LEVEL.default_value if level is None else level.value,
@@ -170,6 +161,26 @@ def with_resolution(
     for setting in reversed(settings):
         decorated = setting_option(setting)(decorated)
     return decorated
+
+
+def quiet_options(given: Mapping[str, Any]) -> CommonOptions:
+    """The settings among the parameters of a command, for completion: no logs, and no prompt."""
+    settings = [each for each in SETTINGS if each.name in given]
+    configure_logs("critical", LOG_FORMAT.default_value)
+    return CommonOptions(Config(_resolved(given, settings), None))
+
+
+def _resolved(given: Mapping[str, Any], settings: Sequence[Setting[object]]) -> Resolution:
+    flags = {each.name: _text(given[each.name]) for each in settings}
+    sources: list[Source] = [Flags(flags), Environment(os.environ)]
+    file = resolve([CONFIG], sources).get(CONFIG)
+    errors: list[ConfigError] = []
+    if file is not None and file.value is not None:
+        try:
+            sources.append(File(file.value))
+        except ConfigError as error:
+            errors.append(error)
+    return resolve(settings, sources, errors)
 
 
 def _text(given: str | tuple[str, ...] | None) -> str | None:

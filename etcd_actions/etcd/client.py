@@ -94,6 +94,10 @@ class EtcdClient:
 
     :func:`~etcd_actions.etcd.open_connection` makes it. After :meth:`close` each method raises
     :class:`trio.ClosedResourceError`.
+
+    Attributes:
+        trouble: The start of the errors of unavailable calls, such as the loss of the quorum; empty
+            for none. A monitor sets it.
     """
 
     def __init__(
@@ -105,6 +109,7 @@ class EtcdClient:
         self._current: _InUse | None = None
         self._closed = False
         self._failed = trio.Event()
+        self.trouble = ""
         self._authenticator = None if settings.user is None else Authenticator(settings.user)
 
     @property
@@ -249,9 +254,11 @@ class EtcdClient:
                     self._failed.set()
                     self._retire_if_broken(in_use)
                     # A member that stays in use would get the same request again.
-                    if isinstance(error, OutcomeUnknown) or not in_use.retired:
-                        raise
-                    if tried >= len(self._settings.endpoints) or trio.current_time() >= give_up:
+                    is_last = tried >= len(self._settings.endpoints)
+                    is_last |= isinstance(error, OutcomeUnknown) or not in_use.retired
+                    if is_last or trio.current_time() >= give_up:
+                        if self.trouble:
+                            raise type(error)(f"{self.trouble}; {error}") from error
                         raise
                 except Exception as error:
                     # An exception of a library does not leave this package.

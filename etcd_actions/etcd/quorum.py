@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from typing import TypeVar
+from typing import Final, TypeVar
 
 import structlog
 import trio
@@ -28,6 +28,8 @@ _WITHIN = 2.0
 """Seconds for all endpoints together: they are called at the same time."""
 _ELECTION = 2.0
 """Seconds that the members have to elect a leader before its lack is reported."""
+
+_WORDS: Final = "quorum lost"
 
 _log = structlog.get_logger(__name__)
 
@@ -65,15 +67,17 @@ async def quorum_loss(settings: ConnectionSettings) -> str:
         return ""
     counted = f"{up} of {members} members up ({', '.join(answers.up.values())})"
     if up * 2 <= members:
-        return f"quorum lost: {counted}"
+        return f"{_WORDS}: {counted}"
     if all(isinstance(each, str) for each in answers.up):
         # No status was readable, so there may be a leader.
         return ""
-    return f"quorum lost: {counted}, and none has a leader: can they reach each other?"
+    return f"{_WORDS}: {counted}, and none has a leader: can they reach each other?"
 
 
 async def explained(error: UnavailableT, settings: ConnectionSettings) -> UnavailableT:
     """The same error, with the loss of the quorum before its text if that is the cause."""
+    if _WORDS in str(error):
+        return error
     words = await quorum_loss(settings)
     return type(error)(f"{words}; {error}") if words else error
 
@@ -92,7 +96,7 @@ class QuorumMonitor:
 async def open_quorum_monitor(etcd: EtcdClient) -> AsyncIterator[QuorumMonitor]:
     """Detect and log the loss of the quorum while the context is open.
 
-    It is idle until a call of the connection fails.
+    It is idle until a call of the connection fails. Errors of the connection begin with the loss.
     """
     monitor = QuorumMonitor()
     async with owned_tasks("the monitor of the quorum") as nursery:
@@ -113,7 +117,7 @@ async def _monitor(etcd: EtcdClient, monitor: QuorumMonitor) -> None:
             _log.error("quorum_lost", reason=loss, see="etcd-actions doctor")
         elif monitor.loss and not loss:
             _log.info("quorum_regained")
-        monitor.loss = loss
+        monitor.loss = etcd.trouble = loss
 
 
 def _start(

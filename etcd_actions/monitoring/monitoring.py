@@ -129,7 +129,8 @@ def _application(health: Health, metrics: Metrics) -> Application:
             if _accepts_json(scope["headers"]):
                 kind, body = "application/json", readiness.json()
             else:
-                is_verbose = b"verbose" in scope["query_string"].split(b"&")
+                names = [part.partition(b"=")[0] for part in scope["query_string"].split(b"&")]
+                is_verbose = b"verbose" in names
                 body = readiness.text(verbose=is_verbose)
         elif scope["path"] == "/metrics":
             status, kind, body = 200, _TEXT, await metrics.text()

@@ -3,15 +3,19 @@
 import importlib.metadata
 import importlib.util
 import json
+import re
+import shlex
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
 
 import etcd_actions
 from etcd_actions import errors
 from etcd_actions.cli import main
-from etcd_actions.cli.command_line import invoke
+from etcd_actions.cli.command_line import commands, invoke
 from etcd_actions.cli.exit_codes import ExitCode, report
 from tests.cli.command import finish
 from tests.data.captured import HERE
@@ -36,6 +40,33 @@ def run_here(
 def test_version() -> None:
     done = finish("--version")
     assert (done.code, done.out, done.err) == (0, f"etcd-actions {etcd_actions.__version__}\n", "")
+
+
+def every_command() -> Iterator[tuple[str, click.Command]]:
+    """Each command and subcommand that can be run, with its path."""
+
+    def below(path: str, command: click.Command) -> Iterator[tuple[str, click.Command]]:
+        if isinstance(command, click.Group):
+            for name, each in command.commands.items():
+                yield from below(f"{path} {name}", each)
+        else:
+            yield path, command
+
+    for name in commands.locations:
+        yield from below(f"etcd-actions {name}", commands.load(name))
+
+
+def test_each_command_has_an_example_that_it_accepts() -> None:
+    for path, command in every_command():
+        context = click.Context(command, info_name=path)
+        shown = command.get_help(context)
+        example = re.search(r"\n  Example:\n((?: {4}.*\n)+)", shown)
+        assert example is not None, path
+        line = example[1].strip()
+        assert f"{path} " in line, line
+        words = shlex.split(line.rpartition(f"{path} ")[2].rstrip(")"))
+        # A usage error is raised for an unknown flag and for a missing argument.
+        command.make_context(path, words)
 
 
 def test_versions(shared_etcd: EtcdServer) -> None:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import configparser
 import re
 import shlex
+import shutil
+import subprocess
 import tomllib
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 from etcd_actions.config import SETTINGS, Environment, File, resolve
@@ -63,6 +66,7 @@ def test_the_compose_file_uses_settings_that_there_are() -> None:
         "etcd-2",
         "etcd-3",
         "actions-cluster",
+        "grafana",
         "prometheus",
     }
     for name in ("actions", "actions-cluster"):
@@ -76,8 +80,70 @@ def test_the_compose_file_uses_settings_that_there_are() -> None:
     for service in services.values():
         for port in service.get("ports", ()):
             assert port.startswith("127.0.0.1:")
-    for source in services["prometheus"]["volumes"]:
-        assert (ROOT / source.partition(":")[0]).is_file()
+    # All that is no member of the cluster comes up by itself.
+    assert {name for name, each in services.items() if "profiles" not in each} == {
+        *("etcd", "actions", "prometheus", "grafana")
+    }
+    for service in services.values():
+        for volume in service.get("volumes", ()):
+            source = volume.partition(":")[0]
+            assert source in compose["volumes"] or (ROOT / source).exists(), volume
+            assert source in compose["volumes"] or volume.endswith(":ro")
+
+
+def test_grafana_finds_prometheus_and_the_dashboard() -> None:
+    services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+    grafana, folder = services["grafana"], DEPLOY / "grafana"
+    mounts = {
+        there: (ROOT / here).resolve()
+        for here, there, _ in (each.split(":") for each in grafana["volumes"])
+    }
+    provisioning = "/etc/grafana/provisioning"
+    assert mounts[f"{provisioning}/datasources"] == folder / "datasources"
+    assert mounts[f"{provisioning}/dashboards"] == folder / "dashboards"
+    (source,) = yaml.safe_load((folder / "datasources" / "prometheus.yml").read_text())[
+        "datasources"
+    ]
+    name, _, port = source["url"].removeprefix("http://").partition(":")
+    assert f"127.0.0.1:{port}:{port}" in services[name]["ports"]
+    assert (source["type"], source["isDefault"]) == ("prometheus", True)
+    scraping = yaml.safe_load((DEPLOY / "prometheus.yml").read_text())
+    assert source["jsonData"]["timeInterval"] == scraping["global"]["scrape_interval"]
+    ((target,),) = [each["targets"] for each in scraping["scrape_configs"][0]["static_configs"]]
+    service, _, monitoring = target.partition(":")
+    assert f"127.0.0.1:{monitoring}:{monitoring}" in services[service]["ports"]
+    (provider,) = yaml.safe_load((folder / "dashboards" / "etcd-actions.yml").read_text())[
+        "providers"
+    ]
+    home = grafana["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"]
+    assert home.startswith(provider["options"]["path"] + "/")
+    assert mounts[home] == DEPLOY / "grafana-dashboard.json"
+
+
+def test_compose_accepts_the_file() -> None:
+    program = shutil.which("docker-compose")
+    if program is None:
+        pytest.skip("there is no docker-compose")
+    done = subprocess.run(
+        [program, "--file", ROOT / "docker-compose.yml", "--profile", "cluster", "config", "-q"],
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_prometheus_accepts_its_configuration() -> None:
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        pytest.skip("there is no promtool: it is in Debian's package prometheus")
+    done = subprocess.run(
+        [promtool, "check", "config", DEPLOY / "prometheus.yml"],
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_the_image_uses_settings_that_there_are() -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -18,7 +20,7 @@ from etcd_actions.etcd.connection_settings import ConnectionSettings
 from etcd_actions.etcd.endpoints import parse_endpoints
 from etcd_actions.testing import EtcdBinary, EtcdFactory, EtcdProcess, EtcdServer
 from etcd_actions.testing.etcd_process import packaged_binary
-from tests.cli.command import finish
+from tests.cli.command import finish, running
 from tests.doctor.illness import PREFIX, diagnose, start_cluster
 
 
@@ -103,9 +105,22 @@ async def test_cluster_and_what_is_left_of_it(tmp_path: Path) -> None:
             assert done.code == ExitCode.UNAVAILABLE
             assert done.err.startswith(f"etcd-actions: {words}; ")
             assert done.err.endswith("; start the members that are down: see etcd-actions doctor\n")
+        with running(tmp_path, "watch", "--endpoints", endpoints) as watch:
+            line = await watch.logged("quorum_lost")
+            assert (line["level"], line["reason"]) == ("error", words)
+            await watch.until(lambda: any_begins(watch.logs("watch_lost"), words) or None)
+            for member in members[1:]:
+                member.start(wait=False)
+            await watch.logged("quorum_regained")
+            await watch.row("SYNCED")
     finally:
         for member in members:
             member.close()
+
+
+def any_begins(lines: Sequence[Mapping[str, Any]], words: str) -> bool:
+    """Whether the error of one of the lines begins with the words."""
+    return any(line["error"].startswith(f"{words}; ") for line in lines)
 
 
 def status(version: str, revision: int, *, learner: bool = False) -> Status:

@@ -118,7 +118,8 @@ async def test_in_words(client: ActionsClient, monitoring: Monitoring) -> None:
     assert await get(monitoring, "/readyz") == (200, "ready\n")
     names = ("draining", "listed", "stream", "handlers", "contained", "etcd", "values")
     lines = "".join(f"[+] {name}: ok\n" for name in names)
-    assert await get(monitoring, "/readyz?verbose") == (200, f"ready\n{lines}")
+    for query in ("verbose", "verbose=1", "a=b&verbose"):
+        assert await get(monitoring, f"/readyz?{query}") == (200, f"ready\n{lines}")
 
 
 async def test_a_lost_stream_and_a_lost_quorum_are_named(

@@ -9,7 +9,7 @@ from etcd_actions.cli.flags import command
 from etcd_actions.cli.printing import output_by_print
 
 
-@command()
+@command(example="source <(etcd-actions completion bash)")
 @click.argument("shell", type=click.Choice(SHELLS))
 def completion(shell: str) -> None:
     r"""Print the script that completes this command in a shell.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from etcd_actions.cli.flags import EPILOG, group
+from etcd_actions.cli.flags import epilog, group
 from etcd_actions.cli.options import with_resolution
 from etcd_actions.cli.printing import output_option
 from etcd_actions.config import Resolution
@@ -13,7 +13,7 @@ def config() -> None:
     """Show the settings."""
 
 
-@config.command(epilog=EPILOG)
+@config.command(epilog=epilog("etcd-actions config show -o jsonl"))
 @output_option("table", "jsonl", "json", elsewhere="jsonl")
 @with_resolution
 def show(values: Resolution, *, output: str | None) -> int:

@@ -14,7 +14,7 @@ from etcd_actions.cli.printing import output_option
 from etcd_actions.config.settings import FILES
 
 
-@command()
+@command(example="etcd-actions logs r1/train -f --tail 20")
 @click.argument("action", metavar="ACTION")
 @click.option("-f", "--follow", is_flag=True, help="Write new lines, too, until the action ends.")
 @click.option("--attempt", type=Count(), metavar="N", help="[default: the present one]")
@@ -35,7 +35,7 @@ def logs(
     return run_async(partial(show_log, common, action, follow=follow, attempt=attempt, tail=tail))
 
 
-@command("io")
+@command("io", example="etcd-actions io r1/train --outputs -o json")
 @click.argument("action", metavar="ACTION")
 @click.option("--inputs", is_flag=True, help="Only the inputs.")
 @click.option("--outputs", is_flag=True, help="Only the outputs.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from etcd_actions.cli.flags import EPILOG, group
+from etcd_actions.cli.flags import epilog, group
 from etcd_actions.cli.number_types import Count
 from etcd_actions.cli.options import CommonOptions, with_settings
 from etcd_actions.cli.parsing.run_async import run_async
@@ -17,7 +17,7 @@ def dead_letters() -> None:
     """Show the reports that the run service rejected for good, and retry them."""
 
 
-@dead_letters.command("list", epilog=EPILOG)
+@dead_letters.command("list", epilog=epilog("etcd-actions dead-letters list -o table"))
 @click.argument("actions", metavar="[ACTION...]", nargs=-1)
 @output_option("table", "jsonl", "json", elsewhere="jsonl")
 @with_settings(COMMON)
@@ -35,7 +35,7 @@ def list_dead_letters(
     return run_async(print_dead_letters, common, actions, output)
 
 
-@dead_letters.command("retry", epilog=EPILOG)
+@dead_letters.command("retry", epilog=epilog("etcd-actions dead-letters retry --all --wait"))
 @click.argument("actions", metavar="[ACTION...]", nargs=-1)
 @click.option("--all", "every", is_flag=True, help="All of them.")
 @click.option("--wait", is_flag=True, help="Wait for the results, and print them.")
@@ -68,7 +68,7 @@ def retry_dead_letters(
     return run_async(retry, common, actions, every, wait, timeout, output)
 
 
-@dead_letters.command("delete", epilog=EPILOG)
+@dead_letters.command("delete", epilog=epilog("etcd-actions dead-letters delete r1/train"))
 @click.argument("actions", metavar="[ACTION...]", nargs=-1)
 @click.option("--all", "every", is_flag=True, help="All of them.")
 @change_output_option

@@ -16,7 +16,7 @@ from etcd_actions.config.settings import FILES
 from etcd_actions.model import Phase
 
 
-@command()
+@command(example="etcd-actions delete r1 --dry-run")
 @click.argument("runs", metavar="RUN...", nargs=-1, required=True)
 @click.option("--force", is_flag=True, help="Abort a run that has not ended, and then delete it.")
 @click.option("--dry-run", is_flag=True, help="Delete nothing, and print what would go.")
@@ -35,7 +35,7 @@ def delete(common: CommonOptions, *, runs: tuple[str, ...], **flags: Any) -> int
     return run_async(partial(delete_runs, common, runs, **flags))
 
 
-@command()
+@command(example="etcd-actions gc runs attempts --older-than 7d --dry-run")
 @click.argument(
     "kinds",
     metavar="[runs|attempts|uploads]...",

@@ -15,7 +15,7 @@ def _commands(ctx: click.Context, _param: click.Parameter, start: str) -> list[s
     return [name for name in group.list_commands(ctx) if name.startswith(start)]
 
 
-@command("help")
+@command("help", example="etcd-actions help dead-letters retry")
 @click.argument("names", metavar="[COMMAND...]", nargs=-1, shell_complete=_commands)
 def help_(names: tuple[str, ...]) -> None:
     """Show the help of a command; without one, the list of commands."""

@@ -13,7 +13,7 @@ from etcd_actions.cli.parsing.run_async import run_async
 from etcd_actions.config.settings import COMMON
 
 
-@command()
+@command(example="etcd-actions record changes.jsonl --until-synced")
 @click.argument("file", metavar="FILE", type=click.Path(allow_dash=True))
 @click.option(
     "--history",
@@ -39,7 +39,7 @@ def record(
     return run_async(record_file, common, file, settings)
 
 
-@command()
+@command(example="etcd-actions replay changes.jsonl --rate 100")
 @click.argument("file", metavar="FILE", type=click.Path(allow_dash=True))
 @click.option(
     "--rate",
@@ -62,7 +62,7 @@ def replay(common: CommonOptions, *, file: str, rate: float | None) -> int:
     return run_async(replay_file, common, file, rate)
 
 
-@command("release-finalizers")
+@command("release-finalizers", example="etcd-actions release-finalizers --namespace flyte")
 @click.option("--namespace", metavar="NAME", help="Only this namespace.")
 @click.option("--context", metavar="NAME", help="This context of kubectl's configuration.")
 @click.option("--dry-run", is_flag=True, help="Only print the actions that would be changed.")

@@ -13,7 +13,7 @@ from etcd_actions.config.settings import BACKEND
 from etcd_actions.model import Phase
 
 
-@command()
+@command(example="etcd-actions enqueue root.json")
 @click.argument("file", metavar="FILE", type=click.Path(allow_dash=True))
 @change_output_option
 @with_settings(BACKEND)
@@ -29,7 +29,7 @@ def enqueue(common: CommonOptions, *, file: str, output: str | None) -> int:
     return run_async(enqueue_file, common, file, output)
 
 
-@command()
+@command(example="etcd-actions abort r1 --reason 'wrong input' --by alice")
 @click.argument("action", metavar="ACTION")
 @click.option("--reason", metavar="TEXT", default="", help="Why.")
 @click.option("--by", metavar="NAME", default="", help="The name of the person who aborts it.")
@@ -47,7 +47,7 @@ def abort(common: CommonOptions, *, action: str, reason: str, by: str, output: s
     return run_async(abort_action, common, action, reason, by, output)
 
 
-@command()
+@command(example="etcd-actions signal r1/approve true --by alice")
 @click.argument("action", metavar="ACTION")
 @click.argument("value", metavar="VALUE")
 @click.option(
@@ -74,7 +74,9 @@ def signal(
     return run_async(signal_condition, common, action, value, kind, by, output)
 
 
-@command()
+@command(
+    example="etcd-actions status r1/train FAILED --error-code Killed --error-message 'no memory'"
+)
 @click.argument("action", metavar="ACTION")
 @click.argument("phase", type=click.Choice([phase.name for phase in Phase], case_sensitive=False))
 @click.option("--attempt", type=Count(), metavar="N", default=1, show_default=True)

@@ -10,7 +10,7 @@ from etcd_actions.cli.parsing.run_async import run_async
 from etcd_actions.config.settings import BACKEND
 
 
-@command()
+@command(example="etcd-actions report r1 -o r1.html")
 @click.argument("run", metavar="RUN")
 @click.option(
     "-o",

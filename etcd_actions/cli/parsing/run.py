@@ -8,7 +8,7 @@ from etcd_actions.cli.parsing.run_async import run_async
 from etcd_actions.config.settings import RUN
 
 
-@command()
+@command(example="etcd-actions run --endpoints 10.0.0.5:2379 --executor local")
 @with_settings(RUN)
 def run(common: CommonOptions) -> int:
     """Watch actions and mark each terminal one, until a signal.

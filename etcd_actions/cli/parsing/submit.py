@@ -13,7 +13,7 @@ from etcd_actions.cli.printing import output_option
 from etcd_actions.config.settings import SUBMIT
 
 
-@command()
+@command(example="etcd-actions submit hello.py:main --input count=4")
 @click.argument("target", metavar="FILE.py:TASK")
 @click.option(
     "--input", "inputs", metavar="NAME=VALUE", multiple=True, help="An input of the task."

@@ -10,7 +10,7 @@ from etcd_actions.cli.parsing.run_async import run_async
 from etcd_actions.config.settings import COMMON
 
 
-@command()
+@command(example="etcd-actions version -o json")
 @click.option(
     "-o",
     "--output",

@@ -147,7 +147,12 @@ export function runView({ main, run, query, replace, status, signal, dialog }) {
     ),
     summary.facts,
     summary.problem,
-    h("div", { class: "bar tools" }, summary.progress, summary.counted, summary.chips, search, modes, criticalButton, timeline.tools),
+    h(
+      "div",
+      { class: "bar tools" },
+      h("div", { class: "bar" }, summary.progress, summary.counted, summary.chips),
+      h("div", { class: "bar controls" }, search, modes, criticalButton, timeline.tools),
+    ),
     body,
   );
   setMode(mode);
