@@ -1,5 +1,5 @@
 // All runs: filters, pages, and each change as it comes.
-import { call, CallError, follow, lines, snapshot } from "./connect.js";
+import { call, CallError, clock, follow, lines, snapshot } from "./connect.js";
 import { announce, batched, fill, h, setAttribute, setText } from "./dom.js";
 import { duration, iso, isTerminal, millis, PHASES, phaseOf, phaseSign, phaseWord, shortPhaseWord, plural, when } from "./format.js";
 import { Rows } from "./rows.js";
