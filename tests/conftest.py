@@ -9,8 +9,10 @@ import gc
 import inspect
 import itertools
 import os
+import re
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from pathlib import Path
 from typing import cast
 
 import hypothesis
@@ -27,7 +29,7 @@ from etcd_actions.testing import EtcdFactory, EtcdServer, MemoryStore, Order, Ow
 from etcd_actions.testing.plugin import MAY_PULL, requested_etcd
 from tests.support.budget import Budget
 from tests.support.conformance import ConformanceTable
-from tests.support.everyday import EXAMPLES, first_everyday
+from tests.support.everyday import EVERYDAY, EXAMPLES, first_everyday
 from tests.support.warm import close_server
 
 pytest_plugins = ["etcd_actions.testing", "pytester"]
@@ -41,6 +43,10 @@ _numbers = itertools.count()
 # Of pytest-xdist's processes each has a name of its own.
 _SESSION = os.environ.get("PYTEST_XDIST_WORKER", "")
 
+
+# The marks of all tests of a file, and those that the everyday suite leaves out.
+_MARKS = re.compile(r"^pytestmark = (\[\n.*?^\]|[^\n]*)", re.MULTILINE | re.DOTALL)
+_SLOW = re.compile(r"pytest\.mark\.(slow|faults)\b")
 
 # What comes first in memory, answers or events: with the other order tests may find other things.
 _ORDER = cast(Order, os.environ.get("ETCD_ACTIONS_TEST_ORDER", "answers_first"))
@@ -58,6 +64,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="run only the tests for which --etcd makes a difference",
     )
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """In the everyday suite, do not even import a file whose tests are all left out."""
+    if config.getoption("markexpr") != EVERYDAY or not collection_path.name.startswith("test_"):
+        return None
+    if collection_path.suffix != ".py":
+        return None
+    found = _MARKS.search(collection_path.read_text())
+    return True if found is not None and _SLOW.search(found[0]) else None
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -35,12 +35,10 @@ from etcd_actions.etcd.api import (
     CompareResult,
     CompareTarget,
     Delete,
-    Get,
     KeyRange,
     KeyValue,
     Operation,
     Put,
-    RangeResult,
     Txn,
 )
 from etcd_actions.model import (
@@ -133,7 +131,7 @@ class Aborter:
         _check_length("aborted_by", by, _MOST_ABORTED_BY)
         key, marker_key = self._keys.task_action(action_id), self._keys.abort(action_id)
         while True:
-            target, marked = await self._read(key, marker_key)
+            target, marked = await self._store.get_all(key, marker_key)
             marker = None if marked is None else logged_marker(marked)
             if marker is not None and not same_action(marker.action_id, action_id):
                 # The marker is of another run's action that had the key: finish that abort.
@@ -258,15 +256,6 @@ class Aborter:
             _log.error("abort_not_finished", key=key, reason=str(error))
             return
         await aborter._forget(marker)
-
-    async def _read(self, *keys: bytes) -> list[KeyValue | None]:
-        """Read several keys at one revision."""
-        result = await self._store.txn(Txn([], [Get(KeyRange.of_key(key)) for key in keys]))
-        found: list[KeyValue | None] = []
-        for response in result.responses:
-            assert isinstance(response, RangeResult)
-            found.append(response.kvs[0] if response.kvs else None)
-        return found
 
     async def _cascade(self, marker: Marker, since: int | None = None) -> tuple[str, ...]:
         """End all actions below an aborted one, and the action itself if it runs again.

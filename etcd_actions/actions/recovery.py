@@ -26,7 +26,7 @@ from etcd_actions.actions.rewrite import utc_now
 from etcd_actions.actions.stored_action import StoredAction, same_action
 from etcd_actions.codecs import json
 from etcd_actions.errors import DecodeError, InvalidArgument
-from etcd_actions.etcd.api import Get, KeyRange, KeyValue, RangeResult, Txn
+from etcd_actions.etcd.api import KeyValue
 from etcd_actions.model import (
     ACTION_TYPE_TASK,
     ANNOTATION_RECOVERED_FROM,
@@ -191,13 +191,11 @@ class Recovery:
     async def _find(self, built: ActionObject, sources: Sequence[Source]) -> StoredAction | None:
         """The successful action of a source run; None if the action has to run."""
         requested = [_in_run(built.action_id, source.run) for source in sources]
-        gets = [Get(KeyRange.of_key(self._keys.task_action(each))) for each in requested]
-        result = await self._store.txn(Txn([], gets))
-        for source, action_id, response in zip(sources, requested, result.responses, strict=True):
+        kvs = await self._store.get_all(*(self._keys.task_action(each) for each in requested))
+        for source, action_id, kv in zip(sources, requested, kvs, strict=True):
             if built.spec.action_name in source.again:
                 return None
-            assert isinstance(response, RangeResult)
-            found = _read(response.kvs[0] if response.kvs else None, action_id)
+            found = _read(kv, action_id)
             if found is not None:
                 return found if _may_be(found, built) else None
         return None

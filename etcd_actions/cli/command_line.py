@@ -32,6 +32,7 @@ _COMMANDS = {
     ),
     "wait": ("reading", "Wait until a run or an action has a phase."),
     "attach": ("reading", "Follow a run to its end, as submit does."),
+    "top": ("reading", "Show the state of runs, executors and the cluster, live."),
     "doctor": ("queries", "Examine etcd, and show what is wrong and the remedies."),
     "run": ("run", "Watch actions and mark each terminal one, until a signal."),
     "completion": ("completion", "Print the script that completes this command in a shell."),

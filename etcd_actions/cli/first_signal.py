@@ -25,7 +25,9 @@ from typing import Any, Final, Protocol
 TERMINATION: Final = (signal.SIGINT, signal.SIGTERM)
 
 _IGNORES_HANGUP: Final = frozenset({"run"})
-_ORDERLY: Final = frozenset({"run", "watch", "record", "replay", "submit", "attach", "doctor"})
+_ORDERLY: Final = frozenset(
+    {"run", "watch", "record", "replay", "submit", "attach", "top", "doctor", "logs"}
+)
 
 
 class Listener(Protocol):

@@ -79,7 +79,7 @@ async def open_service_client(
     """
     metadata: Metadata = ()
     if token_file is not None:
-        metadata = (("authorization", f"Bearer {_token(token_file)}"),)
+        metadata = (("authorization", f"Bearer {read_token(token_file)}"),)
     tls = None
     if target.encrypted or cacert is not None:
         if cacert is not None:
@@ -257,7 +257,12 @@ def _translated(failure: CallFailed) -> errors.EtcdActionsError:
     return _ERRORS.get(code, errors.ServiceRefused)(f"the service: {message}")
 
 
-def _token(path: Path) -> str:
+def read_token(path: Path) -> str:
+    """The token in a file.
+
+    Raises:
+        ConfigError: It cannot be read, or has no token; the message names the flag.
+    """
     flag = SERVICE_TOKEN_FILE.flag
     try:
         words = text_of(read_named_file(path, _MOST_TOKEN_BYTES, pipes=True)).split()

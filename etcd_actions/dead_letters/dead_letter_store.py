@@ -31,11 +31,10 @@ from etcd_actions.etcd.api import (
     KeyRange,
     KeyValue,
     Put,
-    RangeResult,
     Txn,
 )
 from etcd_actions.model import ActionUpdate, Keyspace
-from etcd_actions.storage.store import Store
+from etcd_actions.storage.store import Store, key_of
 from etcd_actions.watch import Reflector, ReflectorSettings
 
 MOST_DEAD_LETTERS = 10_000
@@ -309,14 +308,13 @@ class DeadLetterStore:
                 created = result.revision if before is None else before.dead_letter_created
                 self._cache.put(KeyValue(key, value, created, result.revision, 1))
             return True
-        found = result.responses[0]
-        assert isinstance(found, RangeResult)
-        if (found.kvs[0].mod_revision if found.kvs else 0) == expected:
+        found = key_of(result.responses[0])
+        if (0 if found is None else found.mod_revision) == expected:
             raise Unavailable("another process leads: it writes the dead letters")
-        if found.kvs:
-            self._cache.put(found.kvs[0])
-        else:
+        if found is None:
             self._cache.remove(key)
+        else:
+            self._cache.put(found)
         return False
 
     async def _read(self, dead_letter: DeadLetter) -> KeyValue | None:

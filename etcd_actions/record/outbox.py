@@ -64,8 +64,8 @@ from etcd_actions.storage.store import Store
 from etcd_actions.watch import Change
 
 _LONGEST_UID = 128
+# Bytes of queued values up to which their decoded objects are kept with them.
 _BYTES_OF_OBJECTS = 256 * 1024
-"""Bytes of queued values up to which their decoded objects are kept with them."""
 
 
 class Outbox:
@@ -165,8 +165,7 @@ class Outbox:
             )
             queue.start_workers(self._workers, start)
             nursery.start_soon(keep, "task", "retries of the outbox", queue.retry_failed)
-            deferred = partial(self._deferred.run, queue)
-            nursery.start_soon(keep, "task", "deferred reports", deferred)
+            nursery.start_soon(keep, "task", "deferred reports", partial(self._deferred.run, queue))
             self._queue, self._delivered = queue, set()
             try:
                 yield
@@ -202,10 +201,9 @@ class Outbox:
         if summary.recorded:
             # An API server deletes an object with the removal of its last finalizer. After a plain
             # put that removed it, the outbox deletes the object.
-            free = summary.deleting and not summary.held_by_others
             return (
                 summary.held
-                or free
+                or (summary.deleting and not summary.held_by_others)
                 or self._recorder.needs_lease(change.kv.lease)
                 or self._is_other_mark(change.key, summary.mark)
             )
@@ -387,9 +385,7 @@ class Outbox:
         """
         key, value, seen = delivery.key, delivery.value, delivery.kv.plain()
         reporter = self.reporter
-        companions = None
-        if not requests:
-            companions = await reporter.mark_companions(update, action)
+        companions = None if requests else await reporter.mark_companions(update, action)
         incarnation, state = update.incarnation, TerminalState.of(update)
         accepted = Accepted(incarnation, state, companions is not None)
         until = reporter.uncertain_until(key)

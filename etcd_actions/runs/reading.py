@@ -18,11 +18,11 @@ from google.protobuf.message import DecodeError as BadMessage
 from etcd_actions.actions.stored_action import StoredAction, describe, same_action
 from etcd_actions.client import ActionsClient
 from etcd_actions.errors import DecodeError, InvalidArgument, NotFound
-from etcd_actions.etcd.api import Get, KeyRange, KeyValue, RangeResult, Txn
+from etcd_actions.etcd.api import Get, KeyRange, KeyValue, Txn
 from etcd_actions.model import ROOT_ACTION, ActionId, Keyspace, canonical_name
 from etcd_actions.runs.progress import is_older
 from etcd_actions.runs.run_record import ActionHistory, RunRecord, decode_history, decode_record
-from etcd_actions.storage.store import Store
+from etcd_actions.storage.store import Store, key_of
 
 _log = structlog.get_logger(__name__)
 
@@ -167,11 +167,7 @@ class RunReader:
 
     async def _read(self, gets: Sequence[Get]) -> tuple[list[KeyValue | None], int]:
         result = await self._store.txn(Txn([], gets))
-        found: list[KeyValue | None] = []
-        for response in result.responses:
-            assert isinstance(response, RangeResult)
-            found.append(response.kvs[0] if response.kvs else None)
-        return found, result.revision
+        return [key_of(response) for response in result.responses], result.revision
 
 
 def _get(key: bytes) -> Get:

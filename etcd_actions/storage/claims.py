@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import NamedTuple
@@ -29,14 +29,12 @@ from etcd_actions.etcd.api import (
     Get,
     KeyRange,
     KeyValue,
-    OperationResult,
     Put,
-    RangeResult,
     Txn,
 )
 from etcd_actions.etcd.session import Session, open_session
 from etcd_actions.model import ActionId, Incarnation, Keyspace
-from etcd_actions.storage.store import Store
+from etcd_actions.storage.store import Store, key_of
 
 _log = structlog.get_logger(__name__)
 
@@ -91,13 +89,6 @@ async def claimed_by(store: Store, keys: Keyspace, action_id: ActionId) -> str:
         return msgspec.json.decode(kv.value, type=_Stored).owner
     except (msgspec.DecodeError, RecursionError, ValueError):
         return ""
-
-
-def _first(responses: Sequence[OperationResult]) -> list[KeyValue | None]:
-    """The key in each response; None for a write, or a read without a key."""
-    return [
-        each.kvs[0] if isinstance(each, RangeResult) and each.kvs else None for each in responses
-    ]
 
 
 @asynccontextmanager
@@ -210,13 +201,12 @@ class Claims:
                 await self._session.replace(lease)
                 continue
             except OutcomeUnknown:
-                found, *objects = _first(
-                    (await self._store.txn(Txn((), (present, *reads)))).responses
-                )
+                read = await self._store.txn(Txn((), (present, *reads)))
+                found, *objects = map(key_of, read.responses)
                 if found is None or found.lease != lease or found.value != value:
                     raise
                 return Claimed(Claim(key, found.create_revision), *objects)
-            found, *objects = _first(result.responses)
+            found, *objects = map(key_of, result.responses)
             if result.succeeded:
                 return Claimed(Claim(key, result.revision), *objects)
             if found is not None and not found.lease:

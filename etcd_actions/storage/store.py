@@ -124,6 +124,11 @@ class Store:
             found = await self._read(Get(keys))
         return found.kvs[0] if found.kvs else None
 
+    async def get_all(self, *keys: bytes) -> list[KeyValue | None]:
+        """Several keys at one revision; None for each that does not exist."""
+        result = await self.txn(Txn((), [Get(KeyRange.of_key(key)) for key in keys]))
+        return [key_of(response) for response in result.responses]
+
     async def read(self, keys: KeyRange, *, revision: int = 0) -> tuple[list[KeyValue], int]:
         """All keys of a range, and the revision at which all pages were read."""
         found: list[KeyValue] = []
@@ -239,7 +244,7 @@ class Store:
         result = await self._commit(
             Txn([unchanged], [Put(key, value)], [Get(KeyRange.of_key(key))])
         )
-        return (result.revision, None) if result.succeeded else (0, _first(result.responses[0]))
+        return (result.revision, None) if result.succeeded else (0, key_of(result.responses[0]))
 
     async def get_or_create(self, key: bytes, value: Callable[[], bytes]) -> KeyValue:
         """Read a key; if it does not exist, create it. After a cancellation it may exist.
@@ -294,7 +299,7 @@ class Store:
         if result.succeeded:
             _learn(companions, result)
             return result.revision, None
-        current = _first(result.responses[0])
+        current = key_of(result.responses[0])
         companions_differ = _learn(companions, result, 1)
         unchanged = current is not None and current.mod_revision == seen.mod_revision
         if unchanged and not companions_differ:
@@ -351,10 +356,10 @@ def _learn(changes: Iterable[KeyChange], result: TxnResult, start: int = 0) -> b
         if result.succeeded:
             change.written(result.revision)
         else:
-            differ |= change.found(_first(result.responses[index]))
+            differ |= change.found(key_of(result.responses[index]))
     return differ
 
 
-def _first(response: OperationResult) -> KeyValue | None:
-    assert isinstance(response, RangeResult)
-    return response.kvs[0] if response.kvs else None
+def key_of(response: OperationResult) -> KeyValue | None:
+    """The key in the answer to a read of one key; None for a missing key, and for a write."""
+    return response.kvs[0] if isinstance(response, RangeResult) and response.kvs else None

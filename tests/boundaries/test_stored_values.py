@@ -144,8 +144,14 @@ damaged = st.builds(
     st.binary(max_size=8),
     st.integers(0, 40),
 )
-deep = st.sampled_from(
-    [
+# Made on first use: most runs of pytest only collect this file.
+deep: st.SearchStrategy[bytes] = st.deferred(
+    lambda: st.sampled_from(_deep_values()),
+)
+
+
+def _deep_values() -> list[bytes]:
+    return [
         *(b"[" * depth for depth in DEPTHS),
         *(b'{"revision":' * min(depth, 80_000) for depth in DEPTHS),
         *(magic.MSGPACK + b"\x91" * depth for depth in DEPTHS),
@@ -155,7 +161,8 @@ deep = st.sampled_from(
         b'{"x":%s,"revision":1,"clusterId":"0"}' % (b"[" * 200_000),
         b'{"revision":9223372036854775807,"clusterId":"0"}',
     ]
-)
+
+
 markers = st.sampled_from(
     [
         b'{"uid":"u","project":"p","domain":"d","run":"%s","name":"%s","org":"","reason":"",'

@@ -412,7 +412,10 @@ async def test_another_authority_takes_over(
             assert reflector.statistics().relists == {}
 
 
-@pytest.mark.parametrize("unverified", [False, True], ids=["verified", "unverified"])
+@pytest.mark.parametrize(
+    "unverified",
+    first_everyday([pytest.param(False, id="verified"), pytest.param(True, id="unverified")]),
+)
 async def test_files_may_be_away_for_a_while(
     live: LiveFiles,
     live_etcd: EtcdCluster,
@@ -476,12 +479,21 @@ def unknown() -> Iterator[str]:
     yield "etcd.invalid:2379"
 
 
-@each_use
 @pytest.mark.parametrize(
     "encrypted",
     first_everyday([pytest.param(False, id="plain"), pytest.param(True, id="tls")]),
 )
-@pytest.mark.parametrize("away", [refusing, silent, black_hole, unknown])
+@pytest.mark.parametrize(
+    ("away", "use"),
+    # Each way to be away, and both uses, every day.
+    first_everyday(
+        [
+            *((refusing, write), (silent, watch), (black_hole, write), (unknown, write)),
+            *((refusing, watch), (silent, write), (black_hole, watch), (unknown, watch)),
+        ],
+        4,
+    ),
+)
 async def test_the_first_member_is_away(
     servers: Servers,
     prefix: bytes,

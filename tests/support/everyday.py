@@ -8,6 +8,9 @@ from typing import Any
 import hypothesis
 import pytest
 
+EVERYDAY = "not faults and not slow"
+"""The expression of marks of the everyday suite."""
+
 EXAMPLES = 20
 """How many the everyday suite draws for a property; all other runs draw Hypothesis's hundred."""
 

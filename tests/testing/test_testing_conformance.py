@@ -75,7 +75,7 @@ def test_every_case_is_in_the_table(
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     pytester.makeconftest(CONFTEST)
     pytester.makepyfile(TESTS)
-    result = pytester.runpytest_subprocess(
+    result = pytester.runpytest_inprocess(
         "-p", "no:cacheprovider", "-k", "not left_out", "-n", workers
     )
     printed = [" ".join(line.split()) for line in result.outlines]

@@ -106,7 +106,7 @@ def test_one_is_started_and_ended(project: pytest.Pytester) -> None:
             own.start()
             own.stop()
     """)
-    result = project.runpytest_subprocess("-s", "--etcd=embedded", *STRICT)
+    result = project.runpytest_inprocess("-s", "--etcd=embedded", *STRICT)
     result.assert_outcomes(passed=2, failed=1)
     endpoints = re.findall(r"AT (\S+)", result.stdout.str())
     assert len(endpoints) == 3
@@ -121,7 +121,7 @@ def test_the_example_of_the_documentation(pytester: pytest.Pytester) -> None:
     conftest, *tests = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     pytester.makeconftest(conftest)
     pytester.makepyfile(**{f"test_{number}": test for number, test in enumerate(tests)})
-    pytester.runpytest_subprocess("--etcd=embedded", *STRICT).assert_outcomes(passed=4)
+    pytester.runpytest_inprocess("--etcd=embedded", *STRICT).assert_outcomes(passed=4)
 
 
 @pytest.mark.slow
@@ -152,7 +152,7 @@ def test_what_cannot_be_had_fails_with_one_line(project: pytest.Pytester) -> Non
 
 def test_a_wrong_value_is_a_usage_error(project: pytest.Pytester) -> None:
     """Before any test runs."""
-    result = project.runpytest_subprocess("--etcd=contaner")
+    result = project.runpytest_inprocess("--etcd=contaner")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines(["*--etcd=contaner: give container, binary, *"])
 

@@ -10,14 +10,14 @@ import msgspec
 import trio
 
 from etcd_actions._internal.quoting import printable, quoted
-from etcd_actions.cli.backends import open_client
+from etcd_actions.cli.backends import open_dead_letters
 from etcd_actions.cli.exit_codes import ExitCode, print_message
 from etcd_actions.cli.formats.changes import Change, Changes
 from etcd_actions.cli.formats.rows import as_text
 from etcd_actions.cli.formats.standard_output import chosen_format, print_result
 from etcd_actions.cli.names import Name, parse_name
 from etcd_actions.cli.options import CommonOptions
-from etcd_actions.client import ActionsClient
+from etcd_actions.cli.service_dead_letters import DeadLetters
 from etcd_actions.dead_letters import DeadLetter
 from etcd_actions.errors import ConfigError, FailedPrecondition
 from etcd_actions.run_service.status_codes import code_name
@@ -109,7 +109,7 @@ async def list_dead_letters(
     """Print the dead letters, the oldest first."""
     form = chosen_format(output, elsewhere="jsonl")
     selection = Selection(actions, common.namespace)
-    async with open_client(common) as client:
+    async with open_dead_letters(common) as client:
         dead_letters, missing = selection.of(await client.dead_letters())
         objects = await client.dead_letter_objects(dead_letters)
     rows = [_row(each, objects) for each in dead_letters]
@@ -127,7 +127,7 @@ async def retry_dead_letters(
 ) -> int:
     """Request that the leader reports again."""
     selection, changes = _selection(common, actions, every), Changes(output)
-    async with open_client(common) as client:
+    async with open_dead_letters(common) as client:
         dead_letters, missing = selection.of(await client.dead_letters())
         requested = [each for one in dead_letters if (each := await _request(client, one, changes))]
         code = ExitCode.OK
@@ -146,7 +146,7 @@ async def delete_dead_letters(
 ) -> int:
     """Delete dead letters, so that the reports are never made."""
     selection, changes = _selection(common, actions, every), Changes(output)
-    async with open_client(common) as client:
+    async with open_dead_letters(common) as client:
         dead_letters, missing = selection.of(await client.dead_letters())
         for each in dead_letters:
             deleted = await client.delete_dead_letter(each)
@@ -170,7 +170,7 @@ def _selection(common: CommonOptions, actions: Sequence[str], every: bool) -> Se
 
 
 async def _request(
-    client: ActionsClient, dead_letter: DeadLetter, changes: Changes
+    client: DeadLetters, dead_letter: DeadLetter, changes: Changes
 ) -> DeadLetter | None:
     try:
         requested = await client.retry_dead_letter(dead_letter)
@@ -186,7 +186,7 @@ async def _request(
 
 
 async def _wait(
-    client: ActionsClient, requested: Sequence[DeadLetter], within: float, changes: Changes
+    client: DeadLetters, requested: Sequence[DeadLetter], within: float, changes: Changes
 ) -> ExitCode:
     """Wait for the results of requests and print them."""
     answered, rejected = 0, 0

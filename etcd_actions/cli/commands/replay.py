@@ -31,9 +31,9 @@ from etcd_actions.etcd.api import (
     KeyRange,
     KeyValue,
     Put,
-    RangeResult,
     Txn,
 )
+from etcd_actions.storage.store import key_of
 
 _BACKOFF = Backoff(initial=0.1, cap=2.0)
 # Seconds of an outage after which the replay fails.
@@ -118,8 +118,7 @@ class Replayer:
             self._last_revisions[key] = 0 if value is None else result.revision
             self._count(event, result.revision)
             return True
-        response = result.responses[0]
-        current = response.kvs[0] if isinstance(response, RangeResult) and response.kvs else None
+        current = key_of(result.responses[0])
         done_at = await self._done_at(event, last, current) if lost else 0
         self._last_revisions[key] = current.mod_revision if current is not None else 0
         if done_at:

@@ -159,3 +159,28 @@ def attach(common: CommonOptions, *, run: str, output: str | None) -> int:
     from etcd_actions.cli.commands.attach import attach_to_run  # noqa: PLC0415
 
     return run_async(attach_to_run, common, run, output)
+
+
+@command(example="etcd-actions top --interval 5s")
+@click.option(
+    "--interval",
+    type=Seconds(),
+    metavar="DURATION",
+    default="2s",
+    show_default=True,
+    help="The time between two frames.",
+)
+@click.option("--once", is_flag=True, help="Print one frame, also on a terminal.")
+@output_option("table", "yaml", "json", "jsonl", elsewhere="table")
+@with_settings(BACKEND)
+def top(common: CommonOptions, *, interval: float, once: bool, output: str | None) -> int:
+    """Show the state of runs, executors and the cluster, live.
+
+    Runs by phase, rates, the active runs with their actions; of etcd: members, the leader, actions
+    by phase, ends that are still to be reported, claims of executors, dead letters. Through the
+    service the cluster is as the page shows it: lag, queues, the local executor. Without a
+    terminal it prints one frame and ends. Ctrl-C ends it.
+    """
+    from etcd_actions.cli.commands.top import show_top  # noqa: PLC0415
+
+    return run_async(partial(show_top, common, interval=interval, once=once, output=output))

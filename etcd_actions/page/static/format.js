@@ -42,6 +42,11 @@ export function phaseSign(phase) {
   return SIGNS[phase] || "?";
 }
 
+/** The same where there is little room. */
+export function shortPhaseWord(phase) {
+  return phase === "WAITING_FOR_RESOURCES" ? "waiting" : phaseWord(phase);
+}
+
 export function phaseWord(phase) {
   return phase.toLowerCase().replaceAll("_", " ");
 }
@@ -56,6 +61,8 @@ export function millis(text) {
 export function duration(ms) {
   if (ms === null || !Number.isFinite(ms)) return "";
   if (ms < 0) ms = 0;
+  // Most times that are stored have whole seconds.
+  if (ms < 1) return "< 1 s";
   if (ms < 1000) return `${Math.round(ms)} ms`;
   const seconds = ms / 1000;
   if (seconds < 10) return `${seconds.toFixed(1)} s`;

@@ -1,7 +1,7 @@
 // All runs: filters, pages, and each change as it comes.
-import { call, CallError, follow, lines, snapshot } from "./connect.js";
+import { call, CallError, clock, follow, lines, snapshot } from "./connect.js";
 import { announce, batched, fill, h, setAttribute, setText } from "./dom.js";
-import { duration, iso, isTerminal, millis, PHASES, phaseOf, phaseSign, phaseWord, plural, when } from "./format.js";
+import { duration, iso, isTerminal, millis, PHASES, phaseOf, phaseSign, phaseWord, shortPhaseWord, plural, when } from "./format.js";
 import { Rows } from "./rows.js";
 
 const PAGE = 200;
@@ -288,7 +288,7 @@ export function showBadge(element, phase) {
   if (element.dataset.phase === phase) return;
   element.dataset.phase = phase;
   element.classList.add("badge");
-  fill(element, h("span", { class: "sign", "aria-hidden": "true" }, phaseSign(phase)), h("span", { class: "word" }, phaseWord(phase)));
+  fill(element, h("span", { class: "sign", "aria-hidden": "true" }, phaseSign(phase)), h("span", { class: "word", title: phaseWord(phase) }, shortPhaseWord(phase)));
 }
 
 export function badge(phase) {
@@ -299,6 +299,10 @@ export function badge(phase) {
 
 /** Show a time in the viewer's zone, with the exact one as its title. */
 export function showTime(element, ms) {
+  // The words depend on the day, too: they are made again each minute.
+  const shown = `${ms} ${Math.floor(clock() / 60_000)}`;
+  if (element.dataset.shown === shown) return;
+  element.dataset.shown = shown;
   setText(element, when(ms));
   setAttribute(element, "title", iso(ms));
   setAttribute(element, "datetime", iso(ms));
