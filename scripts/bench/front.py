@@ -1,4 +1,4 @@
-"""What lists of runs and of deployed tasks cost.
+"""Measures lists of runs and of deployed tasks.
 
     .venv/bin/python -m scripts.bench.front [--runs 1000 100000] [--tasks 1000]
 
