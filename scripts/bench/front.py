@@ -176,7 +176,7 @@ def measure(
 
 
 def requests() -> dict[str, tuple[str, Message]]:
-    """What is measured."""
+    """The measured requests."""
 
     def runs(**fields: object) -> tuple[str, Message]:
         request = ListRequest(limit=100, **fields)
