@@ -169,7 +169,7 @@ async def test_through_the_service(
 
 async def test_what_the_document_shows(shared_etcd: EtcdServer, etcd: Etcd, prefix: bytes) -> None:
     """The commands of docs/commands.md, and what they print but for the time."""
-    shown = block("docs/commands.md", "console", 1)
+    shown = block("docs/commands.md", "console", 2)
     site, service = Site(shared_etcd, prefix), Scripted()
     async with watching(etcd, prefix, service) as client:
         await client.enqueue(flyte.task(ROOT))
