@@ -197,7 +197,7 @@ def test_a_change_needs_a_name_of_one_run_or_action() -> None:
 
 async def test_what_the_document_shows(shared_etcd: EtcdServer, etcd: Etcd, prefix: bytes) -> None:
     """The commands of docs/commands.md, and what they print but for the time."""
-    shown = block("docs/commands.md", "console", 1)
+    shown = block("docs/commands.md", "console", 2)
     site, service = Site(shared_etcd, prefix), Scripted()
     async with watching(etcd, prefix, service) as client:
         await client.enqueue(flyte.task(ROOT))
