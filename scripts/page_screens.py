@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 import structlog
 import trio
 
-from etcd_actions import open_etcd
+from etcd_actions import Phase, open_etcd
 from etcd_actions.testing import EtcdProcess
 from tests.support.chromium import (
     PHONE,
@@ -24,7 +24,7 @@ from tests.support.chromium import (
     running_chromium,
 )
 from tests.support.devtools import DevtoolsPipe
-from tests.support.page_runs import demonstration, forecast_log
+from tests.support.page_runs import demonstration, forecast_log, small_run
 from tests.support.page_site import PageSite, open_page_site, with_data
 
 NOW: Final = datetime(2026, 11, 28, 9, 41, 30, tzinfo=UTC)
@@ -83,7 +83,6 @@ PICTURES: Final = {
     "log": Picture(
         "RUN?view=tree&action=train-iberia", _has("running", "aside .panel-state"), before=_open_log
     ),
-    "cluster": Picture("/?view=cluster", "document.querySelector('.cards')?.innerText.length > 80"),
     "dark": Picture(
         "RUN?view=timeline",
         _has("publish", "[role=treegrid]"),
@@ -91,6 +90,10 @@ PICTURES: Final = {
     ),
     "phone": Picture("RUN?view=tree", _has("train_region", "[role=treegrid]"), PHONE),
     "phone-runs": Picture("/", f"{_RUNS}.length > 5", PHONE),
+    # The last one: it has runs of its own, so that there are rates to show.
+    "cluster": Picture(
+        "/?view=cluster", "document.querySelectorAll('.cards .spark polyline').length > 3"
+    ),
 }
 
 
@@ -110,7 +113,26 @@ async def _take_all(pipe: DevtoolsPipe, endpoint: str, names: list[str]) -> None
             for name in names:
                 picture = PICTURES[name]
                 path = picture.path.replace("RUN", running.path)
-                await _take(browser, site, picture, path, FOLDER / f"{name}.png")
+                async with trio.open_nursery() as nursery:
+                    if name == "cluster":
+                        picture = picture._replace(before=_some_samples)
+                        nursery.start_soon(_work, site)
+                    await _take(browser, site, picture, path, FOLDER / f"{name}.png")
+                    nursery.cancel_scope.cancel("the picture is taken")
+
+
+async def _work(site: PageSite) -> None:
+    """Some changes a second, in waves."""
+    for second in range(60):
+        run = small_run(NOW, f"batch-{second}")
+        await site.put(run)
+        for name in ("fold-2", "train", "a0")[: second % 4]:
+            await site.report(run.action_id(name), Phase.SUCCEEDED)
+        await trio.sleep(1)
+
+
+async def _some_samples(_: Page) -> None:
+    await trio.sleep(30)
 
 
 async def _take(browser: Browser, site: PageSite, picture: Picture, path: str, file: Path) -> None:

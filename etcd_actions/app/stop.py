@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import _thread
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, contextmanager
@@ -24,6 +25,7 @@ GRACE: Final = 10.0
 LEAST_GRACE: Final = 1.0
 """Seconds that an orderly end has at least: it releases leases and keys in etcd."""
 
+_FOR_MAIN_THREAD: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # The part of the grace that is reserved for a forced end, and its upper limit in seconds.
 _FORCED_PART: Final = 0.1
 _FORCED_MOST: Final = 0.5
@@ -126,7 +128,11 @@ class Stop:
         if self._deadline is None:
             self._deadline = time.monotonic() + self._grace
             if self._forced_code is not None:
+                # The thread inherits the mask. A second signal that the kernel gave to the thread
+                # would not interrupt a call in which the main thread is blocked.
+                before = signal.pthread_sigmask(signal.SIG_BLOCK, _FOR_MAIN_THREAD)
                 _thread.start_new_thread(self._force, (self._deadline, self._forced_code))
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def _force(self, deadline: float, code: Callable[[Exception | None], int]) -> None:
         early = min(_FORCED_MOST, self._grace * _FORCED_PART)

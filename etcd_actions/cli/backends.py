@@ -13,6 +13,7 @@ from etcd_actions.cli.etcd_names import EtcdNames
 from etcd_actions.cli.names import Names
 from etcd_actions.cli.options import CommonOptions
 from etcd_actions.cli.service_client import ServiceClient, open_service_client
+from etcd_actions.cli.service_dead_letters import DeadLetters, ServiceDeadLetters
 from etcd_actions.client import ActionsClient, open_actions_client
 from etcd_actions.config import settings
 from etcd_actions.etcd import Etcd
@@ -132,6 +133,17 @@ async def open_reader(common: CommonOptions, *, files: bool = False) -> AsyncIte
             front = await local_front_door(common.config, client, etcd)
         calls = await stack.enter_async_context(open_local_calls(etcd, client, front))
         yield Reader(calls, _names(common, etcd))
+
+
+@asynccontextmanager
+async def open_dead_letters(common: CommonOptions) -> AsyncIterator[DeadLetters]:
+    """The dead letters of the service if the settings name one, else those in etcd."""
+    if common.config[settings.SERVICE] is None:
+        async with open_client(common) as client:
+            yield client
+        return
+    async with open_service(common) as service:
+        yield ServiceDeadLetters(service)
 
 
 @asynccontextmanager

@@ -90,6 +90,9 @@ _ADVICE: dict[type[errors.EtcdActionsError], dict[str, str]] = {
         "--cacert",
         "": "is etcd running, and is this its address? See --endpoints",
     },
+    errors.ServiceUnavailable: {
+        "quorum lost": "start the members that are down: see etcd-actions doctor",
+    },
     errors.PermissionDenied: {
         "": "grant the etcd user read and write on the prefix, or choose another with --prefix"
     },

@@ -26,7 +26,7 @@ TERMINATION: Final = (signal.SIGINT, signal.SIGTERM)
 
 _IGNORES_HANGUP: Final = frozenset({"run"})
 _ORDERLY: Final = frozenset(
-    {"run", "watch", "record", "replay", "submit", "attach", "top", "doctor"}
+    {"run", "watch", "record", "replay", "submit", "attach", "top", "doctor", "logs"}
 )
 
 

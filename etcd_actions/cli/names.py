@@ -10,11 +10,10 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
-from difflib import get_close_matches
 from typing import Final, NamedTuple, Protocol
 
 from etcd_actions._internal.quoting import quoted
-from etcd_actions.errors import ConfigError, DecodeError, EtcdActionsError, NotFound
+from etcd_actions.errors import ConfigError, DecodeError, EtcdActionsError, NotFound, first_error
 from etcd_actions.model import ROOT_ACTION, ActionId, canonical_name, task_action_name
 
 FORMS: Final = (
@@ -150,7 +149,25 @@ async def find_run(names: Names, text: str) -> Name:
     """The run that a text names, or whose action it names; raises as `find_action`."""
     found = await _found(names, text)
     runs = list(dict.fromkeys(each.of_run() for each in found if each.run))
+    if not runs:
+        raise DecodeError(f"{found[0].path}: {found[0].reason}")
     return _only(runs, text).of_run()
+
+
+async def find_whole_run(names: Names, text: str) -> Name:
+    """The run that a text names, for a change of all of it; raises as `find_action`.
+
+    Raises:
+        ConfigError: The name is also, or only, that of an action.
+    """
+    name = await find_name(names, text)
+    if not name.run:
+        raise DecodeError(f"{name.path}: {name.reason}")
+    if name.action:
+        raise ConfigError(
+            f"{text} is the action {name.path}, and not a run: {name.run_path} is all of its run"
+        )
+    return name
 
 
 async def find_name(names: Names, text: str) -> Name:
@@ -164,14 +181,19 @@ async def find_name(names: Names, text: str) -> Name:
 @asynccontextmanager
 async def with_nearest(names: Names, text: str) -> AsyncIterator[None]:
     """Add the nearest names to the error if the body does not find what a text names."""
+    refusal: NotFound | None = None
     try:
         yield
-    except NotFound as error:
-        raise NotFound(f"{error}{await nearest(names, text)}") from None
+    except* NotFound as group:
+        refusal = first_error(group)
+    if refusal is not None:
+        raise NotFound(f"{refusal}{await nearest(names, text)}")
 
 
 async def nearest(names: Names, text: str) -> str:
     """The end of a message that ``text`` is unknown; empty if nothing is similar."""
+    from difflib import get_close_matches  # noqa: PLC0415 (only of a failure)
+
     name = parse_name(text)
     short = name._replace(project="", domain="", org="")
     near: list[str] = []

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 
+from etcd_actions._internal.argument_types import checks_types
 from etcd_actions._internal.containment import Containment
 from etcd_actions.actions.abort import Aborter, AbortResult
 from etcd_actions.actions.enqueue import Enqueued, Enqueuer
@@ -113,6 +114,7 @@ class ActionsClient(WatchRequests):
         Raises:
             InvalidArgument: The template makes no valid namespace of its project and domain.
         """
+        expect("action_id", action_id, ActionId)
         return self._keys.namespace_of(action_id)
 
     def key_of(self, action_id: ActionId) -> bytes:
@@ -121,6 +123,7 @@ class ActionsClient(WatchRequests):
         Raises:
             InvalidArgument: A part of its identity is empty, or has a slash.
         """
+        expect("action_id", action_id, ActionId)
         try:
             return self._keys.task_action(action_id)
         except ValueError as error:
@@ -303,6 +306,8 @@ class ActionsClient(WatchRequests):
             NotFound: There is no object, or it is another action's.
             DecodeError: The object cannot be decoded.
         """
+        expect("action_id", action_id, ActionId)
+        expect("kv", kv, KeyValue, None)
         if kv is None:
             raise NotFound(missing(action_id, self._keys))
         found = StoredAction.of(kv)
@@ -352,6 +357,7 @@ class ActionsClient(WatchRequests):
         """The definitions of images; see :class:`~etcd_actions.images.Images`."""
         return Images(self._etcd, self._keys)
 
+    @checks_types
     def open_claims(self, *, ttl: int = 15) -> AbstractAsyncContextManager[Claims]:
         """Open claims, by which this process claims actions that it runs.
 
@@ -366,6 +372,7 @@ class ActionsClient(WatchRequests):
             self._etcd, self._store, self._keys, ttl=ttl, containment=self.containment
         )
 
+    @checks_types
     def open_catalog(self, keep: float) -> Catalog:
         """Return the cached results; see :class:`~etcd_actions.catalog.Catalog`.
 

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
+from etcd_actions._internal.argument_types import checks_types
 from etcd_actions._internal.containment import Containment
 from etcd_actions._internal.owned_tasks import owned_tasks
 from etcd_actions.actions.abort import Aborter
@@ -13,7 +14,6 @@ from etcd_actions.actions.enqueue import Enqueuer
 from etcd_actions.actions.listing import Lister
 from etcd_actions.actions.read_cache import ReadCache
 from etcd_actions.actions.recovery import Recovery
-from etcd_actions.client.arguments import expect
 from etcd_actions.client.client import ActionsClient
 from etcd_actions.client.subscribing import Subscribing
 from etcd_actions.codecs import codec_named
@@ -28,6 +28,7 @@ from etcd_actions.run_service import NullRunService, RunService
 from etcd_actions.storage.store import Store
 
 
+@checks_types
 @asynccontextmanager
 async def open_actions_client(
     etcd: Etcd,
@@ -66,9 +67,6 @@ async def open_actions_client(
         WrongType: An argument is of another type.
         BackgroundFailure: A background task failed unexpectedly.
     """
-    expect("prefix", prefix, bytes)
-    expect("run_service", run_service, RunService, None)
-    expect("settings", settings, WatchingSettings, None)
     template = namespace_template
     if isinstance(template, str):
         try:

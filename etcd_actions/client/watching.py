@@ -8,6 +8,7 @@ from typing import Literal, overload
 
 import trio
 
+from etcd_actions._internal.argument_types import checks_types
 from etcd_actions._internal.containment import Containment
 from etcd_actions.client.arguments import expect, parent_id_of, run_id_of
 from etcd_actions.client.dead_letters import DeadLetterRequests
@@ -109,6 +110,7 @@ class WatchRequests(DeadLetterRequests):
         self._subscribing.unsubscribe(subscription)
         await trio.lowlevel.checkpoint()
 
+    @checks_types
     @asynccontextmanager
     async def watching(self, *, grace: float | None = None) -> AsyncIterator[None]:
         """Watch for as long as the context lasts; see :meth:`start_watching`.
@@ -166,6 +168,7 @@ class WatchRequests(DeadLetterRequests):
         Args:
             grace: Seconds; by default the settings'.
         """
+        expect("grace", grace, float, int, None)
         await self._processor.stop_watching(grace)
         await trio.lowlevel.checkpoint()
 

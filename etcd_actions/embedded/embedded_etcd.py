@@ -19,6 +19,7 @@ from typing import final
 import msgspec
 import trio
 
+from etcd_actions._internal.argument_types import checks_types
 from etcd_actions._internal.logger import get_logger
 from etcd_actions.embedded.binary import Binary, choose_binary
 from etcd_actions.embedded.data_directory import (
@@ -95,11 +96,11 @@ class EmbeddedEtcd:
     ) -> None:
         self._process = process
         self.endpoint = endpoint
-        self.version = binary.version
-        self.binary = binary.path
-        self.pid = process.pid
+        self.version: EtcdVersion = binary.version
+        self.binary: Path = binary.path
+        self.pid: int = process.pid
         self.data_dir = data_dir
-        self.log_file = data_dir / "etcd.log"
+        self.log_file: Path = data_dir / "etcd.log"
 
     async def wait_exited(self) -> str:
         """Wait until etcd has ended; returns how, with the tail of its log.
@@ -124,6 +125,7 @@ class EmbeddedEtcd:
             return
 
 
+@checks_types
 @asynccontextmanager
 async def open_embedded_etcd(
     data_dir: Path | None = None,

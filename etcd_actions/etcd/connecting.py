@@ -8,6 +8,7 @@ from typing import assert_never
 
 import trio
 
+from etcd_actions._internal.argument_types import checks_types
 from etcd_actions._internal.owned_tasks import owned_tasks
 from etcd_actions.etcd.api import Etcd
 from etcd_actions.etcd.auth import read_password
@@ -27,6 +28,7 @@ from etcd_actions.etcd.tls import check_tls
 from etcd_actions.etcd.transport import Connection
 
 
+@checks_types
 def open_etcd(
     endpoints: str | Iterable[str] = "127.0.0.1:2379",
     *,
@@ -61,6 +63,7 @@ def open_etcd(
 
     Raises:
         ConfigError: A setting cannot be used; the message names it.
+        WrongType: An argument is of another type.
     """
     return open_connection(
         ConnectionSettings(

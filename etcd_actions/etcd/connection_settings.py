@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeAlias
 
+from etcd_actions._internal.argument_types import check_fields
 from etcd_actions.errors import ConfigError
 from etcd_actions.etcd.endpoints import Endpoint
 
@@ -42,6 +43,7 @@ class Tls:
     skip_verify: bool = False
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if (self.cert is None) != (self.key is None):
             missing, there = ("key", "cert") if self.key is None else ("cert", "key")
             raise ConfigError(f"tls: {there} is given without {missing}: give both or none")
@@ -67,6 +69,7 @@ class User:
     password_file: Path | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not self.name:
             raise ConfigError("user: the name is empty")
         if (self.password is None) == (self.password_file is None):
@@ -98,6 +101,7 @@ class ConnectionSettings:
     keepalive_timeout: float = DEFAULT_KEEPALIVE_TIMEOUT
 
     def __post_init__(self) -> None:
+        check_fields(self)
         object.__setattr__(self, "keepalive_time", max(self.keepalive_time, LEAST_KEEPALIVE_TIME))
         for name in ("dial_timeout", "request_timeout", "keepalive_timeout"):
             if not getattr(self, name) > 0:

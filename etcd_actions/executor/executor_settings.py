@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from etcd_actions._internal.argument_types import check_fields
 from etcd_actions._internal.secret_sources import SecretSource
 
 
@@ -29,6 +30,9 @@ class ImageSettings:
     within: float = 900.0
     most_bytes: int = 10 * 1024**3
     keep: float = 30 * 24 * 3600.0
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,3 +71,6 @@ class ExecutorSettings:
     cache_keep: float = 30 * 24 * 3600.0
     images: ImageSettings | None = None
     secrets: tuple[SecretSource, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_fields(self)

@@ -11,6 +11,7 @@ from typing import Final
 
 import trio
 
+from etcd_actions._internal.argument_types import checks_types
 from etcd_actions._internal.clock import Clock
 from etcd_actions._internal.owned_tasks import owned_tasks
 from etcd_actions.client import ActionsClient
@@ -27,6 +28,7 @@ from etcd_actions.executor.state_dir import keep_clean, prepare_state_dir
 _VISITORS: Final = 16
 
 
+@checks_types
 @asynccontextmanager
 async def open_executor(
     client: ActionsClient, settings: ExecutorSettings

@@ -110,7 +110,7 @@ class Subscription(trio.abc.ReceiveChannel[Item_co]):
         snapshot: bool,
     ) -> None:
         self.subject = subject
-        self.org = _org_of(subject)
+        self.org: str = _org_of(subject)
         self._backlog = backlog
         self._on_close = on_close
         self._snapshot: deque[Any] = deque()

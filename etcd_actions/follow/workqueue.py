@@ -34,6 +34,7 @@ from time import perf_counter
 import structlog
 import trio
 
+from etcd_actions._internal.argument_types import check_fields
 from etcd_actions._internal.backoff import Backoff
 from etcd_actions._internal.containment import Containment, describe
 from etcd_actions._internal.histogram import Distribution
@@ -63,6 +64,9 @@ class WorkQueueSettings:
 
     soft_bytes: int = 64 * 1024 * 1024
     backoff: Backoff = _BACKOFF
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 @dataclass(frozen=True, kw_only=True)

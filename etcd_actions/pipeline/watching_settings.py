@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from etcd_actions._internal.argument_types import check_fields
 from etcd_actions._internal.clock import Clock
 from etcd_actions._internal.histogram import Distribution
 from etcd_actions.dead_letters import DeadLetter
@@ -50,6 +51,9 @@ class WatchingSettings:
     reflector: ReflectorSettings = field(default_factory=ReflectorSettings)
     queue: WorkQueueSettings = field(default_factory=WorkQueueSettings)
     clock: Clock = field(default_factory=Clock)
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ from typing import Any, Final
 import trio
 
 from etcd_actions import http2
+from etcd_actions._internal.argument_types import checks_types
 from etcd_actions._internal.backoff import Backoff
 from etcd_actions._internal.call_time import time_left
 from etcd_actions._internal.containment import describe
@@ -42,6 +43,7 @@ _REFUSED_PAUSE: Final = 0.01
 """Seconds before a call that was refused is sent again."""
 
 
+@checks_types
 @asynccontextmanager
 async def open_run_service(
     target: str | Endpoint,
@@ -70,6 +72,7 @@ async def open_run_service(
     Raises:
         ConfigError: ``flyteidl2`` is not installed, or the target, a number or a file of ``tls``
             is unusable.
+        WrongType: An argument is of another type.
     """
     try:
         from etcd_actions.run_service import requests  # noqa: PLC0415

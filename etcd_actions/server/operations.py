@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import msgspec
 from flyteidl2.actions import actions_service_pb2 as flyte_pb
 
 from etcd_actions._internal.tracing import span
 from etcd_actions.actions.abort import AbortResult
 from etcd_actions.actions.status import ActionStatus
 from etcd_actions.client import ActionsClient
+from etcd_actions.dead_letters import DeadLetter
 from etcd_actions.errors import InvalidArgument
 from etcd_actions.model import ActionId, ErrorState, Phase
 from etcd_actions.server._pb import etcd_actions_operations_pb2 as pb
+from etcd_actions.server.caller import CALLER
 from etcd_actions.server.required import require
 
 
@@ -47,6 +50,64 @@ class StatusOperations:
                 message=request.message,
             )
         return pb.PutStatusResponse()
+
+
+class OperatedDeadLetters:
+    """Lists, retries and deletes dead letters.
+
+    Args:
+        client: Reads and changes them.
+    """
+
+    descriptor = pb.DESCRIPTOR.services_by_name["Operations"]
+
+    def __init__(self, client: ActionsClient) -> None:
+        self._client = client
+
+    async def list_dead_letters(
+        self, request: pb.ListDeadLettersRequest
+    ) -> pb.ListDeadLettersResponse:
+        """The dead letters of projects that the client may use."""
+        found = [each for each in await self._client.dead_letters() if _may_use(each)]
+        objects = await self._client.dead_letter_objects(found)
+        return pb.ListDeadLettersResponse(
+            dead_letters=[_encoded(each, objects.get(each.key, 0)) for each in found],
+            has_leader=await self._client.has_leader(),
+        )
+
+    async def change_dead_letter(
+        self, request: pb.ChangeDeadLetterRequest
+    ) -> pb.ChangeDeadLetterResponse:
+        """Request another report, or delete the dead letter; NONE returns its present state."""
+        found = next(
+            (
+                each
+                for each in await self._client.dead_letters()
+                if each.dead_letter_key == request.key
+                and each.action_id.project == request.project
+                and _may_use(each)
+            ),
+            None,
+        )
+        if found is None:
+            return pb.ChangeDeadLetterResponse()
+        if request.change == pb.ChangeDeadLetterRequest.DELETE:
+            seen = msgspec.structs.replace(found, dead_letter_revision=request.revision)
+            if await self._client.delete_dead_letter(seen):
+                return pb.ChangeDeadLetterResponse(deleted=True)
+        elif request.change == pb.ChangeDeadLetterRequest.RETRY:
+            found = await self._client.retry_dead_letter(found)
+        if found is None:
+            return pb.ChangeDeadLetterResponse()
+        return pb.ChangeDeadLetterResponse(dead_letter=_encoded(found, 0))
+
+
+def _may_use(dead_letter: DeadLetter) -> bool:
+    return CALLER.get().may_use(dead_letter.action_id.project)
+
+
+def _encoded(dead_letter: DeadLetter, created: int) -> pb.DeadLetter:
+    return pb.DeadLetter(json=msgspec.json.encode(dead_letter), object_create_revision=created)
 
 
 def enqueue_response(*, created: bool) -> flyte_pb.EnqueueResponse:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import structlog
 
+from etcd_actions._internal.argument_types import checks_types
 from etcd_actions._internal.histogram import Distribution
 from etcd_actions.client import ActionsClient
 from etcd_actions.errors import ConfigError
@@ -24,9 +25,11 @@ if TYPE_CHECKING:
     from etcd_actions.server.methods import Methods
     from etcd_actions.server.oidc import OidcIssuer
     from etcd_actions.server.streams import Streams
+
+    AnyMethod: TypeAlias = MethodInfo[Any, Any]
 else:
     # Extras, loaded on demand; typing.get_type_hints finds the names.
-    Calls = FrontDoor = MethodInfo = Methods = OidcIssuer = Route = Streams = Any
+    AnyMethod = Calls = FrontDoor = Methods = OidcIssuer = Route = Streams = Any
 
 _FLAG = "--listen"
 
@@ -53,6 +56,7 @@ class ServerStatistics:
     conflated: int
 
 
+@checks_types
 @asynccontextmanager
 async def open_actions_server(
     client: ActionsClient,
@@ -86,7 +90,10 @@ async def open_actions_server(
         from etcd_actions.server.data_locations import DataLocations  # noqa: PLC0415
         from etcd_actions.server.grpc_health import Health  # noqa: PLC0415
         from etcd_actions.server.methods import Methods  # noqa: PLC0415
-        from etcd_actions.server.operations import StatusOperations  # noqa: PLC0415
+        from etcd_actions.server.operations import (  # noqa: PLC0415
+            OperatedDeadLetters,
+            StatusOperations,
+        )
         from etcd_actions.server.project_access import Access  # noqa: PLC0415
         from etcd_actions.server.reflection import Reflection  # noqa: PLC0415
         from etcd_actions.server.service import ActionsService  # noqa: PLC0415
@@ -106,6 +113,7 @@ async def open_actions_server(
     methods = Methods(settings.request_timeout, client.containment, access)
     methods.add(ActionsService(client, streams, settings.keepalive, read_trace_error))
     methods.add(StatusOperations(client))
+    methods.add(OperatedDeadLetters(client))
     methods.add(Health(lambda: methods.services, is_serving, streams))
     Reflection(lambda: methods.services).add_to(methods)
     methods.add(AuthMetadataService(issuer))
@@ -160,7 +168,7 @@ class ActionsServer:
         return self._listener.address
 
     @property
-    def methods(self) -> Mapping[str, MethodInfo[Any, Any]]:
+    def methods(self) -> Mapping[str, AnyMethod]:
         """The methods by path, without those that are refused as unimplemented."""
         return self._methods.answered
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from etcd_actions._internal.argument_types import check_fields
 from etcd_actions.web import Bind, HttpLimits, ServerTls
 
 
@@ -31,6 +32,9 @@ class OidcSettings:
     projects_claim: str = ""
     redirect_uri: str = "http://localhost:53593/callback"
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
 
 @dataclass(frozen=True, kw_only=True)
 class PageSettings:
@@ -42,6 +46,9 @@ class PageSettings:
     """
 
     offers_actions: bool = False
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +95,9 @@ class ServerSettings:
     allowed_hosts: frozenset[str] = frozenset()
     users: frozenset[int] | None = None
     page: PageSettings | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     @property
     def demands_token(self) -> bool:

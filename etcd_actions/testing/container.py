@@ -102,7 +102,7 @@ class EtcdContainer(OwnEtcd):
         self, directory: Path, *, image: str | None = None, flags: Sequence[str] = ()
     ) -> None:
         super().__init__(directory, flags)
-        self.image = image or EtcdImage.default().name
+        self.image: str = image or EtcdImage.default().name
         self._published = lasting_port()
         self._started_with: list[str] = []
         self._seed: Path | None = None

@@ -88,9 +88,9 @@ class EtcdProcess(OwnEtcd):
     ) -> None:
         super().__init__(directory, flags)
         program = EtcdBinary.of(binary) if binary is not None else best_binary()
-        self.binary = program.path
+        self.binary: Path = program.path
         self._version = program.version
-        self.log_file = directory / "etcd.log"
+        self.log_file: Path = directory / "etcd.log"
         self._data = directory / "data"
         self._address = Endpoint(_HOST, lasting_port())
         self._peer_port = lasting_port()

@@ -92,7 +92,7 @@ class OwnEtcd(ABC):
 
     def __init__(self, directory: Path, flags: Sequence[str]) -> None:
         self.directory = directory
-        self.flags = list(flags)
+        self.flags: list[str] = list(flags)
 
     def __enter__(self) -> Self:
         try:

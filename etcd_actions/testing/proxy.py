@@ -17,6 +17,7 @@ from typing import TypeAlias
 
 import trio
 
+from etcd_actions._internal.argument_types import checks_types
 from etcd_actions._internal.owned_tasks import owned_tasks
 from etcd_actions.testing.etcd_server import lasting_port
 
@@ -71,12 +72,12 @@ class Proxy:
         self._budgets: deque[int] = deque()
         self._needle: bytes | None = None
         self._held = trio.Event()
-        self.port = lasting_port()
-        self.accepted = 0
-        self.cuts = 0
-        self.forwarded = dict.fromkeys(Direction, 0)
+        self.port: int = lasting_port()
+        self.accepted: int = 0
+        self.cuts: int = 0
+        self.forwarded: dict[Direction, int] = dict.fromkeys(Direction, 0)
         self.chunk: Callable[[bytes], Iterable[bytes]] | None = None
-        self.delay = 0.0
+        self.delay: float = 0.0
         self.tamper: Callable[[], Tamper] | None = None
 
     @property
@@ -239,6 +240,7 @@ class _Once:
         self._status.started()
 
 
+@checks_types
 @asynccontextmanager
 async def open_proxy(target: int) -> AsyncIterator[Proxy]:
     """Listen on a port of its own, and forward to the loopback port ``target``.

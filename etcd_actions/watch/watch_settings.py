@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from etcd_actions._internal.argument_types import check_fields
 from etcd_actions._internal.backoff import Backoff
 
 _BACKOFF = Backoff(initial=0.05, cap=2.0)
@@ -30,6 +31,9 @@ class ReflectorSettings:
     dead_after: float = 15.0
     stream_life: float = 1800.0
     backoff: Backoff = _BACKOFF
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     @property
     def probe_interval(self) -> float:

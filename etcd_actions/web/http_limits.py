@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from etcd_actions._internal.argument_types import check_fields
+
 
 @dataclass(frozen=True, kw_only=True)
 class HttpLimits:
@@ -42,3 +44,6 @@ class HttpLimits:
     long_body_bytes: int = 256 * 1024
     stall_timeout: float = 30.0
     handshake_timeout: float = 10.0
+
+    def __post_init__(self) -> None:
+        check_fields(self)

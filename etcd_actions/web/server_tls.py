@@ -6,6 +6,7 @@ import ssl
 from dataclasses import dataclass
 from pathlib import Path
 
+from etcd_actions._internal.argument_types import check_fields
 from etcd_actions.errors import ConfigError
 
 
@@ -22,6 +23,9 @@ class ServerTls:
     cert: Path
     key: Path
     client_ca: Path | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def context(self) -> ssl.SSLContext:
         """Load the files into a new context.

@@ -1,4 +1,4 @@
-"""The API reference, made of the signatures and docstrings of what is public."""
+"""The API reference, made of the signatures and docstrings of the public names."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib import import_module
 from types import ModuleType
 
-# The modules with public names. Of a module without names here all that it exports is public.
+# The modules with public names; an empty list means all exported ones.
 _MODULES: Mapping[str, Sequence[str]] = {
     "etcd_actions": (),
     "etcd_actions.errors": (),
-    "etcd_actions.server": ("ServerSettings", "open_actions_server"),
-    "etcd_actions.executor": ("ExecutorSettings", "open_executor"),
+    "etcd_actions.server": (),
+    "etcd_actions.web": ("Bind", "HttpLimits", "ServerTls"),
+    "etcd_actions.executor": (),
     "etcd_actions.pipeline.watching_settings": ("WatchingStatistics",),
-    "etcd_actions.embedded.embedded_etcd": ("open_embedded_etcd",),
+    "etcd_actions.embedded.embedded_etcd": ("EmbeddedEtcd", "open_embedded_etcd"),
     "etcd_actions.testing": (),
 }
 _SECTION = re.compile(r"^(Args|Attributes|Raises|Returns|Yields):$", re.MULTILINE)
@@ -42,7 +43,7 @@ def page() -> str:
 
 
 def _public(module: ModuleType) -> Sequence[str]:
-    """What a module exports; of one that does not say, the classes that it defines."""
+    """The exported names of a module; without ``__all__`` the classes that it defines."""
     if exported := getattr(module, "__all__", None):
         return [each for each in exported if not inspect.ismodule(getattr(module, each))]
     return [
@@ -107,7 +108,7 @@ class _Writer:
             yield from self._text(function.__doc__)
 
     def _text(self, docstring: str | None) -> Iterator[str]:
-        """The paragraphs of a docstring; what has names and descriptions becomes a list."""
+        """The paragraphs of a docstring; sections of names and descriptions become lists."""
         head, *sections = _SECTION.split(inspect.cleandoc(docstring or ""))
         if head.strip():
             yield self._inline(_fenced(head.strip()))
@@ -128,7 +129,7 @@ class _Writer:
 
 
 def _items(body: str) -> Iterator[str]:
-    """``name: text`` and what is indented below it, as one line each, the name as code."""
+    """Each ``name: text``, with its indented lines, as one line with the name as code."""
     for item in re.split(r"\n(?=\S)", body):
         name, colon, text = " ".join(item.split()).partition(":")
         yield f"`{name}`:{text}" if colon and " " not in name else " ".join(item.split())

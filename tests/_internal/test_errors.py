@@ -3,11 +3,27 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import pickle
+from collections.abc import Iterator
+from importlib import import_module
 
 from etcd_actions import errors
+from etcd_actions.storage.stored_form import LaterForm
 from tests.support.table import table
+
+# The modules with errors of their own.
+for module in (
+    "_internal.secret_sources",
+    "_internal.untrusted_files",
+    "blobs.protocol",
+    "blobs.searched_files",
+    "blobs.signing",
+    "cli.service_client",
+    "embedded.embedded_etcd",
+    "record.checkpoint",
+    "record.leader_calls",
+):
+    import_module(f"etcd_actions.{module}")
 
 SPECIAL: dict[str, errors.EtcdActionsError] = {
     "DecodeError": errors.DecodeError("no object", key=b"k", revision=7, doubtful=True),
@@ -16,13 +32,19 @@ SPECIAL: dict[str, errors.EtcdActionsError] = {
     "InvalidArgument": errors.InvalidArgument("field", "too long"),
     "WrongType": errors.WrongType("field", "give an int"),
     "RunServiceActionUnknown": errors.RunServiceActionUnknown("unknown", code=5),
+    "LaterForm": LaterForm("a later version", key=b"k", revision=7),
     "RunServiceRejected": errors.RunServiceRejected("no", code=3),
 }
-KINDS = [
-    each
-    for _, each in inspect.getmembers(errors, inspect.isclass)
-    if issubclass(each, errors.EtcdActionsError)
-]
+
+
+def kinds(of: type[errors.EtcdActionsError]) -> Iterator[type[errors.EtcdActionsError]]:
+    if of.__module__.startswith("etcd_actions."):
+        yield of
+    for each in of.__subclasses__():
+        yield from kinds(each)
+
+
+KINDS = sorted(set(kinds(errors.EtcdActionsError)), key=lambda kind: kind.__name__)
 
 
 @table("kind", KINDS, ids=lambda kind: kind.__name__)

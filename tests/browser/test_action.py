@@ -9,7 +9,8 @@ import pytest
 from etcd_actions import Phase
 from tests.browser.shown import minutes_ago, open_action
 from tests.support.chromium import Page
-from tests.support.page_runs import EVICTED, TRACEBACK, forecast, small_run
+from tests.support.page_data import Run, Step
+from tests.support.page_runs import EVICTED, TRACEBACK, forecast, small_run, went
 from tests.support.page_site import PageSite, with_data
 
 pytestmark = pytest.mark.slow
@@ -108,6 +109,35 @@ async def test_inputs_and_outputs_are_shown_as_values(
     for name, value in (("horizon", "14"), ("region", "emea"), ("fast", "True"), ("share", "0.25")):
         await page.until_shown(name, "aside .values")
         await page.until_shown(value, "aside .values")
+
+
+async def test_a_report_is_linked_and_cannot_reach_the_page(
+    page: Page, site: PageSite, tmp_path: Path
+) -> None:
+    steps = [
+        Step(name="a0", parent="", task="main", phases=went(0, 1, 2)),
+        Step(name="with", reports=True, phases=went(2, 3, 4, end=9)),
+        Step(name="without", phases=went(2, 3, 4, end=9)),
+    ]
+    run = with_data(Run(name="r1", started=minutes_ago(1), steps=steps), tmp_path, {})
+    await site.put(run)
+    action = await site.client.get_task_action(run.action_id("with"))
+    file = Path(action.output_uri) / "report.html"
+    file.parent.mkdir(parents=True)
+    file.write_text("<h1>Figures</h1><script>window.__ran = self.origin</script>")
+    await open_action(page, site, run, "without")
+    assert not [each for each in page.requests if "CreateDownloadLink" in each]
+    await open_action(page, site, run, "with")
+    await page.until_shown("Open the report", "aside")
+    link = "document.querySelector('aside a.button')"
+    assert await page.value(f"{link}.rel") == "noopener noreferrer"
+    await page.go(await page.value(f"{link}.href"))
+    await page.until_shown("Figures")
+    # Its scripts may run, as a document of no origin.
+    assert await page.value("window.__ran") == "null"
+    # A report has no icon, for which the browser looks.
+    assert not [each for each in page.problems if "favicon.ico" not in each]
+    page.problems.clear()
 
 
 async def test_the_object_is_shown_as_it_is(page: Page, site: PageSite) -> None:

@@ -69,6 +69,7 @@ def test_each_command_has_an_example_that_it_accepts() -> None:
         command.make_context(path, words)
 
 
+@pytest.mark.slow
 def test_versions(shared_etcd: EtcdServer) -> None:
     done = finish("version", "-o", "json", "--endpoints", shared_etcd.endpoint)
     assert (done.code, done.err) == (0, "")

@@ -11,7 +11,7 @@ import pytest
 from etcd_actions.cli.command_line import commands, invoke
 from etcd_actions.cli.flags import SettingOption
 from etcd_actions.config import COMMON, SETTINGS, Setting
-from etcd_actions.config.settings import BACKEND, SECRET, SUBMIT
+from etcd_actions.config.settings import BACKEND, FILES, SECRET, SUBMIT
 from tests.cli.command import ROOT, finish
 from tests.cli.test_config import SAMPLES
 
@@ -255,10 +255,12 @@ def test_run_has_its_settings_and_the_other_commands_the_common_ones() -> None:
     of_run = [setting.flag for setting in SETTINGS if setting.scope != "backend"]
     assert settings_of("run") == of_run
     assert set(settings_of("submit")) == {setting.flag for setting in SUBMIT}
-    for name in ("watch", "replay"):
+    for name in ("version", "replay"):
         assert settings_of(name) == [setting.flag for setting in COMMON]
-    for name in ("enqueue", "abort", "signal", "status"):
+    for name in ("enqueue", "abort", "signal", "status", "watch", "runs"):
         assert settings_of(name) == [setting.flag for setting in BACKEND]
+    for name in ("delete", "gc", "logs", "io"):
+        assert settings_of(name) == [setting.flag for setting in FILES]
 
 
 def test_help_tells_every_setting_and_no_value(

@@ -5,15 +5,20 @@ from __future__ import annotations
 import json
 import re
 from functools import partial
+from pathlib import Path
 
 import pytest
 import trio
 
-from etcd_actions import ActionsClient, Phase
+from etcd_actions import ActionId, ActionsClient, Phase
+from etcd_actions.cli.commands.dead_letters import Selection
 from etcd_actions.cli.exit_codes import ExitCode
-from etcd_actions.errors import RunServiceRejected
+from etcd_actions.dead_letters import DeadLetter
+from etcd_actions.errors import ConfigError, RunServiceRejected
 from etcd_actions.etcd.api import Etcd, KeyRange
 from etcd_actions.model import Keyspace
+from etcd_actions.server import ServerSettings, open_actions_server
+from etcd_actions.web import Bind
 from tests.cli.command import Finished, finish
 from tests.record.test_outbox import ROOT, Scripted, is_idle, named, tell, watching
 from tests.support import flyte
@@ -28,8 +33,8 @@ NO = RunServiceRejected("INVALID_ARGUMENT: no spec", code=3)
 
 
 class Site:
-    def __init__(self, server: EtcdServer, prefix: bytes) -> None:
-        self._flags = ("--endpoints", server.endpoint, "--prefix", prefix.decode())
+    def __init__(self, server: EtcdServer, prefix: bytes, *flags: str) -> None:
+        self._flags = flags or ("--endpoints", server.endpoint, "--prefix", prefix.decode())
 
     async def run(self, *arguments: str) -> Finished:
         command = partial(finish, "dead-letters", *arguments, *self._flags)
@@ -125,9 +130,74 @@ async def test_list_retry_and_delete(shared_etcd: EtcdServer, etcd: Etcd, prefix
         )
 
 
+async def test_through_the_service(
+    shared_etcd: EtcdServer, etcd: Etcd, prefix: bytes, tmp_path: Path
+) -> None:
+    """The same results; a token that is limited to another project gets none of them."""
+    service, tokens = Scripted(), tmp_path / "tokens"
+    tokens.write_text("all-of-it\nlimited name=bob projects=q\n")
+    limited = tmp_path / "limited"
+    limited.write_text("limited\n")
+    settings = ServerSettings(bind=Bind("127.0.0.1", 0), token_file=tokens)
+    async with (
+        watching(etcd, prefix, service) as client,
+        open_actions_server(client, settings) as server,
+    ):
+        await refuse(client, service, "c1")
+        flags = ("--service", str(server.address), "--service-token-file")
+        site = Site(shared_etcd, prefix, *flags, str(tokens))
+        direct = await Site(shared_etcd, prefix).run("list")
+        listed = await site.run("list")
+        assert (listed.code, listed.out) == (ExitCode.OK, direct.out), listed.err
+        assert [json.loads(line)["object"] for line in listed.out.splitlines()] == ["there"] * 2
+        apart = Site(shared_etcd, prefix, *flags, str(limited))
+        assert ((nothing := await apart.run("list")).code, nothing.out) == (ExitCode.OK, "")
+        assert (await apart.run("delete", "r1-a0")).code == ExitCode.NOT_FOUND
+
+        service.failures["record", "a0"] = [NO]
+        again = await site.run("retry", "--wait", "r1-a0")
+        assert again.code == ExitCode.ACTION
+        assert "rejected again: the record of p/d/r1/a0: INVALID_ARGUMENT: no spec" in again.err
+        accepted = await site.run("retry", "--wait", "r1/c1", "-o", "json")
+        (change,) = json.loads(accepted.out)["changes"]
+        assert (accepted.code, change["result"]) == (ExitCode.OK, "accepted")
+        deleted = await site.run("delete", "--all")
+        assert (deleted.code, deleted.complaint) == (
+            ExitCode.OK,
+            "etcd-actions: deleted the record of p/d/r1/a0",
+        )
+        assert await client.dead_letters() == []
+
+
+def test_a_change_needs_a_name_of_one_run_or_action() -> None:
+    """The object of ``r/b-c1`` has the name that ``r-b/c1`` has, and ``r-b`` is a run, too."""
+    dead_letters = [
+        DeadLetter(
+            dead_letter_key=f"/dead/{number}".encode(),
+            dead_letter_revision=1,
+            dead_letter_created=1,
+            size=1,
+            key=f"/actions/{namespace}/{run}-{action}".encode(),
+            action_id=ActionId("p", domain, run, action),
+        )
+        for number, (namespace, domain, run, action) in enumerate(
+            [("n", "d", "r", "b"), ("n", "d", "r-b", "c1"), ("m", "e", "r-b", "a0")]
+        )
+    ]
+
+    def selected(name: str, *, for_change: bool = True) -> list[DeadLetter]:
+        return Selection([name], None, for_change=for_change).of(dead_letters)[0]
+
+    assert selected("r-b", for_change=False) == dead_letters
+    with pytest.raises(ConfigError, match="give one of p/d/r-b, p/d/r/b, p/e/r-b"):
+        selected("r-b")
+    for name, number in {"p/d/r-b": 1, "p/d/r/b": 0, "r/b": 0, "r": 0, "r-b-a0": 2}.items():
+        assert selected(name) == [dead_letters[number]], name
+
+
 async def test_what_the_document_shows(shared_etcd: EtcdServer, etcd: Etcd, prefix: bytes) -> None:
     """The commands of docs/commands.md, and what they print but for the time."""
-    shown = block("docs/commands.md", "console", 1)
+    shown = block("docs/commands.md", "console", 2)
     site, service = Site(shared_etcd, prefix), Scripted()
     async with watching(etcd, prefix, service) as client:
         await client.enqueue(flyte.task(ROOT))

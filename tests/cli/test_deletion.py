@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
@@ -25,7 +26,7 @@ from etcd_actions.runs.run_record import RunStatus, decode_record
 from etcd_actions.server import ServerSettings, open_actions_server
 from etcd_actions.server.front import FrontDoor
 from etcd_actions.web import Bind
-from tests.cli.command import Finished, finish
+from tests.cli.command import Finished, finish, running
 from tests.runs.test_removal import Scene, open_scene
 from tests.support import flyte
 from tests.support.etcd_server import EtcdServer, free_port
@@ -136,6 +137,19 @@ async def test_a_run_that_has_not_ended(site: Site) -> None:
     await eventually_holds(partial(scene.is_gone, "r"))
 
 
+async def test_the_name_of_an_action_deletes_no_run(site: Site) -> None:
+    """Of a run ``r-c0`` that is gone the name is that of an action of the run ``r``."""
+    await site.scene.run("r")
+    for name in ("r-c0", "p/d/r/c0"):
+        refused = await site.finish("delete", "--force", "p/d/r", name)
+        assert refused.code == ExitCode.USAGE, refused.err
+        complaint = f"{name} is the action p/d/r/c0, and not a run: p/d/r is all of its run"
+        assert complaint in refused.err
+    unknown = await site.finish("delete", "--force", "p/d/r/none")
+    assert unknown.code in (ExitCode.USAGE, ExitCode.NOT_FOUND), unknown.err
+    assert await site.scene.is_whole("r")
+
+
 async def test_gc_of_runs(site: Site) -> None:
     """By age, phase and number; what is young, in use or not ended stays."""
     scene = site.scene
@@ -220,3 +234,30 @@ def test_sizes(size: int, text: str) -> None:
 def test_bad_ages(age: str, problem: str) -> None:
     done = finish("gc", "--older-than", age)
     assert (done.code, problem in done.complaint) == (ExitCode.USAGE, True)
+
+
+@pytest.mark.faults
+async def test_a_killed_deletion_is_finished_by_the_next(
+    etcd: Etcd, shared_etcd: EtcdServer, prefix: bytes, tmp_path: Path
+) -> None:
+    """Killed between two of its transactions: the run has expired, and the next one finds it."""
+    async with open_scene(etcd, prefix, tmp_path) as scene:
+        await scene.run("r", children=1500)
+        root = scene.keys.task_action(ActionId("p", "d", "r", "a0"))
+        site = Site(
+            scene, tmp_path, "--endpoints", shared_etcd.endpoint, "--prefix", prefix.decode()
+        )
+        with running(tmp_path, "delete", "r", *site.flags) as deletion:
+
+            async def has_started() -> bool:
+                return await scene.store.get(root) is None
+
+            await eventually_holds(has_started, within=30)
+            deletion.signal(signal.SIGKILL)
+            await deletion.wait()
+        left = await scene.there(scene.keys.prefix)
+        assert 0 < len(left) < 1501
+        assert await scene.there(scene.keys.runs) == ["flyte/r"]
+        finished = await site.done("delete", "r")
+        assert finished[0].startswith(f"deleted p/d/r: {len(left)} actions, 1501 histories, ")
+        await eventually_holds(partial(scene.is_gone, "r"))

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
@@ -24,9 +25,10 @@ from etcd_actions.cli.options import CommonOptions
 from etcd_actions.cli.printing import FORMATS
 from etcd_actions.errors import ConfigError, NotFound, ServiceRefused
 from etcd_actions.etcd.api import Etcd
-from tests.cli.command import running
+from tests.cli.command import Finished, finish, running
 from tests.cli.reading_site import TRACEBACK, Site, open_site
 from tests.support import flyte
+from tests.support.documents import block
 from tests.support.etcd_server import EtcdServer
 
 SOURCES = ("etcd", "service")
@@ -105,6 +107,10 @@ async def test_runs(site: Site, capfd: pytest.CaptureFixture[str]) -> None:
     assert await rows("name", newer_than=3600.0, domain="d") == await rows("name")
     assert await rows("name", older_than=3600.0) == ""
     assert await rows("name", labels={"team": None}) == ""
+    for source in SOURCES:
+        nothing = RunFilter(project="q")
+        await show_runs(site.common(source), nothing, output="table")
+        assert "no such runs" in capfd.readouterr().err
     assert "- project: p\n  domain: d\n  run: failed\n" in await rows("yaml", phases=["FAILED"])
     assert "done" not in json.loads((await rows(counts=False)).splitlines()[0])
 
@@ -284,3 +290,70 @@ def test_no_condition(text: str) -> None:
 def test_no_sort_key(text: str) -> None:
     with pytest.raises(ConfigError, match=r"^--sort-by "):
         sort_key(text)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("source", SOURCES)
+async def test_processes_of_their_own(site: Site, source: str) -> None:
+    async def run(*arguments: str) -> Finished:
+        every = (*arguments, *site.arguments(source))
+        return await trio.to_thread.run_sync(partial(finish, *every))
+
+    described = await run("describe", "failed/c1", "long-running")
+    assert (described.code, "ValueError: no" in described.out) == (ExitCode.OK, True)
+    attached = await run("attach", "p/d/failed")
+    assert attached.code == ExitCode.RUN_FAILED
+    assert len(attached.out.splitlines()) == 3
+    for command in ("describe", "attach", "wait", "tree", "get"):
+        unknown = await run(command, "faield")
+        assert unknown.code == ExitCode.NOT_FOUND, unknown.err
+        assert "faield: there is no such run or action: did you mean failed" in unknown.err
+        assert unknown.out == ""
+    for path in ("p/d/faield", "q/d/failed"):
+        unknown = await run("attach", path)
+        assert (unknown.code, "failed" in unknown.err) == (ExitCode.NOT_FOUND, True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", [("runs", "-w"), ("attach", "long-running"), ("top",)])
+async def test_the_end_of_a_pipes_reader_ends_it(
+    site: Site, tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    """Also while there is nothing to write, and with 0."""
+    with running(tmp_path, *command, *site.arguments("etcd"), pipe=True) as process:
+        await trio.to_thread.run_sync(process.pipe.readline)
+        process.pipe.close()
+        assert await process.wait() == 0, process.err
+    assert "Traceback" not in process.err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("source", SOURCES)
+async def test_what_the_document_shows(
+    etcd: Etcd, shared_etcd: EtcdServer, prefix: bytes, tmp_path: Path, source: str
+) -> None:
+    """The commands of docs/commands.md, in processes of their own."""
+    shown = block("docs/commands.md", "console", 0)
+    async with open_site(etcd, shared_etcd, prefix, tmp_path) as site:
+        await site.put_run("r1", "train", "eval")
+        error = ErrorState("Boom", "USER", TRACEBACK)
+        for name, phase in (
+            ("train", Phase.FAILED),
+            ("eval", Phase.SUCCEEDED),
+            ("a0", Phase.FAILED),
+        ):
+            await site.status(f"r1/{name}", phase, error if phase is Phase.FAILED else None)
+        await site.recorded("r1", Phase.FAILED.value)
+        for command, expected in shown.steps():
+            program, *arguments = shlex.split(command)
+            assert program == "etcd-actions"
+            every = [*arguments, *site.arguments(source)]
+            done = await trio.to_thread.run_sync(partial(finish, *every))
+            said = [line for line in done.err.splitlines() if not line.startswith("{")]
+            printed = [*done.out.splitlines(), *said]
+            assert [_as_shown(line) for line in printed] == [_as_shown(line) for line in expected]
+
+
+def _as_shown(line: str) -> str:
+    line = line.replace("flytesnacks", "p").replace("development", "d")
+    return " ".join(re.sub(r"\b[0-9]+[smh]\b", "AGE", line).split())

@@ -54,6 +54,12 @@ WRONG: dict[str, Call] = {
     "dead_letter: 'x'": lambda c: c.retry_dead_letter("x"),
     "pending: None": lambda c: c.wait_dead_letter(None),
     "subscription: None": lambda c: c.unsubscribe(None),
+    "grace: '1'": lambda c: c.stop_watching("1"),
+    "ttl: '1' is of type str: give int": lambda c: c.open_claims(ttl="1"),
+    "keep: None is of type NoneType: give float": lambda c: c.open_catalog(None),
+    "action_id: 'x'": lambda c: c.namespace_of("x"),
+    "action_id: 7": lambda c: c.key_of(7),
+    "kv: b''": lambda c: c.note_read(ROOT, b""),
 }
 
 

@@ -62,6 +62,32 @@ async def test_each_method_is_a_cancellation_point(etcd: Etcd, prefix: bytes) ->
                 await client.unsubscribe(updates)
 
 
+async def test_each_method_of_claims_is_a_cancellation_point(etcd: Etcd, prefix: bytes) -> None:
+    async with open_actions_client(etcd, prefix=prefix) as client:
+        await client.enqueue(flyte.task(ROOT))
+        incarnation = (await client.get_task_action(ROOT)).incarnation
+        async with client.open_claims() as claims:
+            claim = await claims.claim(ROOT, incarnation)
+            assert claim is not None
+            calls: dict[str, Callable[[], Awaitable[object]]] = {
+                "claim": lambda: claims.claim(ROOT, incarnation),
+                "claim_and_read": lambda: claims.claim_and_read(ROOT, incarnation),
+                "reserve": lambda: claims.reserve(prefix + b"slot", "s"),
+                "unreserve": lambda: claims.unreserve(prefix + b"slot", "s"),
+                "taken": claims.taken,
+                "release": lambda: claims.release(claim),
+            }
+            assert {*calls} == {
+                name
+                for name, _ in inspect.getmembers(claims, inspect.iscoroutinefunction)
+                if not name.startswith("_")
+            }
+            for call in calls.values():
+                for _ in range(2):
+                    with trio.testing.assert_checkpoints():
+                        await call()
+
+
 async def test_a_closed_client_raises_the_same_from_each_method(etcd: Etcd, prefix: bytes) -> None:
     async with open_actions_client(etcd, prefix=prefix) as client:
         pass

@@ -120,6 +120,7 @@ def test_grafana_finds_prometheus_and_the_dashboard() -> None:
     assert mounts[home] == DEPLOY / "grafana-dashboard.json"
 
 
+@pytest.mark.slow
 def test_compose_accepts_the_file() -> None:
     program = shutil.which("docker-compose")
     if program is None:

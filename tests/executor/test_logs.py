@@ -12,6 +12,7 @@ import trio
 
 from etcd_actions.executor.supervision.bounded_log import BoundedLog
 from tests.executor.attempts import WAYS, Way, open_bench
+from tests.support.everyday import first_everyday
 from tests.support.odd_files import KINDS
 from tests.support.waiting import eventually
 
@@ -63,7 +64,7 @@ async def test_a_short_log_is_whole(tmp_path: Path, way: Way) -> None:
         assert bench.place().last_lines() == "out\nerr"
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", first_everyday(KINDS, 3))
 @pytest.mark.parametrize("name", ["log", "log.before", "log.new"])
 async def test_a_task_may_put_anything_in_place_of_its_log(
     tmp_path: Path, name: str, kind: str

@@ -228,7 +228,7 @@ ROOT_ACTION = ActionId("flytesnacks", "development", "r1", "a0")
 
 
 @pytest.mark.slow
-@runs("docs/commands.md", "console")
+@runs("docs/commands.md", "console", 1)
 async def test_commands_that_change_something(
     shown: Block, shared_etcd: EtcdServer, prefix: bytes, tmp_path: Path
 ) -> None:

@@ -22,7 +22,7 @@ from tests.support.waiting import eventually
 GRACE = 3.0
 _PATIENCE = 30.0
 # What the schedules bring about themselves.
-_ERRORS = {"watch_lost", "run_service_rejected"}
+_ERRORS = {"watch_lost", "quorum_lost", "run_service_rejected"}
 _FAILURES = {
     "RunServiceUnavailable",
     "RunServiceActionUnknown",

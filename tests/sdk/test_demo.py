@@ -81,6 +81,23 @@ async def test_a_program_comes_to_its_result(site: Site, through_the_service: bo
     assert len(phases) == 13
 
 
+@pytest.mark.parametrize("form", ["name", "json"])
+async def test_a_detached_submission_prints_its_run(site: Site, form: str) -> None:
+    """And nothing else on standard output, for the next command of a script."""
+    base = ("--output-base", str(site.directory / "runs"))
+    done = await command(
+        site, "submit", PROGRAM, "--run", "r9", "--detach", "-o", form, *base, *site.python
+    )
+    assert done.code == 0, done.err
+    name = "flytesnacks/development/r9"
+    if form == "name":
+        assert done.out == f"{name}\n"
+    else:
+        assert json.loads(done.out) == {"name": name, "result": "created"}
+    deleted = await command(site, "delete", name, "--dry-run", "--force", "-o", "name")
+    assert deleted.out == f"{name}\n", deleted.err
+
+
 async def test_the_demo_beside_a_running_service(site: Site, tmp_path: Path) -> None:
     """All ports are free ones, its output has no noise, and it stays until Ctrl-C on request."""
     home = tmp_path / "home"

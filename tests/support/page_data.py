@@ -54,6 +54,7 @@ class Step:
         created: When the object was created, in seconds after the beginning of the run; by default
             at its first phase.
         aborted: Who aborted it, and why.
+        reports: Whether the task writes a report.
     """
 
     name: str
@@ -66,6 +67,7 @@ class Step:
     earlier: Sequence[tuple[Phases, ErrorState]] = ()
     created: float | None = None
     aborted: tuple[str, str] | None = None
+    reports: bool = False
 
     @property
     def begins(self) -> float:
@@ -181,6 +183,8 @@ def _action(run: Run, step: Step) -> Action:
             environment = run.task.rpartition(".")[0]
             action = flyte.task(action_id, step.parent, name=f"{environment}.{title}")
             action.task.spec.short_name = title
+            if step.reports:
+                action.task.spec.task_template.metadata.generates_deck.value = True
     action.group = step.group
     action.input_uri = run.input_uri or f"s3://in/{step.name}"
     action.run_output_base = run.output_base or "s3://out/base"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 
 import trio
@@ -13,7 +14,11 @@ from etcd_actions.cli.exit_codes import ExitCode, print_message
 from etcd_actions.cli.following import follow
 from etcd_actions.cli.formats.message_rows import error_of, phase_of
 from etcd_actions.cli.formats.run_progress import ActionState, ProgressPrinter
-from etcd_actions.cli.formats.standard_output import chosen_format, standard_output
+from etcd_actions.cli.formats.standard_output import (
+    chosen_format,
+    standard_output,
+    stop_when_unread,
+)
 from etcd_actions.cli.names import Name, find_run, parse_name, with_nearest
 from etcd_actions.cli.options import CommonOptions
 from etcd_actions.cli.reader import Reader
@@ -33,9 +38,12 @@ async def attach_to_run(common: CommonOptions, text: str, output: str | None) ->
         ended: list[ActionState] = []
         with standard_output() as write:
             printer = ProgressPrinter(write, form)
-            with stop.interrupts():
-                async with with_nearest(reader.names, text):
-                    ended.append(await follow_run(reader, name, printer))
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(stop_when_unread, sys.stdout.fileno(), stop)
+                with stop.interrupts():
+                    async with with_nearest(reader.names, text):
+                        ended.append(await follow_run(reader, name, printer))
+                nursery.cancel_scope.cancel("the output has ended")
         if not ended:
             print_message(
                 f"the run continues: etcd-actions attach {name.path} follows it, "

@@ -5,22 +5,26 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from typing import Final
 
 import msgspec
 import trio
 
 from etcd_actions._internal.quoting import printable, quoted
-from etcd_actions.cli.backends import open_client
+from etcd_actions.cli.backends import open_dead_letters
 from etcd_actions.cli.exit_codes import ExitCode, print_message
 from etcd_actions.cli.formats.changes import Change, Changes
 from etcd_actions.cli.formats.rows import as_text
 from etcd_actions.cli.formats.standard_output import chosen_format, print_result
 from etcd_actions.cli.names import Name, parse_name
 from etcd_actions.cli.options import CommonOptions
-from etcd_actions.client import ActionsClient
+from etcd_actions.cli.service_dead_letters import DeadLetters
 from etcd_actions.dead_letters import DeadLetter
 from etcd_actions.errors import ConfigError, FailedPrecondition
+from etcd_actions.model import canonical_name
 from etcd_actions.run_service.status_codes import code_name
+
+_MOST_SHOWN: Final = 10
 
 
 class DeadLetterRow(msgspec.Struct, kw_only=True, omit_defaults=True, tag="DEAD_LETTER"):
@@ -72,18 +76,26 @@ class Selection:
     Args:
         actions: Arguments as of ``get``, or keys of dead letters; empty for all.
         only: The only namespace; None for all.
+        for_change: Whether the command changes them: then a name must be that of one run or action.
 
     Raises:
         ConfigError: An argument can be no action.
     """
 
-    def __init__(self, actions: Sequence[str], only: str | None) -> None:
+    def __init__(
+        self, actions: Sequence[str], only: str | None, *, for_change: bool = False
+    ) -> None:
         self._only = only
+        self._for_change = for_change
         self._keys = {text for text in actions if text.startswith("/")}
         self._names = {text: parse_name(text) for text in actions if text not in self._keys}
 
     def of(self, dead_letters: Sequence[DeadLetter]) -> tuple[list[DeadLetter], list[str]]:
-        """The selected dead letters, and the arguments that match none."""
+        """The selected dead letters, and the arguments that match none.
+
+        Raises:
+            ConfigError: For a change, an argument is the name of several runs or actions.
+        """
         dead_letters = [each for each in dead_letters if self._is_in_namespace(each)]
         if not self._names and not self._keys:
             return dead_letters, []
@@ -93,6 +105,11 @@ class Selection:
         for text, name in self._names.items():
             matching = {key for key, each in by_key.items() if _matches(name, each)}
             selected |= matching
+            meant = sorted({_meant(name, by_key[key]) for key in matching})
+            if self._for_change and len(meant) > 1:
+                raise ConfigError(
+                    f"{text} is the name of several: give one of {', '.join(meant[:_MOST_SHOWN])}"
+                )
             if not matching:
                 missing.append(text)
         return [each for key, each in by_key.items() if key in selected], missing
@@ -109,7 +126,7 @@ async def list_dead_letters(
     """Print the dead letters, the oldest first."""
     form = chosen_format(output, elsewhere="jsonl")
     selection = Selection(actions, common.namespace)
-    async with open_client(common) as client:
+    async with open_dead_letters(common) as client:
         dead_letters, missing = selection.of(await client.dead_letters())
         objects = await client.dead_letter_objects(dead_letters)
     rows = [_row(each, objects) for each in dead_letters]
@@ -127,7 +144,7 @@ async def retry_dead_letters(
 ) -> int:
     """Request that the leader reports again."""
     selection, changes = _selection(common, actions, every), Changes(output)
-    async with open_client(common) as client:
+    async with open_dead_letters(common) as client:
         dead_letters, missing = selection.of(await client.dead_letters())
         requested = [each for one in dead_letters if (each := await _request(client, one, changes))]
         code = ExitCode.OK
@@ -146,7 +163,7 @@ async def delete_dead_letters(
 ) -> int:
     """Delete dead letters, so that the reports are never made."""
     selection, changes = _selection(common, actions, every), Changes(output)
-    async with open_client(common) as client:
+    async with open_dead_letters(common) as client:
         dead_letters, missing = selection.of(await client.dead_letters())
         for each in dead_letters:
             deleted = await client.delete_dead_letter(each)
@@ -166,11 +183,11 @@ def _selection(common: CommonOptions, actions: Sequence[str], every: bool) -> Se
         raise ConfigError(
             "give ACTIONs, or --all" if not every else "give ACTIONs or --all, not both"
         )
-    return Selection(actions, common.namespace)
+    return Selection(actions, common.namespace, for_change=True)
 
 
 async def _request(
-    client: ActionsClient, dead_letter: DeadLetter, changes: Changes
+    client: DeadLetters, dead_letter: DeadLetter, changes: Changes
 ) -> DeadLetter | None:
     try:
         requested = await client.retry_dead_letter(dead_letter)
@@ -186,7 +203,7 @@ async def _request(
 
 
 async def _wait(
-    client: ActionsClient, requested: Sequence[DeadLetter], within: float, changes: Changes
+    client: DeadLetters, requested: Sequence[DeadLetter], within: float, changes: Changes
 ) -> ExitCode:
     """Wait for the results of requests and print them."""
     answered, rejected = 0, 0
@@ -219,6 +236,17 @@ def _matches(name: Name, dead_letter: DeadLetter) -> bool:
     namespace, _, stored = dead_letter.namespace_and_name.rpartition("/")
     action = None if dead_letter.unreadable else dead_letter.action_id
     return name.may_be(action, namespace, stored)
+
+
+def _meant(name: Name, dead_letter: DeadLetter) -> str:
+    """The full path of the run or action that a matching name means; of an unknown one its key."""
+    action = dead_letter.action_id
+    if dead_letter.unreadable or not action.run:
+        return as_text(dead_letter.dead_letter_key)
+    run = f"{action.project}/{action.domain}/{action.run}"
+    stored = dead_letter.namespace_and_name.rpartition("/")[2]
+    is_run = name.object not in ("", stored) or bool(name.project and not name.action)
+    return run if is_run else f"{run}/{canonical_name(action.run, action.name)}"
 
 
 def _described(dead_letter: DeadLetter) -> str:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import msgspec
 
@@ -17,7 +17,6 @@ from etcd_actions.cli.formats.standard_output import (
     chosen_format,
     standard_output,
 )
-from etcd_actions.cli.formats.yaml import as_yaml
 from etcd_actions.cli.names import Name
 from etcd_actions.cli.options import CommonOptions
 from etcd_actions.cli.stored import Stored, open_stored
@@ -29,7 +28,11 @@ from etcd_actions.model import Phase, Summary, parse_key
 
 @dataclass(frozen=True, kw_only=True)
 class Filter:
-    """Selects the actions that match all of its fields; None, and no phases, match all."""
+    """Selects the actions that match all of its fields; None, and empty ones, match all.
+
+    Attributes:
+        labels: Labels of the stored object; the value None matches any.
+    """
 
     run: str | None = None
     project: str | None = None
@@ -37,6 +40,7 @@ class Filter:
     phases: Collection[str] = ()
     parent: str | None = None
     unrecorded: bool = False
+    labels: Mapping[str, str | None] = field(default_factory=dict)
 
     @property
     def matches_all(self) -> bool:
@@ -52,6 +56,15 @@ class Filter:
             and (not self.phases or (action.phase or Phase.QUEUED).name in self.phases)
             and self.parent in (None, action.parent)
             and not (self.unrecorded and action.recorded)
+        )
+
+    def has_labels(self, kv: KeyValue) -> bool:
+        """Whether a stored object has the labels; raises DecodeError."""
+        if not self.labels:
+            return True
+        found = codec_of(kv.value).decode(kv.value).metadata.labels
+        return all(
+            key in found and value in (None, found[key]) for key, value in self.labels.items()
         )
 
     def selects(self, row: Row) -> bool:
@@ -92,6 +105,8 @@ class Document:
         if not rows:
             return b""
         if self._is_yaml:
+            from etcd_actions.cli.formats.yaml import as_yaml  # noqa: PLC0415 (rarely needed)
+
             head, self._has_rows = b"" if self._has_rows else b"actions:\n", True
             return head + as_yaml(rows)
         encoded = self._separator + b",\n".join(map(self._encoder.encode, rows))
@@ -157,7 +172,8 @@ class Selection:
             # Most do not match: reading a few fields is cheaper than decoding the object.
             try:
                 parse_key(self._stored.prefix, kv.key)
-                if not self._filter.matches(codec_of(kv.value).summarize(kv.value)):
+                summary = codec_of(kv.value).summarize(kv.value)
+                if not (self._filter.matches(summary) and self._filter.has_labels(kv)):
                     return None
             except DecodeError:
                 self.undecodable += 1
@@ -192,6 +208,8 @@ async def list_actions(
 
         if limit is not None:
             raise ConfigError("--limit: with --watch there is no last action: leave one out")
+        if selected.labels:
+            raise ConfigError("--label: changes have no labels: leave out --watch")
         run = Name(run=selected.run or "", namespace=common.namespace or "")
         return await watch_selected(common, form, selected.selects, run)
     document = Document(form) if form in ("json", "yaml") else None

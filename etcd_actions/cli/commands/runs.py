@@ -15,7 +15,7 @@ from flyteidl2.workflow import run_service_pb2 as pb
 
 from etcd_actions._internal.quoting import quoted
 from etcd_actions.cli.backends import open_reader
-from etcd_actions.cli.exit_codes import ExitCode
+from etcd_actions.cli.exit_codes import ExitCode, print_message
 from etcd_actions.cli.following import follow
 from etcd_actions.cli.formats.message_rows import RunRow, phase_of, run_row
 from etcd_actions.cli.formats.standard_output import (
@@ -23,10 +23,12 @@ from etcd_actions.cli.formats.standard_output import (
     chosen_format,
     print_rows,
     standard_output,
+    stop_when_unread,
 )
 from etcd_actions.cli.names import Name
 from etcd_actions.cli.options import CommonOptions
 from etcd_actions.cli.reader import Reader
+from etcd_actions.cli.signals import open_stop
 from etcd_actions.errors import ConfigError, NotFound
 
 if TYPE_CHECKING:
@@ -135,6 +137,8 @@ async def show_runs(
         with standard_output() as write:
             printed = _Printer(form, write, watch)
             printed.print(rows)
+            if not rows and form in ("table", "wide"):
+                print_message("no such runs: those without a record are shown by list")
             if watch:
                 oldest = "" if is_all else min((row.created_at for row in rows), default="")
                 await _follow(reader, selected, printed, oldest)
@@ -224,6 +228,8 @@ async def count_actions(reader: Reader, rows: Sequence[RunRow]) -> list[RunRow]:
 
 
 async def _follow(reader: Reader, selected: RunFilter, printed: _Printer, oldest: str) -> None:
+    """Print the runs that change or are new, until a signal or the end of the output's reader."""
+
     def accept(response: pb.WatchRunsResponse) -> bool:
         now = datetime.now(UTC)
         rows = [
@@ -234,7 +240,12 @@ async def _follow(reader: Reader, selected: RunFilter, printed: _Printer, oldest
         printed.print_changed(rows)
         return False
 
-    await follow("runs", lambda: reader.watch_runs(pb.WatchRunsRequest(org="")), accept)
+    request = pb.WatchRunsRequest(org="")
+    async with open_stop() as stop, trio.open_nursery() as nursery:
+        nursery.start_soon(stop_when_unread, sys.stdout.fileno(), stop)
+        with stop.interrupts():
+            await follow("runs", lambda: reader.watch_runs(request), accept)
+        nursery.cancel_scope.cancel("the end is requested")
 
 
 def _without_counts(row: RunRow) -> RunRow:

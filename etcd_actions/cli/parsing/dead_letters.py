@@ -9,7 +9,7 @@ from etcd_actions.cli.number_types import Count
 from etcd_actions.cli.options import CommonOptions, with_settings
 from etcd_actions.cli.parsing.run_async import run_async
 from etcd_actions.cli.printing import change_output_option, output_option
-from etcd_actions.config.settings import COMMON
+from etcd_actions.config.settings import BACKEND
 
 
 @group("dead-letters", no_args_is_help=True)
@@ -20,7 +20,7 @@ def dead_letters() -> None:
 @dead_letters.command("list", epilog=epilog("etcd-actions dead-letters list -o table"))
 @click.argument("actions", metavar="[ACTION...]", nargs=-1)
 @output_option("table", "jsonl", "json", elsewhere="jsonl")
-@with_settings(COMMON)
+@with_settings(BACKEND)
 def list_dead_letters(
     common: CommonOptions, *, actions: tuple[str, ...], output: str | None
 ) -> int:
@@ -48,7 +48,7 @@ def list_dead_letters(
     help="With --wait: the time limit.",
 )
 @change_output_option
-@with_settings(COMMON)
+@with_settings(BACKEND)
 def retry_dead_letters(
     common: CommonOptions,
     *,
@@ -72,7 +72,7 @@ def retry_dead_letters(
 @click.argument("actions", metavar="[ACTION...]", nargs=-1)
 @click.option("--all", "every", is_flag=True, help="All of them.")
 @change_output_option
-@with_settings(COMMON)
+@with_settings(BACKEND)
 def delete_dead_letters(
     common: CommonOptions, *, actions: tuple[str, ...], every: bool, output: str | None
 ) -> int:

@@ -10,6 +10,7 @@ import click
 from etcd_actions.cli.flags import command
 from etcd_actions.cli.number_types import Count
 from etcd_actions.cli.options import CommonOptions, with_settings
+from etcd_actions.cli.parsing.labels import label_option, parse_labels
 from etcd_actions.cli.parsing.run_async import run_async
 from etcd_actions.cli.printing import FORMATS, output_option
 from etcd_actions.config.settings import BACKEND, COMMON
@@ -44,6 +45,7 @@ def watch(common: CommonOptions, *, output: str | None, prev_kv: bool) -> int:
     help="Only actions in this phase; may be given several times.",
 )
 @click.option("--parent", metavar="ACTION", help="Only children of this action.")
+@label_option("Only actions whose object has this label; may be given several times.")
 @click.option("--unrecorded", is_flag=True, help="Only actions that are not recorded.")
 @click.option("--limit", type=Count(), metavar="N", help="The most actions.")
 @click.option("-w", "--watch", is_flag=True, help="Then show each action that changes.")
@@ -53,6 +55,7 @@ def list_(
     common: CommonOptions,
     *,
     phases: tuple[str, ...],
+    labels: tuple[str, ...],
     limit: int | None,
     watch: bool,
     output: str | None,
@@ -67,7 +70,7 @@ def list_(
     """
     from etcd_actions.cli.commands.list_actions import Filter, list_actions  # noqa: PLC0415
 
-    selected = Filter(phases=frozenset(phases), **fields)
+    selected = Filter(phases=frozenset(phases), labels=parse_labels(labels), **fields)
     return run_async(
         partial(list_actions, common, selected, output=output, limit=limit, watch=watch)
     )

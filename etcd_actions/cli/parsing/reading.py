@@ -9,6 +9,7 @@ import click
 from etcd_actions.cli.flags import command
 from etcd_actions.cli.number_types import Count, Seconds
 from etcd_actions.cli.options import CommonOptions, with_settings
+from etcd_actions.cli.parsing.labels import label_option, parse_labels
 from etcd_actions.cli.parsing.run_async import run_async
 from etcd_actions.cli.printing import FORMATS, output_option
 from etcd_actions.config.settings import BACKEND
@@ -27,14 +28,7 @@ PHASES = [phase.name for phase in Phase if phase]
     type=click.Choice(PHASES, case_sensitive=False),
     help="Only runs in this phase; may be given several times.",
 )
-@click.option(
-    "-l",
-    "--label",
-    "labels",
-    multiple=True,
-    metavar="KEY[=VALUE]",
-    help="Only runs with this label; may be given several times.",
-)
+@label_option("Only runs with this label; may be given several times.")
 @click.option(
     "--newer-than", type=Seconds(), metavar="DURATION", help="Only runs created within this time."
 )
@@ -82,7 +76,7 @@ def runs(
         phases=[phase.upper() for phase in phases],
         project=project,
         domain=domain,
-        labels=dict(map(_label, labels)),
+        labels=parse_labels(labels),
         newer_than=newer_than,
         older_than=older_than,
     )
@@ -97,13 +91,6 @@ def runs(
         output=output,
     )
     return run_async(show)
-
-
-def _label(text: str) -> tuple[str, str | None]:
-    key, equals, value = text.partition("=")
-    if not key:
-        raise click.BadParameter("give KEY or KEY=VALUE", param_hint="--label")
-    return key, value if equals else None
 
 
 @command(example="etcd-actions describe r1/train")

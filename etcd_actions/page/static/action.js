@@ -169,7 +169,7 @@ export function actionPanel({ aside, run, name, close, dialog }) {
       h("h3", {}, attempts.length === 1 ? "Attempt" : `${attempts.length} attempts`),
       h("ol", { class: "attempts" }, [...attempts].reverse().map(attemptItem)),
     );
-    if (snapshot === null && isTerminal(phaseOf(status.phase)) && details.task) showReport(report, stop);
+    if (snapshot === null && isTerminal(phaseOf(status.phase)) && details.task?.taskTemplate?.metadata?.generatesDeck) showReport(report, stop);
   }
 
   function attemptItem(attempt) {
@@ -226,7 +226,7 @@ export function actionPanel({ aside, run, name, close, dialog }) {
       if (stop.aborted || !/^https?:\/\//.test(url)) return;
       fill(slot, h("a", { class: "button", href: url, target: "_blank", rel: "noopener noreferrer" }, "Open the report ↗"));
     } catch {
-      // Most actions have no report, and a service without a store has none: there is no link then.
+      // The task has ended without its report, or the service has no store: there is no link then.
     }
   }
 

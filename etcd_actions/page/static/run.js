@@ -2,9 +2,10 @@
 import { actionPanel } from "./action.js";
 import { call, clock, config, follow, snapshot, stream } from "./connect.js";
 import { announce, batched, copyButton, fill, h, setAttribute, setText } from "./dom.js";
-import { duration, isTerminal, millis, PHASES, phaseOf, phaseSign, phaseWord, plural } from "./format.js";
+import { duration, isTerminal, millis, phaseOf, phaseSign, phaseWord } from "./format.js";
 import { Rows } from "./rows.js";
-import { runPath, showBadge, showTime, time, viewLink } from "./runs.js";
+import { runPath, showBadge, showTime, viewLink } from "./runs.js";
+import { runSummary } from "./summary.js";
 import { Timeline } from "./timeline.js";
 import { endOf, nodeOf, Tree } from "./tree.js";
 
@@ -30,12 +31,14 @@ export function runView({ main, run, query, replace, status, signal, dialog }) {
 
   document.title = `${run.name} · etcd-actions`;
   const identifier = { org: "", project: run.project, domain: run.domain, name: run.name };
-  const phase = h("span", { class: "badge big" });
-  const facts = h("dl", { class: "facts" });
-  const progress = h("div", { class: "progress", role: "img" });
-  const chips = h("div", { class: "chips", role: "group", "aria-label": "Filter by phase" });
-  const counted = h("span", { class: "count" });
-  const message = h("div", { class: "problem", hidden: true });
+  const summary = runSummary({
+    run,
+    onPhase: (phase) => {
+      filter.phase = filter.phase === phase ? "" : phase;
+      redraw(true);
+    },
+    onAction: (name) => choose(name),
+  });
   const notice = h("div", { class: "empty", hidden: true });
   const abort = h("button", { type: "button", class: "danger", hidden: true, on: { click: abortRun } }, "Abort run");
   const redrawSoon = batched(drawNow);
@@ -138,13 +141,18 @@ export function runView({ main, run, query, replace, status, signal, dialog }) {
       snapshot === null ? h("a", { href: "/", class: "back", data: { go: "" }, "aria-label": "All runs" }, "← Runs") : null,
       h("h1", { class: "title", title: run.name }, run.name),
       copyButton(run.name, "the name of the run"),
-      phase,
+      summary.phase,
       h("span", { class: "spring" }),
       abort,
     ),
-    facts,
-    message,
-    h("div", { class: "bar tools" }, h("div", { class: "bar" }, progress, counted, chips), h("div", { class: "bar controls" }, search, modes, criticalButton, timeline.tools)),
+    summary.facts,
+    summary.problem,
+    h(
+      "div",
+      { class: "bar tools" },
+      h("div", { class: "bar" }, summary.progress, summary.counted, summary.chips),
+      h("div", { class: "bar controls" }, search, modes, criticalButton, timeline.tools),
+    ),
     body,
   );
   setMode(mode);
@@ -264,7 +272,8 @@ export function runView({ main, run, query, replace, status, signal, dialog }) {
     if (mode === "timeline") timeline.drawAxis();
     setAttribute(criticalButton, "aria-pressed", String(showsCritical));
     rows.element.classList.toggle("shows-critical", showsCritical);
-    showHeader(now);
+    if (tree.root !== null) abort.hidden = !config.actions || isTerminal(tree.root.phase);
+    summary.show({ tree, details, chosenPhase: filter.phase, now });
     const isEmpty = rows.rows.length === 0;
     notice.hidden = !isEmpty;
     rows.frame.hidden = isEmpty;
@@ -279,121 +288,6 @@ export function runView({ main, run, query, replace, status, signal, dialog }) {
     }
     if (tree.size > 0) return [h("h2", {}, "No action meets the filter")];
     return [h("h2", {}, "Loading…")];
-  }
-
-  function showHeader(now) {
-    const root = tree.root;
-    if (root !== null) {
-      showBadge(phase, root.phase);
-      abort.hidden = !config.actions || isTerminal(root.phase);
-    }
-    const done = tree.ended;
-    setText(counted, tree.size === 0 ? "" : `${done.toLocaleString()} of ${plural(tree.size, "action")} ended`);
-    showProgress();
-    showChips();
-    showFacts(root, now);
-    const error = details?.action?.errorInfo?.message || details?.action?.abortInfo?.reason || "";
-    message.hidden = !error;
-    if (error && message.dataset.text !== error) {
-      message.dataset.text = error;
-      const first = error.trim().split("\n");
-      fill(
-        message,
-        h("strong", {}, root?.phase === "ABORTED" ? "Aborted: " : "Failed: "),
-        h("span", { class: "first", title: error.slice(0, 2000) }, first[first.length - 1].slice(0, 400)),
-        " ",
-        h("button", { type: "button", on: { click: () => choose(firstFailed() || "a0") } }, "Show where"),
-      );
-    }
-  }
-
-  /** The deepest action that failed first: where the failure began. */
-  function firstFailed() {
-    let found = null;
-    for (const node of tree.nodes.values()) {
-      if (node.phase !== "FAILED" && node.phase !== "TIMED_OUT") continue;
-      if (found === null || (node.end ?? Infinity) < (found.end ?? Infinity)) found = node;
-    }
-    return found?.name || "";
-  }
-
-  function showProgress() {
-    const total = tree.size || 1;
-    const parts = PHASES.filter((each) => tree.counts[each] > 0);
-    while (progress.children.length < parts.length) progress.append(h("i"));
-    while (progress.children.length > parts.length) progress.lastChild.remove();
-    parts.forEach((each, index) => {
-      const part = progress.children[index];
-      part.dataset.phase = each;
-      part.style.flexGrow = String(tree.counts[each] / total);
-    });
-    setAttribute(progress, "aria-label", parts.map((each) => `${tree.counts[each]} ${phaseWord(each)}`).join(", ") || "no actions");
-  }
-
-  function showChips() {
-    const parts = PHASES.filter((each) => tree.counts[each] > 0 || filter.phase === each);
-    const before = [...chips.children].map((each) => each.dataset.phase).join();
-    if (before !== parts.join()) {
-      fill(
-        chips,
-        parts.map((each) =>
-          h(
-            "button",
-            {
-              type: "button",
-              class: "chip",
-              data: { phase: each },
-              on: {
-                click: () => {
-                  filter.phase = filter.phase === each ? "" : each;
-                  redraw(true);
-                },
-              },
-            },
-            h("span", { class: "sign", "aria-hidden": "true" }, phaseSign(each)),
-            h("span", { class: "word" }),
-          ),
-        ),
-      );
-    }
-    for (const chip of chips.children) {
-      const each = chip.dataset.phase;
-      setText(chip.lastChild, `${(tree.counts[each] || 0).toLocaleString()} ${phaseWord(each)}`);
-      setAttribute(chip, "aria-pressed", String(filter.phase === each));
-    }
-  }
-
-  function showFacts(root, now) {
-    if (facts.children.length === 0) {
-      const fact = (name, value) => h("div", { data: { fact: name } }, h("dt", {}, name), h("dd", {}, value));
-      const place = new URLSearchParams({ project: run.project, domain: run.domain });
-      fill(
-        facts,
-        fact("Project / domain", viewLink(`/?${place}`, {}, `${run.project} / ${run.domain}`)),
-        fact("Task", h("span", { class: "value" })),
-        fact("By", h("span", { class: "value" })),
-        fact("Started", time(null)),
-        fact("Duration", h("span", { class: "value" })),
-        fact("Labels", h("span", { class: "labels" })),
-      );
-    }
-    const slot = (name) => facts.querySelector(`[data-fact="${name}"] dd`).firstChild;
-    const task = details?.action?.metadata?.task?.id;
-    setText(slot("Task"), root?.task || task?.name || "");
-    setAttribute(slot("Task"), "title", task?.version ? `${task.name}, version ${task.version}` : null);
-    setText(slot("By"), details?.action?.metadata?.executedBy?.user?.id?.subject || (details === null ? "" : "anonymous"));
-    if (root !== null) {
-      showTime(slot("Started"), root.start);
-      setText(slot("Duration"), root.start === null ? "" : duration(endOf(root, now) - root.start));
-    }
-    const labels = Object.entries(details?.runSpec?.labels?.values || {}).sort();
-    const key = JSON.stringify(labels);
-    const shown = slot("Labels");
-    shown.parentElement.parentElement.hidden = labels.length === 0;
-    if (shown.dataset.key !== key) {
-      shown.dataset.key = key;
-      fill(shown, labels.map(([name, value]) => viewLink(`/?${new URLSearchParams({ label: `${name}=${value}` })}`, { class: "label", title: `${name}=${value}` }, `${name}=${value}`)));
-    }
   }
 
   function matcher() {

@@ -1,5 +1,5 @@
 // All runs: filters, pages, and each change as it comes.
-import { call, CallError, follow, lines, snapshot } from "./connect.js";
+import { call, CallError, clock, follow, lines, snapshot } from "./connect.js";
 import { announce, batched, fill, h, setAttribute, setText } from "./dom.js";
 import { duration, iso, isTerminal, millis, PHASES, phaseOf, phaseSign, phaseWord, shortPhaseWord, plural, when } from "./format.js";
 import { Rows } from "./rows.js";
@@ -299,6 +299,10 @@ export function badge(phase) {
 
 /** Show a time in the viewer's zone, with the exact one as its title. */
 export function showTime(element, ms) {
+  // The words depend on the day, too: they are made again each minute.
+  const shown = `${ms} ${Math.floor(clock() / 60_000)}`;
+  if (element.dataset.shown === shown) return;
+  element.dataset.shown = shown;
   setText(element, when(ms));
   setAttribute(element, "title", iso(ms));
   setAttribute(element, "datetime", iso(ms));

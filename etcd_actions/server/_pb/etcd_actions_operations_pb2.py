@@ -24,41 +24,53 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x65tcd_actions_operations.proto\x12\x17\x65tcd_actions.operations\"U\n\nActionName\x12\x0f\n\x07project\x18\x01 \x01(\t\x12\x0e\n\x06\x64omain\x18\x02 \x01(\t\x12\x0b\n\x03run\x18\x03 \x01(\t\x12\x0c\n\x04name\x18\x04 \x01(\t\x12\x0b\n\x03org\x18\x05 \x01(\t\"\xa7\x01\n\x10PutStatusRequest\x12\x33\n\x06\x61\x63tion\x18\x01 \x01(\x0b\x32#.etcd_actions.operations.ActionName\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\r\n\x05phase\x18\x03 \x01(\x05\x12\x0f\n\x07message\x18\x04 \x01(\t\x12-\n\x05\x65rror\x18\x05 \x01(\x0b\x32\x1e.etcd_actions.operations.Error\"4\n\x05\x45rror\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\"\x13\n\x11PutStatusResponse\"7\n\x07RunName\x12\x0f\n\x07project\x18\x01 \x01(\t\x12\x0e\n\x06\x64omain\x18\x02 \x01(\t\x12\x0b\n\x03run\x18\x03 \x01(\t\"s\n\x11\x44\x65leteRunsRequest\x12.\n\x04runs\x18\x01 \x03(\x0b\x32 .etcd_actions.operations.RunName\x12\x0f\n\x07\x64ry_run\x18\x02 \x01(\x08\x12\r\n\x05\x66orce\x18\x03 \x01(\x08\x12\x0e\n\x06reason\x18\x04 \x01(\t\"G\n\x12\x44\x65leteRunsResponse\x12\x31\n\x04runs\x18\x01 \x03(\x0b\x32#.etcd_actions.operations.DeletedRun\"\xdb\x01\n\nDeletedRun\x12-\n\x03run\x18\x01 \x01(\x0b\x32 .etcd_actions.operations.RunName\x12\x0e\n\x06result\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x11\n\thistories\x18\x04 \x01(\x04\x12\x0f\n\x07objects\x18\x05 \x01(\x04\x12\r\n\x05\x62lobs\x18\x06 \x01(\x04\x12\r\n\x05\x62ytes\x18\x07 \x01(\x04\x12\x12\n\nblob_bytes\x18\x08 \x01(\x04\x12\x0f\n\x07\x61\x62orted\x18\t \x01(\x04\x12\x17\n\x0f\x66iles_elsewhere\x18\n \x01(\t\"\x82\x01\n\x0e\x45nqueueOutcome\x12?\n\x06result\x18\x91N \x01(\x0e\x32..etcd_actions.operations.EnqueueOutcome.Result\"/\n\x06Result\x12\x0b\n\x07UNKNOWN\x10\x00\x12\x0b\n\x07\x43REATED\x10\x01\x12\x0b\n\x07\x45XISTED\x10\x02\"@\n\x0c\x41\x62ortOutcome\x12\x0e\n\x05known\x18\x91N \x01(\x08\x12\x10\n\x07\x61\x62orted\x18\x92N \x03(\t\x12\x0e\n\x05\x65nded\x18\x93N \x01(\x05\"P\n\x12ListObjectsRequest\x12\x0f\n\x07project\x18\x01 \x01(\t\x12\x0e\n\x06\x64omain\x18\x02 \x01(\t\x12\x0b\n\x03run\x18\x03 \x01(\t\x12\x0c\n\x04name\x18\x04 \x01(\t\"o\n\x13ListObjectsResponse\x12\x10\n\x08revision\x18\x01 \x01(\x03\x12\x0e\n\x06prefix\x18\x02 \x01(\x0c\x12\x36\n\x07objects\x18\x03 \x03(\x0b\x32%.etcd_actions.operations.StoredObject\"y\n\x0cStoredObject\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\r\n\x05value\x18\x02 \x01(\x0c\x12\x17\n\x0f\x63reate_revision\x18\x03 \x01(\x03\x12\x14\n\x0cmod_revision\x18\x04 \x01(\x03\x12\x0f\n\x07version\x18\x05 \x01(\x03\x12\r\n\x05lease\x18\x06 \x01(\x03\x32\xc3\x02\n\nOperations\x12\x62\n\tPutStatus\x12).etcd_actions.operations.PutStatusRequest\x1a*.etcd_actions.operations.PutStatusResponse\x12\x65\n\nDeleteRuns\x12*.etcd_actions.operations.DeleteRunsRequest\x1a+.etcd_actions.operations.DeleteRunsResponse\x12j\n\x0bListObjects\x12+.etcd_actions.operations.ListObjectsRequest\x1a,.etcd_actions.operations.ListObjectsResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x65tcd_actions_operations.proto\x12\x17\x65tcd_actions.operations\"\x18\n\x16ListDeadLettersRequest\"h\n\x17ListDeadLettersResponse\x12\x39\n\x0c\x64\x65\x61\x64_letters\x18\x01 \x03(\x0b\x32#.etcd_actions.operations.DeadLetter\x12\x12\n\nhas_leader\x18\x02 \x01(\x08\":\n\nDeadLetter\x12\x0c\n\x04json\x18\x01 \x01(\x0c\x12\x1e\n\x16object_create_revision\x18\x02 \x01(\x03\"\xbd\x01\n\x17\x43hangeDeadLetterRequest\x12\x0f\n\x07project\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\x0c\x12\x10\n\x08revision\x18\x03 \x01(\x03\x12G\n\x06\x63hange\x18\x04 \x01(\x0e\x32\x37.etcd_actions.operations.ChangeDeadLetterRequest.Change\")\n\x06\x43hange\x12\x08\n\x04NONE\x10\x00\x12\t\n\x05RETRY\x10\x01\x12\n\n\x06\x44\x45LETE\x10\x02\"e\n\x18\x43hangeDeadLetterResponse\x12\x38\n\x0b\x64\x65\x61\x64_letter\x18\x01 \x01(\x0b\x32#.etcd_actions.operations.DeadLetter\x12\x0f\n\x07\x64\x65leted\x18\x02 \x01(\x08\"U\n\nActionName\x12\x0f\n\x07project\x18\x01 \x01(\t\x12\x0e\n\x06\x64omain\x18\x02 \x01(\t\x12\x0b\n\x03run\x18\x03 \x01(\t\x12\x0c\n\x04name\x18\x04 \x01(\t\x12\x0b\n\x03org\x18\x05 \x01(\t\"\xa7\x01\n\x10PutStatusRequest\x12\x33\n\x06\x61\x63tion\x18\x01 \x01(\x0b\x32#.etcd_actions.operations.ActionName\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\r\n\x05phase\x18\x03 \x01(\x05\x12\x0f\n\x07message\x18\x04 \x01(\t\x12-\n\x05\x65rror\x18\x05 \x01(\x0b\x32\x1e.etcd_actions.operations.Error\"4\n\x05\x45rror\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\"\x13\n\x11PutStatusResponse\"7\n\x07RunName\x12\x0f\n\x07project\x18\x01 \x01(\t\x12\x0e\n\x06\x64omain\x18\x02 \x01(\t\x12\x0b\n\x03run\x18\x03 \x01(\t\"s\n\x11\x44\x65leteRunsRequest\x12.\n\x04runs\x18\x01 \x03(\x0b\x32 .etcd_actions.operations.RunName\x12\x0f\n\x07\x64ry_run\x18\x02 \x01(\x08\x12\r\n\x05\x66orce\x18\x03 \x01(\x08\x12\x0e\n\x06reason\x18\x04 \x01(\t\"G\n\x12\x44\x65leteRunsResponse\x12\x31\n\x04runs\x18\x01 \x03(\x0b\x32#.etcd_actions.operations.DeletedRun\"\xdb\x01\n\nDeletedRun\x12-\n\x03run\x18\x01 \x01(\x0b\x32 .etcd_actions.operations.RunName\x12\x0e\n\x06result\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x11\n\thistories\x18\x04 \x01(\x04\x12\x0f\n\x07objects\x18\x05 \x01(\x04\x12\r\n\x05\x62lobs\x18\x06 \x01(\x04\x12\r\n\x05\x62ytes\x18\x07 \x01(\x04\x12\x12\n\nblob_bytes\x18\x08 \x01(\x04\x12\x0f\n\x07\x61\x62orted\x18\t \x01(\x04\x12\x17\n\x0f\x66iles_elsewhere\x18\n \x01(\t\"\x82\x01\n\x0e\x45nqueueOutcome\x12?\n\x06result\x18\x91N \x01(\x0e\x32..etcd_actions.operations.EnqueueOutcome.Result\"/\n\x06Result\x12\x0b\n\x07UNKNOWN\x10\x00\x12\x0b\n\x07\x43REATED\x10\x01\x12\x0b\n\x07\x45XISTED\x10\x02\"@\n\x0c\x41\x62ortOutcome\x12\x0e\n\x05known\x18\x91N \x01(\x08\x12\x10\n\x07\x61\x62orted\x18\x92N \x03(\t\x12\x0e\n\x05\x65nded\x18\x93N \x01(\x05\"P\n\x12ListObjectsRequest\x12\x0f\n\x07project\x18\x01 \x01(\t\x12\x0e\n\x06\x64omain\x18\x02 \x01(\t\x12\x0b\n\x03run\x18\x03 \x01(\t\x12\x0c\n\x04name\x18\x04 \x01(\t\"o\n\x13ListObjectsResponse\x12\x10\n\x08revision\x18\x01 \x01(\x03\x12\x0e\n\x06prefix\x18\x02 \x01(\x0c\x12\x36\n\x07objects\x18\x03 \x03(\x0b\x32%.etcd_actions.operations.StoredObject\"y\n\x0cStoredObject\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\r\n\x05value\x18\x02 \x01(\x0c\x12\x17\n\x0f\x63reate_revision\x18\x03 \x01(\x03\x12\x14\n\x0cmod_revision\x18\x04 \x01(\x03\x12\x0f\n\x07version\x18\x05 \x01(\x03\x12\r\n\x05lease\x18\x06 \x01(\x03\x32\xb2\x04\n\nOperations\x12\x62\n\tPutStatus\x12).etcd_actions.operations.PutStatusRequest\x1a*.etcd_actions.operations.PutStatusResponse\x12\x65\n\nDeleteRuns\x12*.etcd_actions.operations.DeleteRunsRequest\x1a+.etcd_actions.operations.DeleteRunsResponse\x12j\n\x0bListObjects\x12+.etcd_actions.operations.ListObjectsRequest\x1a,.etcd_actions.operations.ListObjectsResponse0\x01\x12t\n\x0fListDeadLetters\x12/.etcd_actions.operations.ListDeadLettersRequest\x1a\x30.etcd_actions.operations.ListDeadLettersResponse\x12w\n\x10\x43hangeDeadLetter\x12\x30.etcd_actions.operations.ChangeDeadLetterRequest\x1a\x31.etcd_actions.operations.ChangeDeadLetterResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'etcd_actions_operations_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ACTIONNAME']._serialized_start=58
-  _globals['_ACTIONNAME']._serialized_end=143
-  _globals['_PUTSTATUSREQUEST']._serialized_start=146
-  _globals['_PUTSTATUSREQUEST']._serialized_end=313
-  _globals['_ERROR']._serialized_start=315
-  _globals['_ERROR']._serialized_end=367
-  _globals['_PUTSTATUSRESPONSE']._serialized_start=369
-  _globals['_PUTSTATUSRESPONSE']._serialized_end=388
-  _globals['_RUNNAME']._serialized_start=390
-  _globals['_RUNNAME']._serialized_end=445
-  _globals['_DELETERUNSREQUEST']._serialized_start=447
-  _globals['_DELETERUNSREQUEST']._serialized_end=562
-  _globals['_DELETERUNSRESPONSE']._serialized_start=564
-  _globals['_DELETERUNSRESPONSE']._serialized_end=635
-  _globals['_DELETEDRUN']._serialized_start=638
-  _globals['_DELETEDRUN']._serialized_end=857
-  _globals['_ENQUEUEOUTCOME']._serialized_start=860
-  _globals['_ENQUEUEOUTCOME']._serialized_end=990
-  _globals['_ENQUEUEOUTCOME_RESULT']._serialized_start=943
-  _globals['_ENQUEUEOUTCOME_RESULT']._serialized_end=990
-  _globals['_ABORTOUTCOME']._serialized_start=992
-  _globals['_ABORTOUTCOME']._serialized_end=1056
-  _globals['_LISTOBJECTSREQUEST']._serialized_start=1058
-  _globals['_LISTOBJECTSREQUEST']._serialized_end=1138
-  _globals['_LISTOBJECTSRESPONSE']._serialized_start=1140
-  _globals['_LISTOBJECTSRESPONSE']._serialized_end=1251
-  _globals['_STOREDOBJECT']._serialized_start=1253
-  _globals['_STOREDOBJECT']._serialized_end=1374
-  _globals['_OPERATIONS']._serialized_start=1377
-  _globals['_OPERATIONS']._serialized_end=1700
+  _globals['_LISTDEADLETTERSREQUEST']._serialized_start=58
+  _globals['_LISTDEADLETTERSREQUEST']._serialized_end=82
+  _globals['_LISTDEADLETTERSRESPONSE']._serialized_start=84
+  _globals['_LISTDEADLETTERSRESPONSE']._serialized_end=188
+  _globals['_DEADLETTER']._serialized_start=190
+  _globals['_DEADLETTER']._serialized_end=248
+  _globals['_CHANGEDEADLETTERREQUEST']._serialized_start=251
+  _globals['_CHANGEDEADLETTERREQUEST']._serialized_end=440
+  _globals['_CHANGEDEADLETTERREQUEST_CHANGE']._serialized_start=399
+  _globals['_CHANGEDEADLETTERREQUEST_CHANGE']._serialized_end=440
+  _globals['_CHANGEDEADLETTERRESPONSE']._serialized_start=442
+  _globals['_CHANGEDEADLETTERRESPONSE']._serialized_end=543
+  _globals['_ACTIONNAME']._serialized_start=545
+  _globals['_ACTIONNAME']._serialized_end=630
+  _globals['_PUTSTATUSREQUEST']._serialized_start=633
+  _globals['_PUTSTATUSREQUEST']._serialized_end=800
+  _globals['_ERROR']._serialized_start=802
+  _globals['_ERROR']._serialized_end=854
+  _globals['_PUTSTATUSRESPONSE']._serialized_start=856
+  _globals['_PUTSTATUSRESPONSE']._serialized_end=875
+  _globals['_RUNNAME']._serialized_start=877
+  _globals['_RUNNAME']._serialized_end=932
+  _globals['_DELETERUNSREQUEST']._serialized_start=934
+  _globals['_DELETERUNSREQUEST']._serialized_end=1049
+  _globals['_DELETERUNSRESPONSE']._serialized_start=1051
+  _globals['_DELETERUNSRESPONSE']._serialized_end=1122
+  _globals['_DELETEDRUN']._serialized_start=1125
+  _globals['_DELETEDRUN']._serialized_end=1344
+  _globals['_ENQUEUEOUTCOME']._serialized_start=1347
+  _globals['_ENQUEUEOUTCOME']._serialized_end=1477
+  _globals['_ENQUEUEOUTCOME_RESULT']._serialized_start=1430
+  _globals['_ENQUEUEOUTCOME_RESULT']._serialized_end=1477
+  _globals['_ABORTOUTCOME']._serialized_start=1479
+  _globals['_ABORTOUTCOME']._serialized_end=1543
+  _globals['_LISTOBJECTSREQUEST']._serialized_start=1545
+  _globals['_LISTOBJECTSREQUEST']._serialized_end=1625
+  _globals['_LISTOBJECTSRESPONSE']._serialized_start=1627
+  _globals['_LISTOBJECTSRESPONSE']._serialized_end=1738
+  _globals['_STOREDOBJECT']._serialized_start=1740
+  _globals['_STOREDOBJECT']._serialized_end=1861
+  _globals['_OPERATIONS']._serialized_start=1864
+  _globals['_OPERATIONS']._serialized_end=2426
 # @@protoc_insertion_point(module_scope)

@@ -7,6 +7,54 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class ListDeadLettersRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ListDeadLettersResponse(_message.Message):
+    __slots__ = ("dead_letters", "has_leader")
+    DEAD_LETTERS_FIELD_NUMBER: _ClassVar[int]
+    HAS_LEADER_FIELD_NUMBER: _ClassVar[int]
+    dead_letters: _containers.RepeatedCompositeFieldContainer[DeadLetter]
+    has_leader: bool
+    def __init__(self, dead_letters: _Optional[_Iterable[_Union[DeadLetter, _Mapping]]] = ..., has_leader: _Optional[bool] = ...) -> None: ...
+
+class DeadLetter(_message.Message):
+    __slots__ = ("json", "object_create_revision")
+    JSON_FIELD_NUMBER: _ClassVar[int]
+    OBJECT_CREATE_REVISION_FIELD_NUMBER: _ClassVar[int]
+    json: bytes
+    object_create_revision: int
+    def __init__(self, json: _Optional[bytes] = ..., object_create_revision: _Optional[int] = ...) -> None: ...
+
+class ChangeDeadLetterRequest(_message.Message):
+    __slots__ = ("project", "key", "revision", "change")
+    class Change(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        NONE: _ClassVar[ChangeDeadLetterRequest.Change]
+        RETRY: _ClassVar[ChangeDeadLetterRequest.Change]
+        DELETE: _ClassVar[ChangeDeadLetterRequest.Change]
+    NONE: ChangeDeadLetterRequest.Change
+    RETRY: ChangeDeadLetterRequest.Change
+    DELETE: ChangeDeadLetterRequest.Change
+    PROJECT_FIELD_NUMBER: _ClassVar[int]
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    REVISION_FIELD_NUMBER: _ClassVar[int]
+    CHANGE_FIELD_NUMBER: _ClassVar[int]
+    project: str
+    key: bytes
+    revision: int
+    change: ChangeDeadLetterRequest.Change
+    def __init__(self, project: _Optional[str] = ..., key: _Optional[bytes] = ..., revision: _Optional[int] = ..., change: _Optional[_Union[ChangeDeadLetterRequest.Change, str]] = ...) -> None: ...
+
+class ChangeDeadLetterResponse(_message.Message):
+    __slots__ = ("dead_letter", "deleted")
+    DEAD_LETTER_FIELD_NUMBER: _ClassVar[int]
+    DELETED_FIELD_NUMBER: _ClassVar[int]
+    dead_letter: DeadLetter
+    deleted: bool
+    def __init__(self, dead_letter: _Optional[_Union[DeadLetter, _Mapping]] = ..., deleted: _Optional[bool] = ...) -> None: ...
+
 class ActionName(_message.Message):
     __slots__ = ("project", "domain", "run", "name", "org")
     PROJECT_FIELD_NUMBER: _ClassVar[int]

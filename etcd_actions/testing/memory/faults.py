@@ -88,7 +88,7 @@ class Faults:
     """
 
     def __init__(self, store_stalls: Callable[[], bool]) -> None:
-        self.latency = 0.0
+        self.latency: float = 0.0
         self.watch_refusal = ""
         self._store_stalls = store_stalls
         self._cut = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from etcd_actions._internal.argument_types import checks_types
 from etcd_actions.etcd.api import AlarmType
 from etcd_actions.etcd.connection_settings import (
     DEFAULT_REQUEST_TIMEOUT,
@@ -33,6 +34,7 @@ class MemoryStore:
             timing, is 2.
     """
 
+    @checks_types
     def __init__(self, *, order: Order = "any", seed: int = 0, least_ttl: int = 2) -> None:
         self._engine = Engine(order=order, seed=seed, least_ttl=least_ttl)
         self._clients: list[Faults] = []
@@ -52,6 +54,7 @@ class MemoryStore:
         """The raised alarms; a test may change the set. With NOSPACE writes are refused."""
         return self._engine.alarms
 
+    @checks_types
     def client(
         self, *, endpoints: str = "", request_timeout: float = DEFAULT_REQUEST_TIMEOUT
     ) -> MemoryClient:

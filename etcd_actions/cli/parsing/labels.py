@@ -1,0 +1,28 @@
+"""The flag ``--label``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import click
+
+
+def label_option(text: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Give a command the flag, as ``labels``, with a text of help."""
+    return click.option("-l", "--label", "labels", multiple=True, metavar="KEY[=VALUE]", help=text)
+
+
+def parse_labels(texts: Iterable[str]) -> dict[str, str | None]:
+    """The labels by key; None for a key without a value.
+
+    Raises:
+        click.BadParameter: One has no key.
+    """
+    labels: dict[str, str | None] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not key:
+            raise click.BadParameter("give KEY or KEY=VALUE", param_hint="--label")
+        labels[key] = value if equals else None
+    return labels
