@@ -149,7 +149,25 @@ async def find_run(names: Names, text: str) -> Name:
     """The run that a text names, or whose action it names; raises as `find_action`."""
     found = await _found(names, text)
     runs = list(dict.fromkeys(each.of_run() for each in found if each.run))
+    if not runs:
+        raise DecodeError(f"{found[0].path}: {found[0].reason}")
     return _only(runs, text).of_run()
+
+
+async def find_complete_run(names: Names, text: str) -> Name:
+    """The run that a text names, for a change of all of it; raises as `find_action`.
+
+    Raises:
+        ConfigError: The name is also, or only, that of an action.
+    """
+    name = await find_name(names, text)
+    if not name.run:
+        raise DecodeError(f"{name.path}: {name.reason}")
+    if name.action:
+        raise ConfigError(
+            f"{text} is the action {name.path}, and not a run: {name.run_path} is all of its run"
+        )
+    return name
 
 
 async def find_name(names: Names, text: str) -> Name:

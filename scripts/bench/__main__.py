@@ -38,7 +38,7 @@ class Run:
         self.results: dict[str, Result] = {}
 
     def measure(self, name: str) -> Result:
-        """Measure a row; what goes wrong is noted in its result."""
+        """Measure a row; errors are noted in its result."""
         result = self.results[name] = Result(
             row=name, conditions=self._conditions, short=self._setting.quick
         )

@@ -1,9 +1,9 @@
-"""Unary gRPC calls at a low price: one HTTP/2 connection, one thread, no library.
+"""Cheap unary gRPC calls: one HTTP/2 connection, one thread, no library.
 
 grpcio costs the generator about as much for each call as etcd and a reader together; at
-8,000 puts a second on two cores it would be the generator that is measured. This knows
-just what a gRPC server needs, over plain TCP on loopback, and reads no answer: a call that
-brought a message was done.
+8,000 puts a second on two cores the generator would be measured. This sends only the bytes
+that a gRPC server needs, over plain TCP on loopback, and decodes no answer: a call with an
+answer was done.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Messages between the processes of a measurement: JSON lines over a socket of their own.
+"""Messages between the processes of a measurement: JSON lines over a separate socket.
 
-Standard output and standard error stay free for whatever a library prints there; the driver
-keeps both and shows them when the process fails.
+Libraries may print to standard output and standard error; the driver stores both, and shows
+them if the process fails.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Channel:
 
 
 def inherited() -> tuple[Channel, str]:
-    """What the driver gave this process on its command line: the channel, and an argument."""
+    """Return the channel and the argument that the driver gave on the command line."""
     return Channel(int(sys.argv[1])), sys.argv[2]
 
 

@@ -1,4 +1,4 @@
-"""What the local executor costs: tasks a second, and the processor time of a task.
+"""Measures the local executor: tasks a second, and the processor time of a task.
 
     .venv/bin/python -m scripts.bench.executor --python SDK/bin/python [--tasks 40]
 
@@ -145,7 +145,7 @@ def _submit(etcd: str, python: Path, directory: Path, task: str, count: int, for
 
 
 def _of_children(directory: Path) -> float:
-    """Seconds of processor time of what the fork servers of a directory have started."""
+    """Seconds of processor time of the processes that a directory's fork servers started."""
     spent = 0.0
     for process in psutil.process_iter():
         try:

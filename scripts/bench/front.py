@@ -1,4 +1,4 @@
-"""What lists of runs and of deployed tasks cost.
+"""Measures lists of runs and of deployed tasks.
 
     .venv/bin/python -m scripts.bench.front [--runs 1000 100000] [--tasks 1000]
 
@@ -176,7 +176,7 @@ def measure(
 
 
 def requests() -> dict[str, tuple[str, Message]]:
-    """What is measured."""
+    """The measured requests."""
 
     def runs(**fields: object) -> tuple[str, Message]:
         request = ListRequest(limit=100, **fields)

@@ -1,4 +1,4 @@
-"""What runs cost at the front door: creating them, waiting for their end, uploading their code.
+"""Measures runs at the front door: creating them, waiting for their end, uploading their code.
 
     .venv/bin/python -m scripts.bench.front_runs [--runs 300] [--upload 256]
 

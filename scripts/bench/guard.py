@@ -78,7 +78,7 @@ _NO_ORPHANS = WatchingSettings(collect_orphans=False)
 
 
 class Place:
-    """Where checks measure: an etcd, a service on it, and unused prefixes."""
+    """An etcd for the checks, a service on it, and unused prefixes."""
 
     def __init__(
         self, server: Server, directory: Path, address: str, process: psutil.Process

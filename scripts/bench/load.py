@@ -30,7 +30,7 @@ _WARM_RATE = 500
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What to send.
+    """The load to send.
 
     Attributes:
         host: etcd's host.

@@ -183,7 +183,7 @@ def etcd_binary(path: str | None) -> str:
 
 
 def etcd_version(binary: str) -> str:
-    """What ``etcd --version`` says first."""
+    """The first line of ``etcd --version``."""
     run = subprocess.run([binary, "--version"], capture_output=True, text=True, check=True)
     return run.stdout.splitlines()[0].removeprefix("etcd Version: ")
 

@@ -31,7 +31,7 @@ _SETTLING_SECONDS = 1.0
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """What a reader is to do.
+    """The work of a reader.
 
     Attributes:
         mode: Watch a prefix; list it to the last object; watch from ``revision`` what is in

@@ -12,7 +12,7 @@ OURS = "ours"
 GO = "go"
 
 Figures = dict[str, float]
-"""What one side of a row measured in one round, by name."""
+"""The measurements of one side of a row in one round, by name."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""What an update costs the executor's scheduling while many actions wait for a slot.
+"""Measures an update in the executor's scheduling while many actions wait for a slot.
 
     .venv/bin/python -m scripts.bench.scheduling [--queued 1000 10000]
 

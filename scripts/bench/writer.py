@@ -1,4 +1,4 @@
-"""What the library writes, in a process of its own: the work is named on its command line."""
+"""Writes with the library, in a separate process; its command line names the work."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _FILLING = 256
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """What to do.
+    """The work.
 
     Attributes:
         name: One of :data:`WORKS`.

@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 import trio
 
-from etcd_actions import ActionsClient, Phase
+from etcd_actions import ActionId, ActionsClient, Phase
+from etcd_actions.cli.commands.dead_letters import Selection
 from etcd_actions.cli.exit_codes import ExitCode
-from etcd_actions.errors import RunServiceRejected
+from etcd_actions.dead_letters import DeadLetter
+from etcd_actions.errors import ConfigError, RunServiceRejected
 from etcd_actions.etcd.api import Etcd, KeyRange
 from etcd_actions.model import Keyspace
 from etcd_actions.server import ServerSettings, open_actions_server
@@ -167,9 +169,35 @@ async def test_through_the_service(
         assert await client.dead_letters() == []
 
 
+def test_a_change_needs_a_name_of_one_run_or_action() -> None:
+    """The object of ``r/b-c1`` has the name that ``r-b/c1`` has, and ``r-b`` is a run, too."""
+    dead_letters = [
+        DeadLetter(
+            dead_letter_key=f"/dead/{number}".encode(),
+            dead_letter_revision=1,
+            dead_letter_created=1,
+            size=1,
+            key=f"/actions/{namespace}/{run}-{action}".encode(),
+            action_id=ActionId("p", domain, run, action),
+        )
+        for number, (namespace, domain, run, action) in enumerate(
+            [("n", "d", "r", "b"), ("n", "d", "r-b", "c1"), ("m", "e", "r-b", "a0")]
+        )
+    ]
+
+    def selected(name: str, *, for_change: bool = True) -> list[DeadLetter]:
+        return Selection([name], None, for_change=for_change).of(dead_letters)[0]
+
+    assert selected("r-b", for_change=False) == dead_letters
+    with pytest.raises(ConfigError, match="give one of p/d/r-b, p/d/r/b, p/e/r-b"):
+        selected("r-b")
+    for name, number in {"p/d/r-b": 1, "p/d/r/b": 0, "r/b": 0, "r": 0, "r-b-a0": 2}.items():
+        assert selected(name) == [dead_letters[number]], name
+
+
 async def test_what_the_document_shows(shared_etcd: EtcdServer, etcd: Etcd, prefix: bytes) -> None:
     """The commands of docs/commands.md, and what they print but for the time."""
-    shown = block("docs/commands.md", "console", 1)
+    shown = block("docs/commands.md", "console", 2)
     site, service = Site(shared_etcd, prefix), Scripted()
     async with watching(etcd, prefix, service) as client:
         await client.enqueue(flyte.task(ROOT))

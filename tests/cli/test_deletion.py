@@ -137,6 +137,19 @@ async def test_a_run_that_has_not_ended(site: Site) -> None:
     await eventually_holds(partial(scene.is_gone, "r"))
 
 
+async def test_the_name_of_an_action_deletes_no_run(site: Site) -> None:
+    """Of a run ``r-c0`` that is gone the name is that of an action of the run ``r``."""
+    await site.scene.run("r")
+    for name in ("r-c0", "p/d/r/c0"):
+        refused = await site.finish("delete", "--force", "p/d/r", name)
+        assert refused.code == ExitCode.USAGE, refused.err
+        complaint = f"{name} is the action p/d/r/c0, and not a run: p/d/r is all of its run"
+        assert complaint in refused.err
+    unknown = await site.finish("delete", "--force", "p/d/r/none")
+    assert unknown.code in (ExitCode.USAGE, ExitCode.NOT_FOUND), unknown.err
+    assert await site.scene.is_whole("r")
+
+
 async def test_gc_of_runs(site: Site) -> None:
     """By age, phase and number; what is young, in use or not ended stays."""
     scene = site.scene

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from typing import Final
 
 import msgspec
 import trio
@@ -20,7 +21,10 @@ from etcd_actions.cli.options import CommonOptions
 from etcd_actions.cli.service_dead_letters import DeadLetters
 from etcd_actions.dead_letters import DeadLetter
 from etcd_actions.errors import ConfigError, FailedPrecondition
+from etcd_actions.model import canonical_name
 from etcd_actions.run_service.status_codes import code_name
+
+_MOST_SHOWN: Final = 10
 
 
 class DeadLetterRow(msgspec.Struct, kw_only=True, omit_defaults=True, tag="DEAD_LETTER"):
@@ -72,18 +76,26 @@ class Selection:
     Args:
         actions: Arguments as of ``get``, or keys of dead letters; empty for all.
         only: The only namespace; None for all.
+        for_change: Whether the command changes them: then a name must be that of one run or action.
 
     Raises:
         ConfigError: An argument can be no action.
     """
 
-    def __init__(self, actions: Sequence[str], only: str | None) -> None:
+    def __init__(
+        self, actions: Sequence[str], only: str | None, *, for_change: bool = False
+    ) -> None:
         self._only = only
+        self._for_change = for_change
         self._keys = {text for text in actions if text.startswith("/")}
         self._names = {text: parse_name(text) for text in actions if text not in self._keys}
 
     def of(self, dead_letters: Sequence[DeadLetter]) -> tuple[list[DeadLetter], list[str]]:
-        """The selected dead letters, and the arguments that match none."""
+        """The selected dead letters, and the arguments that match none.
+
+        Raises:
+            ConfigError: For a change, an argument is the name of several runs or actions.
+        """
         dead_letters = [each for each in dead_letters if self._is_in_namespace(each)]
         if not self._names and not self._keys:
             return dead_letters, []
@@ -93,6 +105,11 @@ class Selection:
         for text, name in self._names.items():
             matching = {key for key, each in by_key.items() if _matches(name, each)}
             selected |= matching
+            meant = sorted({_meant(name, by_key[key]) for key in matching})
+            if self._for_change and len(meant) > 1:
+                raise ConfigError(
+                    f"{text} is the name of several: give one of {', '.join(meant[:_MOST_SHOWN])}"
+                )
             if not matching:
                 missing.append(text)
         return [each for key, each in by_key.items() if key in selected], missing
@@ -166,7 +183,7 @@ def _selection(common: CommonOptions, actions: Sequence[str], every: bool) -> Se
         raise ConfigError(
             "give ACTIONs, or --all" if not every else "give ACTIONs or --all, not both"
         )
-    return Selection(actions, common.namespace)
+    return Selection(actions, common.namespace, for_change=True)
 
 
 async def _request(
@@ -219,6 +236,17 @@ def _matches(name: Name, dead_letter: DeadLetter) -> bool:
     namespace, _, stored = dead_letter.namespace_and_name.rpartition("/")
     action = None if dead_letter.unreadable else dead_letter.action_id
     return name.may_be(action, namespace, stored)
+
+
+def _meant(name: Name, dead_letter: DeadLetter) -> str:
+    """The full path of the run or action that a matching name means; of an unknown one its key."""
+    action = dead_letter.action_id
+    if dead_letter.unreadable or not action.run:
+        return as_text(dead_letter.dead_letter_key)
+    run = f"{action.project}/{action.domain}/{action.run}"
+    stored = dead_letter.namespace_and_name.rpartition("/")[2]
+    is_run = name.object not in ("", stored) or bool(name.project and not name.action)
+    return run if is_run else f"{run}/{canonical_name(action.run, action.name)}"
 
 
 def _described(dead_letter: DeadLetter) -> str:
