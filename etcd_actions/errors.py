@@ -1,7 +1,7 @@
-"""Every error that this package raises on purpose.
+"""The errors of this package.
 
-The tree is small, its leaves are nouns, and it imports nothing, so that each package can
-translate the errors of the library below it: no exception of protobuf or msgspec passes.
+The module imports no other one, so that each package can translate the errors of the library below
+it: callers see no exception of protobuf or msgspec.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ class EtcdActionsError(Exception):
 
 
 class BackgroundFailure(EtcdActionsError):
-    """A background task of a client, a server or the like failed, so its context was left.
+    """A background task of a context, such as a client's, failed, so the context was left.
 
     ``__cause__`` is the error of the task, or an exception group of several. The body of the
-    ``async with`` was cancelled. When the body itself raised, its error comes out in place of
+    ``async with`` was cancelled. If the body raised an error itself, that is raised in place of
     this one, with a note.
     """
 
@@ -47,8 +47,8 @@ class DecodeError(EtcdActionsError):
         key: The etcd key, empty if the bytes did not come from etcd.
         revision: ``mod_revision`` of the value, 0 if it is not known.
         reason: What is wrong, with the path of the field; truncated if it quotes much of the value.
-        doubtful: Whether the value may be good: the decoder failed for another reason, such as
-            a lack of memory. Decoding it later may succeed.
+        doubtful: Whether the value may be good, because the decoder failed for another reason, such
+            as a lack of memory. Decoding it later may succeed.
     """
 
     def __init__(
@@ -87,9 +87,9 @@ class Unavailable(EtcdError):
 
 
 class OutcomeUnknown(Unavailable):
-    """A write was sent and its answer was lost.
+    """A write was sent, and its answer was lost.
 
-    It may have been applied, or not, or may still be: read before deciding.
+    It may have been applied, or may be applied later. Read before you repeat it.
     """
 
 
@@ -97,8 +97,8 @@ class Compacted(EtcdError):
     """The requested revision is no longer in etcd's history.
 
     Attributes:
-        compact_revision: The oldest revision that can still be read; 0 if etcd did
-            not name it (a Range does not).
+        compact_revision: The oldest revision that can still be read; 0 if etcd did not name it.
+            The answer to a Range never does.
     """
 
     def __init__(self, message: str, *, compact_revision: int = 0) -> None:
@@ -107,14 +107,14 @@ class Compacted(EtcdError):
 
 
 class FutureRevision(EtcdError):
-    """The requested revision is above the store's: the store was replaced, or restored."""
+    """The requested revision is above the store's, which was replaced or restored from a copy."""
 
 
 class NoSpace(EtcdError):
     """etcd's space quota is used up: it serves reads, watches and deletes only.
 
-    The write may have been applied: etcd applies the one that crosses the quota, and answers it
-    with the same error. Read before deciding.
+    The write may have been applied: etcd applies the first write above the quota, and answers it
+    with the same error. Read before you repeat it.
     """
 
 
@@ -123,7 +123,7 @@ class RequestTooLarge(EtcdError):
 
 
 class LeaseNotFound(EtcdError):
-    """The lease has expired or never was."""
+    """The lease has expired, was revoked, or never existed."""
 
 
 class PermissionDenied(EtcdError):
@@ -131,7 +131,7 @@ class PermissionDenied(EtcdError):
 
 
 class Unauthenticated(EtcdError):
-    """etcd wants a user, or does not accept the one given."""
+    """etcd requires a user, or does not accept this user or its token."""
 
 
 class InvalidRequest(EtcdError):
@@ -139,7 +139,7 @@ class InvalidRequest(EtcdError):
 
 
 class ActionError(EtcdActionsError):
-    """A request cannot be fulfilled, for its arguments or the state of the action."""
+    """A request cannot be fulfilled, because of its arguments or the state of the action."""
 
 
 class NotFound(ActionError):
@@ -150,7 +150,7 @@ class AnotherAction(NotFound):
     """There is no such action: its key has the object of another one, which the message names.
 
     Attributes:
-        discreet: The same without the other action's identity.
+        discreet: The message without the other action's identity, for callers of the service.
     """
 
     def __init__(self, message: str, discreet: str = "there is no such action") -> None:
@@ -199,7 +199,7 @@ class NameTaken(FailedPrecondition):
 
 
 class ClaimLost(FailedPrecondition):
-    """Another process runs the action, or may: this report does not count."""
+    """Another process runs the action, or may run it. The report was not written."""
 
 
 class UnexpectedFailure(ActionError):
@@ -207,7 +207,7 @@ class UnexpectedFailure(ActionError):
 
 
 class NotServed(ActionError):
-    """The request is not served here; the message names it, and what is."""
+    """The service or the command does not serve the request; the message says what to do."""
 
 
 class Aborted(ActionError):
@@ -219,11 +219,14 @@ class RunServiceError(EtcdActionsError):
 
 
 class RunServiceUnavailable(RunServiceError):
-    """It was not reached, or may accept a later call; it may have accepted this one."""
+    """The run service was not reached, or may accept a later call.
+
+    It may have accepted this one.
+    """
 
 
 class RunServiceActionUnknown(RunServiceUnavailable):
-    """It has no record of the action, which must be reported before the status.
+    """The run service has no record of the action. Report the record before the status.
 
     Attributes:
         code: A number of ``google.rpc.Code``.
@@ -235,7 +238,7 @@ class RunServiceActionUnknown(RunServiceUnavailable):
 
 
 class RunServiceRejected(RunServiceError):
-    """It will never accept this report.
+    """The run service will never accept this report.
 
     Attributes:
         code: A number of ``google.rpc.Code``.
@@ -251,11 +254,14 @@ class ServiceError(EtcdActionsError):
 
 
 class ServiceUnavailable(ServiceError):
-    """It was not reached, or may accept a later call; the request may have been applied."""
+    """The service was not reached, or may accept a later call.
+
+    The request may have been applied.
+    """
 
 
 class ServiceRefused(ServiceError):
-    """It does not authorize this caller, or has no such method."""
+    """The service does not authorize this caller, or has no such method."""
 
 
 _Error = TypeVar("_Error", bound=EtcdActionsError)
@@ -268,7 +274,7 @@ def first_error(group: BaseExceptionGroup[_Error]) -> _Error:
 
 
 def leaf_errors(error: BaseException) -> Iterator[BaseException]:
-    """The causes of an error: those of its groups, and of failed background tasks."""
+    """The causes of an error: the members of its groups, and the errors of background tasks."""
     if isinstance(error, BaseExceptionGroup):
         for each in error.exceptions:
             yield from leaf_errors(each)

@@ -154,7 +154,7 @@ async def find_run(names: Names, text: str) -> Name:
     return _only(runs, text).of_run()
 
 
-async def find_named_run(names: Names, text: str) -> Name:
+async def find_complete_run(names: Names, text: str) -> Name:
     """The run that a text names, for a change of all of it; raises as `find_action`.
 
     Raises:

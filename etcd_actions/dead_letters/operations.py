@@ -11,9 +11,9 @@ import trio
 from etcd_actions.dead_letters import dead_letter as form
 from etcd_actions.dead_letters.dead_letter import DeadLetter, DeadLetterKeys, Request
 from etcd_actions.errors import FailedPrecondition
-from etcd_actions.etcd.api import Etcd, Get, KeyRange, RangeResult, Txn
+from etcd_actions.etcd.api import Etcd, Get, KeyRange, Txn
 from etcd_actions.model import Keyspace
-from etcd_actions.storage.store import Store
+from etcd_actions.storage.store import Store, key_of
 
 _AT_ONCE = 100
 """Keys that one transaction reads; etcd's --max-txn-ops is 128."""
@@ -51,9 +51,8 @@ class DeadLetterOperations:
         while batch := list(islice(keys, _AT_ONCE)):
             reads = [Get(KeyRange.of_key(key), keys_only=True) for key in batch]
             result = await self._etcd.txn(Txn([], reads))
-            for response in result.responses:
-                assert isinstance(response, RangeResult)
-                found.update((kv.key, kv.create_revision) for kv in response.kvs)
+            kvs = filter(None, map(key_of, result.responses))
+            found.update((kv.key, kv.create_revision) for kv in kvs)
         return found
 
     async def retry(self, dead_letter: DeadLetter) -> DeadLetter | None:

@@ -31,12 +31,11 @@ from etcd_actions.etcd.api import (
     CompareTarget,
     Get,
     KeyRange,
-    RangeResult,
     Txn,
 )
 from etcd_actions.follow.index import Index
 from etcd_actions.model import ActionId, ActionUpdate, Keyspace
-from etcd_actions.storage.store import Store
+from etcd_actions.storage.store import Store, key_of
 
 _MOST: Final = 100
 """The most keys of one transaction; etcd's --max-txn-ops is 128 by default."""
@@ -152,9 +151,7 @@ class FamilyReader:
                 or self._has_more(family, read, since(), result.revision)
             ):
                 continue
-            kvs = [
-                kv for each in result.responses if isinstance(each, RangeResult) for kv in each.kvs
-            ]
+            kvs = [kv for each in result.responses if (kv := key_of(each)) is not None]
             return Listing(below(await readable(kvs), parent), result.revision)
         return None
 

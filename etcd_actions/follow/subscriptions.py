@@ -279,7 +279,7 @@ AnySubscription: TypeAlias = Subscription[Any]
 
 
 class Subscriptions:
-    """All open subscriptions, by what they are subscribed to.
+    """All open subscriptions, by their subjects.
 
     Args:
         containment: Counts subscriptions that fail; by default one of its own.

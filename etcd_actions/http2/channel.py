@@ -364,7 +364,7 @@ def failure_text(error: BaseException) -> str:
 async def open_channel(
     target: Target, settings: ChannelSettings | None = None
 ) -> AsyncIterator[Channel]:
-    """A channel with its own tasks, for ``async with``; raises what the body raises, ungrouped."""
+    """A channel with its own tasks, for ``async with``; errors of the body are raised ungrouped."""
     async with owned_tasks("the HTTP/2 channel") as nursery:
         channel = Channel(nursery, target, settings)
         try:

@@ -3,8 +3,8 @@
 :meth:`ClientConnection.receive` accepts the server's bytes; ``sending`` has those to be written.
 After each ``receive`` the streams in ``woken`` have ended or received data.
 
-What arrives is bounded whatever the server sends: by the windows of the streams, the size of
-frames and header blocks, and the number of replies that wait to be written.
+The memory of a connection is bounded: by the windows of the streams, the size of frames and header
+blocks, and the number of replies that wait to be written.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ class ClientConnection:
         return stream
 
     def reset(self, stream: Stream, code: ErrorCode = ErrorCode.CANCEL) -> None:
-        """End a stream and forget it; what still arrives for it is dropped."""
+        """End a stream and forget it; its later frames are dropped."""
         if self._streams.pop(stream.id, None) is not None:
             self.sending.put(frames.rst_stream(stream.id, code))
         self.sending.drop(stream)

@@ -94,7 +94,7 @@ class Exchange:
             has_waited = True
 
     def fail(self, failure: Exception) -> None:
-        """End it for its reader, which gets what has arrived and then ``failure``."""
+        """End it for its reader, which gets the received messages, then ``failure``."""
         self._failure = self._failure or failure
         self._arrival.wake()
 

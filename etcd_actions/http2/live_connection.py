@@ -166,7 +166,7 @@ class LiveConnection:
         self._wake_senders()
 
     def flush(self) -> None:
-        """Write what is queued, as far as the socket has capacity."""
+        """Write the queued frames, as far as the socket has capacity."""
         if self._wire.pending or not self._writable:
             return
         sending = self.connection.sending
@@ -249,7 +249,7 @@ class LiveConnection:
             self._gathering = False
 
     async def _write(self) -> None:
-        """Write what the socket had no capacity for."""
+        """Write the frames for which the socket had no capacity, once it has."""
         while True:
             if not self._wire.pending:
                 self.flush()

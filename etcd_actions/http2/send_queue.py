@@ -69,7 +69,7 @@ class SendQueue:
         return data
 
     def clear(self) -> None:
-        """Drop what is queued."""
+        """Drop the queued frames."""
         self._frames.clear()
 
     def put_head(self, stream_id: int, head: bytes, *, end: bool) -> None:

@@ -102,7 +102,7 @@ class Wire:
         self.pending = len(self._rest) > 0
 
     def receive(self) -> bytes | None:
-        """Return what has arrived; empty at the end of the stream, None if there is nothing now.
+        """Return the received bytes; empty at the end of the stream, None if there are none now.
 
         Raises:
             OSError: The connection broke.
@@ -196,14 +196,14 @@ class EncryptedWire(Wire):
         self._forward()
 
     def push(self) -> None:
-        """Write more of what is encrypted."""
+        """Write more of the encrypted bytes."""
         super().push()
         self._count()
         if not self.pending and self._outgoing.pending:
             self._forward()
 
     def receive(self) -> bytes | None:
-        """Return what has arrived, decrypted."""
+        """Return the received bytes, decrypted."""
         data = self._feed()
         parts: list[bytes] = []
         ended = False

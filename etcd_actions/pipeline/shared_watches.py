@@ -32,7 +32,7 @@ class SharedWatches:
         return len(self._processors)
 
     def end_subscriptions(self) -> None:
-        """Let every subscriber have what is pending, and then the end."""
+        """End all subscriptions; each reader gets the pending updates first."""
         for processor in self._processors.values():
             processor.close_subscriptions()
 

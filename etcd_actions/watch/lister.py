@@ -1,4 +1,4 @@
-"""Lists a range, and delivers the difference to what the sink has."""
+"""Lists a range, and delivers its difference from the sink's state."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ been delivered, completely. Each rule of this module keeps that true:
 - All events of one revision come in one response, unless it is a fragment: then its last
   revision may continue in the next one. That revision alone is held back until the
   response ends; a stream that breaks before drops it, and etcd sends all of it again.
-- A watch is opened *at* D, not after it, and what is <= D is dropped. etcd versions that
+- A watch is opened *at* D, not after it, and events up to D are dropped. etcd versions that
   never answer a progress request for a watch that starts in the future make this
   necessary, and versions that send events twice or go back in time make it useful.
 - A progress notification carries no events: all events up to its revision were sent. It
@@ -111,7 +111,7 @@ def repartition(old: Iterable[Resume], new: Iterable[KeyRange]) -> list[Resume]:
     """Resume points for other boundaries over the same keys, with no stream open.
 
     Args:
-        old: Adjacent ranges in key order; what they hold back is dropped.
+        old: Adjacent ranges in key order; the events that they hold back are dropped.
         new: Adjacent ranges in key order that cover the same keys.
     """
     parts: list[tuple[bytes, bytes, int]] = []

@@ -10,7 +10,7 @@ from etcd_actions.cli.backends import open_reader
 from etcd_actions.cli.calls import OPERATIONS
 from etcd_actions.cli.exit_codes import ExitCode, print_message
 from etcd_actions.cli.formats.changes import Change, Changes, plural, size_text
-from etcd_actions.cli.names import Name, find_named_run
+from etcd_actions.cli.names import Name, find_complete_run
 from etcd_actions.cli.options import CommonOptions
 from etcd_actions.cli.reader import Reader
 from etcd_actions.cli.service_client import Unimplemented
@@ -124,7 +124,7 @@ async def delete_runs(
         runs: list[Name] = []
         for text in names:
             try:
-                runs.append(await find_named_run(reader.names, text))
+                runs.append(await find_complete_run(reader.names, text))
             except NotFound as error:
                 unknown += 1
                 print_message(str(error))
