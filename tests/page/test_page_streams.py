@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import h2.connection
 import pytest
 import trio
 
@@ -18,9 +20,13 @@ from etcd_actions.etcd.connection_settings import ConnectionSettings
 from etcd_actions.etcd.endpoints import parse_endpoints
 from etcd_actions.monitoring import Health
 from etcd_actions.server import ActionsServer, ServerSettings, open_actions_server
+from etcd_actions.server.application import Calls, Route
 from etcd_actions.server.front import FrontDoor
+from etcd_actions.server.front.page_streams import Lines, PageStream
 from etcd_actions.server.service_settings import PageSettings
+from etcd_actions.server.streams import Streams
 from etcd_actions.testing import EtcdServer, OwnEtcd
+from etcd_actions.web import HttpLimits
 from tests.page.reading import DEADLINE, reading
 from tests.page.test_static_files import get
 from tests.record.test_outbox import Scripted
@@ -253,3 +259,35 @@ async def test_an_etcd_without_an_answer_is_reported_and_the_stream_lives(
         with trio.fail_after(DEADLINE):
             while not all(each["up"] for each in state["members"]):
                 state = await lines.next()
+
+
+@dataclass(frozen=True, kw_only=True)
+class LargeLines(FrontDoor):
+    """It has a stream of large lines in place of the page's own streams."""
+
+    def page_streams(self, calls: Calls, streams: Streams) -> Iterable[Route]:
+        async def lines() -> Lines:
+            with streams.open() as stream:
+                while not stream.has_ended:
+                    yield "x" * 1_000_000
+
+        yield PageStream("/page/large", self.client, calls, lines)
+
+
+async def test_a_client_that_reads_nothing_is_disconnected_and_is_no_failure(
+    client: ActionsClient,
+) -> None:
+    limited = settings(http=HttpLimits(stall_timeout=0.2))
+    front = LargeLines(client=client, keepalive=60)
+    async with open_actions_server(client, limited, front=front) as server:
+        address = server.address
+        peer = h2.connection.H2Connection()
+        peer.initiate_connection()
+        pairs = {"method": "GET", "path": "/page/large", "scheme": "http", "authority": "localhost"}
+        peer.send_headers(1, [(f":{name}", value) for name, value in pairs.items()], True)
+        async with await trio.open_tcp_stream(address.host, address.port) as stream:
+            # The window of the stream is never enlarged.
+            await stream.send_all(peer.data_to_send())
+            await eventually(lambda: server.statistics().open_streams == 1)
+            await eventually(lambda: server.statistics().open_streams == 0)
+    assert client.containment.failures == {}

@@ -18,7 +18,7 @@ from google.protobuf.json_format import MessageToDict
 from etcd_actions.errors import EtcdActionsError
 from etcd_actions.server.caller import CALLER
 from etcd_actions.server.error_codes import Refusal
-from etcd_actions.web import respond
+from etcd_actions.web import ClientDisconnected, respond
 
 if TYPE_CHECKING:
     from etcd_actions.client import ActionsClient
@@ -77,6 +77,7 @@ class PageStream:
             return
         is_started = False
         refusal = Refusal(Code.INTERNAL, "it failed: see the log of the service")
+        disconnected: ClientDisconnected | None = None
         with self._client.containment.unit("request", f"page {self._path}"):
             try:
                 await self._calls.admit_request(scope)
@@ -92,6 +93,11 @@ class PageStream:
                 refusal = raised
             except EtcdActionsError as raised:
                 refusal = Refusal(Code.UNAVAILABLE, str(raised))
+            except ClientDisconnected as raised:
+                # It is no failure of the service: the listener counts it.
+                disconnected = raised
+        if disconnected is not None:
+            raise disconnected
         if is_started:
             await send({"type": "http.response.body", "body": b""})
             return

@@ -113,14 +113,19 @@ class RunLists:
                         if chosen := [each for each in entries if _is_of(each, only)]:
                             yield self._messages.watched(chosen)
                         await trio.lowlevel.checkpoint()
+                sent_at = trio.current_time()
                 while not stream.has_ended:
-                    changed = await stream.receive(watch, self._keepalive)
-                    if changed is None:
-                        if not stream.has_ended:
-                            yield pb.WatchRunsResponse()
-                    elif chosen := [each for each in changed if _is_of(each, only)]:
-                        self._streams.sent += len(chosen)
-                        yield self._messages.watched(chosen)
+                    # Changes of other projects are received, too, but are no sign of life.
+                    silence = sent_at + self._keepalive - trio.current_time()
+                    changed = await stream.receive(watch, max(0.0, silence))
+                    if stream.has_ended:
+                        return
+                    chosen = [each for each in changed or () if _is_of(each, only)]
+                    if changed is not None and not chosen and silence > 0:
+                        continue
+                    self._streams.sent += len(chosen)
+                    yield self._messages.watched(chosen)
+                    sent_at = trio.current_time()
 
     def _narrowed(
         self, portions: Iterable[Sequence[RunEntry]], only: str | None, paused: bool

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from contextlib import ExitStack
 from datetime import timedelta
 
 import msgspec
 import pytest
+import trio
 from flyteidl2.auth import identity_pb2
 from flyteidl2.common import identifier_pb2 as names_pb
 from flyteidl2.common.list_pb2 import Filter, ListRequest, Sort
@@ -250,6 +252,26 @@ async def test_a_watch_of_a_version_leaves_others_out(caller: Caller, lists: Lis
         assert await news(reading) == [("a", 1)]
         await lists.put(record("b"), record("c", version="v2"))
         assert await news(reading) == [("c", 1)]
+
+
+async def test_a_watch_is_not_silent_while_only_runs_change_that_it_leaves_out(
+    caller: Caller, lists: Lists
+) -> None:
+    version = TaskIdentifier(project="p", domain="d", name="env.main", version="v2")
+    request = pb.WatchRunsRequest(task_id=version)
+    await lists.put(record("a", version="v2"))
+
+    async def change_another() -> None:
+        for attempts in itertools.count(1):
+            await lists.put(record("b", status=status(4, attempts=attempts)))
+
+    with caller.stream(RUNS, "WatchRuns", request, pb.WatchRunsResponse) as reading:
+        assert await news(reading) == [("a", 1)]
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(change_another)
+            for _ in range(3):
+                assert await reading.next() == pb.WatchRunsResponse()
+            nursery.cancel_scope.cancel()
 
 
 async def test_a_watch_ends_without_an_error_when_the_service_ends(
