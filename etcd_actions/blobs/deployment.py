@@ -33,6 +33,10 @@ class Deployment:
         self._name = ""
         self._loading = trio.Lock()
 
+    async def exists(self) -> bool:
+        """Whether the name has been created; without it there are no uploads."""
+        return bool(self._name) or await self._store.get(self._key) is not None
+
     async def name(self) -> str:
         """16 hexadecimal digits. Cancelled, it may have been created.
 

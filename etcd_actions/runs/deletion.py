@@ -153,10 +153,6 @@ class RunDeleter:
     async def _remove(self, found: _Found, needed: Needed, *, dry_run: bool = False) -> Removal:
         seen, record, now = found.seen, found.record, self._clock().timestamp()
         if not seen.mod_revision:
-            uri = record.input_uri
-            # The other counts include the run itself.
-            inputs = {**needed.inputs, uri: needed.inputs.get(uri, 0) + 1}
-            needed = needed._replace(inputs=inputs)
             planned = await self._remover.remove(seen, record, needed, now, dry_run=True)
             if dry_run or planned.kept:
                 return planned._replace(removed=planned.removed if dry_run else Removed())

@@ -9,13 +9,14 @@ from datetime import datetime
 
 import structlog
 
+from etcd_actions.actions.stored_action import StoredAction
 from etcd_actions.blobs import BlobError, BlobStore
 from etcd_actions.blobs.references import runs_in
 from etcd_actions.blobs.searched_files import SearchedFiles
 from etcd_actions.catalog import source_of
 from etcd_actions.errors import DecodeError
 from etcd_actions.etcd.api import KeyRange, KeyValue
-from etcd_actions.model import Keyspace
+from etcd_actions.model import ROOT_ACTION, Keyspace
 from etcd_actions.runs.progress import ENDS
 from etcd_actions.runs.removal import Needed, RunName
 from etcd_actions.runs.run_record import RunRecord, decode_record
@@ -25,7 +26,7 @@ _log = structlog.get_logger(__name__)
 
 
 class RunReferences:
-    """Reads all records of runs and all cached results, and the inputs that they name.
+    """Reads all records and roots of runs and all cached results, and the inputs that they name.
 
     Args:
         store: Reads.
@@ -55,6 +56,7 @@ class RunReferences:
         """
         inputs: Counter[str] = Counter()
         found: set[RunName] = set()
+        recorded: set[bytes] = set()
         async with aclosing(self._store.each(KeyRange.of_prefix(self._keys.runs))) as kvs:
             async for kv in kvs:
                 record = usable_record(kv)
@@ -64,8 +66,10 @@ class RunReferences:
                 if record.recovered_from:
                     found.add((record.project, record.domain, record.recovered_from))
                 note(kv, record)
+                recorded.add(kv.key)
         if not is_used():
             return Needed(found, inputs)
+        await self._add_unrecorded(inputs, recorded)
         entries = KeyRange.of_prefix(self._keys.catalog + b"entries/")
         async with aclosing(self._store.each(entries)) as kvs:
             async for kv in kvs:
@@ -80,6 +84,30 @@ class RunReferences:
             _log.warning("blobs_not_collected", error=str(error))
             outputs = _All()
         return Needed(outputs, inputs)
+
+    async def _add_unrecorded(self, inputs: Counter[str], recorded: Collection[bytes]) -> None:
+        """Add the inputs of runs without a record: the leader has yet to write it, or writes none.
+
+        Args:
+            inputs: The number of runs that have each URI.
+            recorded: The keys of the records.
+        """
+        if self._blobs is None:
+            return
+        prefix, end = self._keys.prefix, f"-{ROOT_ACTION}".encode()
+        objects = KeyRange.of_prefix(prefix)
+        async with aclosing(self._store.pages(objects, keys_only=True)) as pages:
+            async for page in pages:
+                for key in (kv.key for kv in page.kvs if kv.key.endswith(end)):
+                    if self._keys.runs + key[len(prefix) : -len(end)] in recorded:
+                        continue
+                    root = await self._store.get(key)
+                    if root is None:
+                        continue
+                    try:
+                        inputs[StoredAction.of(root).spec.input_uri] += 1
+                    except DecodeError as error:
+                        _log.warning("inputs_of_run_unknown", key=key, error=str(error))
 
     async def _passed_on(self, inputs: Iterable[str]) -> set[RunName]:
         """The runs whose outputs are among the inputs of runs.

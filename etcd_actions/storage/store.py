@@ -143,9 +143,11 @@ class Store:
             return found, revision
         raise error
 
-    def pages(self, keys: KeyRange, *, page_bytes: int = PAGE_BYTES) -> AsyncGenerator[RangeResult]:
+    def pages(
+        self, keys: KeyRange, *, page_bytes: int = PAGE_BYTES, keys_only: bool = False
+    ) -> AsyncGenerator[RangeResult]:
         """A range page by page at one revision. A caller that leaves early has to close it."""
-        return read_pages(self._etcd, keys, page_bytes=page_bytes)
+        return read_pages(self._etcd, keys, page_bytes=page_bytes, keys_only=keys_only)
 
     async def each(self, keys: KeyRange) -> AsyncGenerator[KeyValue]:
         """All keys of a range at one revision. A caller that leaves early has to close it."""

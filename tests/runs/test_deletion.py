@@ -14,7 +14,7 @@ from etcd_actions.etcd.api import Delete, Etcd, KeyRange, Txn, TxnResult
 from etcd_actions.runs.deletion import Deletion, Result, RunDeleter
 from etcd_actions.runs.removal import Removed
 from etcd_actions.storage.store import Store
-from tests.runs.test_removal import Scene, scene
+from tests.runs.test_removal import Scene, _parts, scene
 from tests.support import flyte
 from tests.support.waiting import eventually_holds
 
@@ -152,3 +152,26 @@ async def test_an_interrupted_deletion_is_finished(
 
 def _delete(key: bytes) -> Delete:
     return Delete(KeyRange.of_key(key))
+
+
+async def test_inputs_that_a_run_without_a_record_uses_stay(scene: Scene) -> None:
+    """Such as one whose record the leader has yet to write."""
+    for name in ("r", "s"):
+        await scene.run(name)
+    inputs = "inputs/p/d/shared/inputs.pb"
+    uri = scene.blobs.native_url(inputs)
+    await scene.blobs.put(inputs, _parts(), most=10)
+    live = flyte.task(root("live"))
+    live.input_uri = uri
+    await scene.client.enqueue(live)
+    await scene.change_record("r", input_uri=uri)
+    key = scene.keys.run_record(root("live"))
+    await eventually_holds(partial(_exists, scene, key))
+    await scene.etcd.delete(KeyRange.of_key(key))
+    (done,) = await delete(deleter(scene), "r")
+    assert done.result is Result.DELETED
+    assert inputs in await scene.data()
+
+
+async def _exists(scene: Scene, key: bytes) -> bool:
+    return await scene.store.get(key) is not None

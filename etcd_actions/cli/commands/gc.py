@@ -177,16 +177,20 @@ async def _collect_uploads(
 ) -> dict[str, int]:
     """Uploads, inputs and definitions of images that no object refers to."""
     from etcd_actions.server.front.local_files import LocalFiles  # noqa: PLC0415
-    from etcd_actions.uploads import UploadCollector  # noqa: PLC0415
+    from etcd_actions.uploads import SweepResult, UploadCollector  # noqa: PLC0415
 
     blobs = await trio.to_thread.run_sync(blob_store, common.config)
     if isinstance(blobs, NoStore):
         raise ConfigError(f"{UPLOADS}: there is no blob store: name one with --blob-dir")
+    deployment = Deployment(client.store, client.keys)
+    if collection.dry_run and not await deployment.exists():
+        changes.note("would move no file: no upload was stored yet")
+        return msgspec.structs.asdict(SweepResult())
     collector = UploadCollector(
         client.store,
         client.keys,
         blobs,
-        Deployment(client.store, client.keys),
+        deployment,
         client.images,
         timedelta(seconds=collection.older_than),
         dry_run=collection.dry_run,
