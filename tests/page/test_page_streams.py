@@ -154,6 +154,18 @@ async def test_the_streams_end_with_the_service(client: ActionsClient, lists: Li
         assert (await get(server, "/page/runs")).status == 503
 
 
+@pytest.mark.parametrize("site", ["cross-site", "same-site"])
+async def test_a_page_of_another_origin_opens_no_stream(
+    client: ActionsClient, lists: Lists, site: str
+) -> None:
+    """A browser sends no Origin with the request of an image or a script."""
+    front = FrontDoor(client=client, keepalive=60, index=lists.index)
+    async with open_actions_server(client, settings(max_streams=1), front=front) as server:
+        refused = await get(server, "/page/runs", headers={"sec-fetch-site": site})
+        assert refused.status == 403
+        assert server.statistics().open_streams == 0
+
+
 @asynccontextmanager
 async def cluster(
     etcd: EtcdServer | OwnEtcd,

@@ -35,7 +35,12 @@ _HEADERS: Final = (
     (b"content-type", b"application/x-ndjson"),
     (b"cache-control", b"no-store"),
     (b"x-content-type-options", b"nosniff"),
+    (b"cross-origin-resource-policy", b"same-origin"),
 )
+# With the requests of its images and scripts a page of another origin sends no Origin. Browsers
+# state the relation in this header instead; other clients do not send it.
+_SITE: Final = b"sec-fetch-site"
+_OWN_SITES: Final = (b"same-origin", b"none")
 _STATUSES: Final = {
     Code.UNAUTHENTICATED: HTTPStatus.UNAUTHORIZED,
     Code.PERMISSION_DENIED: HTTPStatus.FORBIDDEN,
@@ -69,6 +74,12 @@ class PageStream:
         """Answer one request."""
         if scope["method"] != "GET":
             await respond(send, HTTPStatus.METHOD_NOT_ALLOWED, b"use GET\n", _HEADERS[1:])
+            return
+        sites = [value for name, value in scope["headers"] if name.lower() == _SITE]
+        if any(site not in _OWN_SITES for site in sites):
+            await respond(
+                send, HTTPStatus.FORBIDDEN, b"use the page of this service\n", _HEADERS[1:]
+            )
             return
         # It is reported that the client left only once the body was read, which is empty.
         body = await receive()
