@@ -102,6 +102,9 @@ async def test_delete(site: Site) -> None:
         await scene.run(name)
     planned = await site.done("delete", "one", "--dry-run")
     assert planned[0].startswith("would delete p/d/one: 2 actions, 2 histories, 2 files (8 B), ")
+    counted = json.loads((await site.finish("delete", "one", "--dry-run", "-o", "json")).out)
+    assert counted["totals"].get("deleted", 0) == 0
+    assert counted["totals"]["planned"] == 1
     assert await scene.is_whole("one")
     deleted = await site.done("delete", "one", "p/d/two")
     assert [line.partition(":")[0] for line in deleted] == [

@@ -67,7 +67,7 @@ class DeletedRuns:
 
     def finish(self) -> None:
         """Print the totals, and the files that stay."""
-        runs = self.totals["deleted"]
+        runs = self.totals["planned" if self._request.dry_run else "deleted"]
         would = "would delete" if self._request.dry_run else "deleted"
         kept = f"; kept {self.totals['kept']}" if self.totals["kept"] else ""
         self._changes.note(f"{would} {plural(runs, 'run')}: {_parts(self.totals)}{kept}")
@@ -95,7 +95,7 @@ class DeletedRuns:
             }
         )
         change.parts = dict(parts)
-        self.totals[deleted.result] += 1
+        self.totals[result] += 1
         self.totals.update(parts)
         if deleted.files_elsewhere and deleted.result != "missing":
             self._elsewhere.append(deleted.files_elsewhere)
