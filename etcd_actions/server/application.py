@@ -9,7 +9,6 @@ from typing import Any, NamedTuple, Protocol
 
 import trio
 from connectrpc.code import Code
-from connectrpc.compat import google_protobuf_codecs
 from connectrpc.errors import ConnectError
 from connectrpc.request import RequestContext
 from connectrpc.server import ConnectASGIApplication
@@ -22,6 +21,7 @@ from etcd_actions.server.authentication import Authentication
 from etcd_actions.server.caller import CALLER, Caller
 from etcd_actions.server.disconnects import without_a_task
 from etcd_actions.server.error_codes import Refusal, as_connect_error
+from etcd_actions.server.json_codec import codecs
 from etcd_actions.server.methods import Methods, guarded
 from etcd_actions.server.streams import CONNECTION, Connection
 from etcd_actions.server.tokens import Identity
@@ -156,7 +156,7 @@ class Application(ConnectASGIApplication[Methods]):
             endpoints=lambda methods: methods.endpoints,
             interceptors=(calls,),
             read_max_bytes=message_bytes,
-            codecs=google_protobuf_codecs(),
+            codecs=codecs(),
         )
 
     @property
