@@ -26,9 +26,12 @@ from flyteidl2.core.literals_pb2 import (
     Void,
 )
 from flyteidl2.task.common_pb2 import Inputs, NamedLiteral, Outputs
+from flyteidl2.workflow.run_definition_pb2 import ActionDetails, RunDetails
+from google.protobuf.struct_pb2 import NULL_VALUE
 
 from etcd_actions import ActionId, ActionsClient, Phase, open_actions_client
 from etcd_actions.blobs import open_blob_store
+from etcd_actions.cli.commands.report import as_json
 from etcd_actions.cli.exit_codes import ExitCode
 from etcd_actions.cli.formats.literals import plain_value
 from etcd_actions.etcd.api import Etcd
@@ -248,3 +251,27 @@ def test_a_deep_value_is_shown_in_part() -> None:
     for _ in range(200):
         value = [value]
     assert "nested too deeply" in json.dumps(plain_value(binary(value)))
+
+
+def test_values_that_json_or_protobuf_refuse_are_shown() -> None:
+    generic, late, keys = Literal(), Literal(), Literal()
+    fields = generic.scalar.generic.fields
+    fields["nan"].number_value = math.nan
+    fields["one"].number_value = 1
+    fields["list"].list_value.values.add(number_value=math.inf)
+    fields["none"].null_value = NULL_VALUE
+    assert plain_value(generic) == {"nan": "nan", "one": 1, "list": ["inf"], "none": None}
+    late.scalar.primitive.datetime.seconds = 10**15
+    assert "no valid datetime" in plain_value(late)
+    keys.scalar.binary.tag, keys.scalar.binary.value = "msgpack", b"\x81\x90\x01"
+    assert plain_value(keys)["tag"] == "msgpack, which cannot be decoded"
+
+
+def test_details_of_a_task_with_a_number_that_json_has_not_are_in_a_report_without_the_task() -> (
+    None
+):
+    details = ActionDetails(metadata={"group": "g"})
+    details.task.task_template.custom.fields["nan"].number_value = math.nan
+    assert as_json(details) == {"metadata": {"group": "g"}}
+    assert as_json(RunDetails(action=details)) == {"action": {"metadata": {"group": "g"}}}
+    assert details.HasField("task")

@@ -13,7 +13,7 @@ import msgspec
 import trio
 from flyteidl2.workflow import run_definition_pb2 as runs_pb
 from flyteidl2.workflow.run_service_pb2 import WatchActionsResponse
-from google.protobuf.json_format import MessageToDict
+from google.protobuf.json_format import MessageToDict, SerializeToJsonError
 
 from etcd_actions import __version__
 from etcd_actions._internal.quoting import quoted
@@ -101,7 +101,7 @@ async def read_snapshot(
         actions += page
     responses: dict[str, Any] = {
         "WatchActions:": _messages(actions),
-        "GetRunDetails:": {"details": MessageToDict(await reader.run(run))},
+        "GetRunDetails:": {"details": as_json(await reader.run(run))},
     }
     waiting = sorted(actions, key=_interest)[:most]
     waiting.reverse()
@@ -114,7 +114,7 @@ async def read_snapshot(
             except NotFound:
                 # It was deleted after the list was read.
                 continue
-            responses[f"WatchActionDetails:{name}"] = [{"details": MessageToDict(details)}]
+            responses[f"WatchActionDetails:{name}"] = [{"details": as_json(details)}]
 
     async with trio.open_nursery() as nursery:
         for _ in range(_AT_ONCE):
@@ -126,6 +126,18 @@ async def read_snapshot(
     return Snapshot(place, round(time.time() * 1000), __version__, detailed, responses), len(
         actions
     )
+
+
+def as_json(details: runs_pb.RunDetails | runs_pb.ActionDetails) -> dict[str, Any]:
+    """Details as JSON; without the task if that has a number such as NaN, which JSON has not."""
+    try:
+        return MessageToDict(details)
+    except SerializeToJsonError:
+        rest = type(details)()
+        rest.CopyFrom(details)
+        action = rest.action if isinstance(rest, runs_pb.RunDetails) else rest
+        action.ClearField("task")
+        return MessageToDict(rest)
 
 
 def _interest(action: runs_pb.Action) -> tuple[bool, bool, bool]:

@@ -11,6 +11,7 @@ from google.protobuf.json_format import MessageToDict
 if TYPE_CHECKING:
     from flyteidl2.core.literals_pb2 import Literal, Scalar
     from flyteidl2.task.common_pb2 import Inputs, Outputs
+    from google.protobuf.struct_pb2 import Struct, Value
 
 _DEEPEST: Final = 50
 _MSGPACK: Final = "msgpack"
@@ -57,7 +58,7 @@ def _scalar(scalar: Scalar, depth: int) -> Any:
             format_ = dataset.metadata.structured_dataset_type.format
             return {"uri": dataset.uri, "format": format_}
         case "generic":
-            return _json(MessageToDict(scalar.generic))
+            return _struct(scalar.generic, depth)
         case "binary":
             return _binary(scalar.binary.value, scalar.binary.tag)
         case _:
@@ -69,11 +70,36 @@ def _primitive(scalar: Scalar) -> Any:
     kind = primitive.WhichOneof("value")
     match kind:
         case "datetime" | "duration":
-            return getattr(primitive, kind).ToJsonString()
+            try:
+                return getattr(primitive, kind).ToJsonString()
+            except ValueError:
+                named = getattr(primitive, kind)
+                return f"({named.seconds} s and {named.nanos} ns: no valid {kind})"
         case None:
             return None
         case _:
             return _json(getattr(primitive, kind))
+
+
+def _struct(struct: Struct, depth: int) -> dict[str, Any]:
+    """The fields of a struct; protobuf's own JSON refuses numbers such as NaN."""
+    return {name: _field(each, depth + 1) for name, each in struct.fields.items()}
+
+
+def _field(value: Value, depth: int) -> Any:
+    if depth > _DEEPEST:
+        return "(nested too deeply)"
+    match value.WhichOneof("kind"):
+        case "struct_value":
+            return _struct(value.struct_value, depth)
+        case "list_value":
+            return [_field(each, depth + 1) for each in value.list_value.values]
+        case "null_value" | None:
+            return None
+        case "number_value" if value.number_value.is_integer():
+            return int(value.number_value)
+        case kind:
+            return _json(getattr(value, kind))
 
 
 def _binary(data: bytes, tag: str) -> Any:
@@ -83,7 +109,7 @@ def _binary(data: bytes, tag: str) -> Any:
 
         try:
             return _json(msgpack.unpackb(data, strict_map_key=False, timestamp=3))
-        except (ValueError, msgpack.exceptions.UnpackException):
+        except (ValueError, TypeError, msgpack.exceptions.UnpackException):
             tag = f"{tag}, which cannot be decoded"
     return {"base64": base64.b64encode(data).decode(), "tag": tag}
 
