@@ -6,6 +6,7 @@ leader has reported each end and written its mark: the deletion waits for that f
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import suppress
 from datetime import datetime
@@ -73,6 +74,7 @@ class RunDeleter:
         client: Reads and aborts actions.
         blobs: The store of the runs' data; None keeps the data.
         wait: Seconds for the leader to record the ends of aborted actions.
+        fresh: Seconds for which the references of other runs are not read again.
         clock: The time, aware.
     """
 
@@ -82,6 +84,7 @@ class RunDeleter:
         blobs: BlobStore | None,
         *,
         wait: float = 10.0,
+        fresh: float = 1.0,
         clock: Callable[[], datetime] = utc_now,
     ) -> None:
         self._client = client
@@ -90,6 +93,9 @@ class RunDeleter:
         self._clock = clock
         self._remover = RunRemover(client.store, client.keys, objects=True, blobs=blobs)
         self._references = RunReferences(client.store, client.keys, blobs)
+        self._fresh = fresh
+        self._needed = Needed()
+        self._needed_until = -math.inf
 
     async def delete(
         self,
@@ -112,21 +118,18 @@ class RunDeleter:
         Raises:
             EtcdError: etcd failed; some parts may be deleted.
         """
-        needed: Needed | None = None
         for run in runs:
             found = await self._find(run)
             if found is None:
                 yield Deletion(run, Result.MISSING)
                 continue
-            needed = needed or await self._references.read()
-            yield await self._delete(run, found, needed, dry_run, force, reason, by)
+            yield await self._delete(run, found, dry_run, force, reason, by)
             await trio.sleep(PAUSE)
 
     async def _delete(
         self,
         run: ActionId,
         found: _Found,
-        needed: Needed,
         dry_run: bool,
         force: bool,
         reason: str,
@@ -143,14 +146,15 @@ class RunDeleter:
             return self._deletion(run, found, Removal(removed), len(found.running))
         if found.running:
             aborted = await self._abort(found, reason, by)
-        removal = await self._remove(found, needed, dry_run=dry_run)
+        removal = await self._remove(found, dry_run=dry_run)
         if force and removal.kept and not dry_run:
-            removal = await self._delete_later(run, removal, needed)
+            removal = await self._delete_later(run, removal)
         if removal.kept and force and not await self._client.has_leader():
             removal = removal._replace(kept=f"{removal.kept}, and there is no leader now")
         return self._deletion(run, found, removal, aborted)
 
-    async def _remove(self, found: _Found, needed: Needed, *, dry_run: bool = False) -> Removal:
+    async def _remove(self, found: _Found, *, dry_run: bool = False) -> Removal:
+        needed = await self._read_needed()
         seen, record, now = found.seen, found.record, self._clock().timestamp()
         if not seen.mod_revision:
             planned = await self._remover.remove(seen, record, needed, now, dry_run=True)
@@ -167,12 +171,20 @@ class RunDeleter:
             seen = KeyValue(seen.key, value, revision, revision, 1)
         return await self._remover.remove(seen, record, needed, now, dry_run=dry_run)
 
-    async def _delete_later(self, run: ActionId, removal: Removal, needed: Needed) -> Removal:
+    async def _read_needed(self) -> Needed:
+        """The references, which a new run may have changed since an earlier read."""
+        if trio.current_time() >= self._needed_until:
+            until = trio.current_time() + self._fresh
+            self._needed = await self._references.read()
+            self._needed_until = until
+        return self._needed
+
+    async def _delete_later(self, run: ActionId, removal: Removal) -> Removal:
         """Retry while the run stays, as long as its ends may take to be recorded."""
         with trio.move_on_after(self._wait):
             tries = 0
             while removal.kept and (found := await self._find(run)) is not None:
-                last = await self._remove(found, needed)
+                last = await self._remove(found)
                 removal = Removal(
                     removal.removed + last.removed,
                     last.kept,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
 from functools import partial
 
@@ -170,6 +171,20 @@ async def test_inputs_that_a_run_without_a_record_uses_stay(scene: Scene) -> Non
     await scene.etcd.delete(KeyRange.of_key(key))
     (done,) = await delete(deleter(scene), "r")
     assert done.result is Result.DELETED
+    assert inputs in await scene.data()
+
+
+async def test_inputs_that_a_run_uses_since_the_deletion_began_stay(scene: Scene) -> None:
+    for name in ("one", "two"):
+        await scene.run(name)
+    inputs = "inputs/p/d/two/x/inputs.pb"
+    runs = [root(name) for name in ("one", "two")]
+    async with aclosing(deleter(scene, fresh=0).delete(runs)) as deletions:
+        assert (await anext(deletions)).result is Result.DELETED
+        live = flyte.task(root("live"))
+        live.input_uri = scene.blobs.native_url(inputs)
+        await scene.client.enqueue(live)
+        assert (await anext(deletions)).result is Result.DELETED
     assert inputs in await scene.data()
 
 
