@@ -79,6 +79,8 @@ class OperatedDeadLetters:
         self, request: pb.ChangeDeadLetterRequest
     ) -> pb.ChangeDeadLetterResponse:
         """Request another report, or delete the dead letter; NONE returns its present state."""
+        if request.change not in pb.ChangeDeadLetterRequest.Change.values():
+            raise InvalidArgument("change", f"{request.change} is neither NONE, RETRY nor DELETE")
         found = next(
             (
                 each
