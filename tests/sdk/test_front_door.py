@@ -23,7 +23,9 @@ def door(
 ) -> Iterator[Door]:
     """One service for all programs: each has a project of its own."""
     directory = tmp_path_factory.mktemp("door")
-    with open_door(directory, etcd_server.endpoint, b"/front-door/", sdk_python) as door:
+    # Another file's tests may have one on the same etcd.
+    prefix = f"/front-{directory.name}/".encode()
+    with open_door(directory, etcd_server.endpoint, prefix, sdk_python) as door:
         yield door
 
 
