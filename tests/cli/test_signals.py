@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -109,13 +110,19 @@ async def test_signal_while_etcd_is_waited_for(tmp_path: Path) -> None:
 @needs_linux
 @pytest.mark.parametrize(
     ("arguments", "code"),
-    [(("run",), 0), (("watch",), 0), (("list",), 143), (("enqueue", "nothing"), 143)],
+    [(("run",), 0), (("watch",), 0), (("list",), 143), (("abort", "p/d/r/a0"), 143)],
     ids=lambda each: each[0] if isinstance(each, tuple) else None,
 )
 async def test_a_signal_at_the_first_line(
     tmp_path: Path, arguments: tuple[str, ...], code: int
 ) -> None:
-    with running(tmp_path, *arguments, "--endpoints", "127.0.0.1:1") as command:
+    # An endpoint that accepts and never answers, so that no command ends by itself.
+    with (
+        socket.create_server(("127.0.0.1", 0)) as silent,
+        running(
+            tmp_path, *arguments, "--endpoints", f"127.0.0.1:{silent.getsockname()[1]}"
+        ) as command,
+    ):
         await command.handles(signal.SIGTERM)
         command.signal(signal.SIGTERM)
         assert await command.wait() == code
