@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import Final
 
 import msgspec
@@ -118,8 +117,3 @@ def phase_of(number: int) -> Phase:
 def time_text(time: Timestamp) -> str:
     """A time as the commands print it; empty if it is not set."""
     return "" if not (time.seconds or time.nanos) else time.ToJsonString()
-
-
-def moment_of(time: Timestamp) -> datetime:
-    """A time in UTC."""
-    return time.ToDatetime(UTC)

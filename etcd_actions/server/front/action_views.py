@@ -229,16 +229,6 @@ def _add_result(message: pb.ActionDetails, action: StoredAction) -> None:
                 message.signal_info.signalled_by.CopyFrom(identity(by))
 
 
-def why_failed(action: StoredAction) -> str:
-    """Why an action failed or was aborted, for people; empty otherwise."""
-    if action.phase is Phase.ABORTED:
-        return action.metadata.annotations.get(ANNOTATION_ABORT_REASON, "")
-    if action.phase not in _FAILURES:
-        return ""
-    error = action.status.error_state
-    return _message_of_failure(action) if error is None else error.message
-
-
 def _message_of_failure(action: StoredAction) -> str:
     for condition in action.status.conditions:
         if condition.type == "Failed" and condition.status == "True":

@@ -82,11 +82,6 @@ def error_info(failure: Failure) -> ErrorInfo:
     return ErrorInfo(message=failure.message, kind=kind, code=failure.code)
 
 
-def phase_name(phase: Phase) -> str:
-    """The name of a phase, for people."""
-    return (phase or Phase.QUEUED).name
-
-
 def phase_number(phase: Phase) -> ActionPhase.ValueType:
     """A phase as messages have it; queued if the action has none."""
     return ActionPhase.ValueType(phase or Phase.QUEUED)
