@@ -86,7 +86,7 @@ def _messages(data: bytes) -> Iterator[tuple[int, bytes]]:
     """The fields of a message that have a length: texts, bytes and messages.
 
     Raises:
-        ValueError: It is no message.
+        ValueError: It is not a message.
     """
     try:
         # To a message type without fields all fields are unknown.

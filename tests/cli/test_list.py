@@ -133,12 +133,12 @@ async def test_what_cannot_be_read_is_shown_and_counted(
     assert [row["key"] for row in shown] == [(prefix + tail).decode() for tail in sorted(bad)]
     assert "encrypted" in shown[1]["reason"]
     assert len(rows) == len(OBJECTS) + 3
-    assert err == "etcd-actions: 3 values are no TaskActions\n"
+    assert err == "etcd-actions: 3 values are not TaskActions\n"
 
     assert await list_actions(here(etcd, prefix), Filter(project="q"), output="jsonl") == 0
     out, err = capfd.readouterr()
     assert [json.loads(line)["type"] for line in out.splitlines()] == ["ACTION"]
-    assert err.startswith("etcd-actions: 3 values are no TaskActions and omitted")
+    assert err.startswith("etcd-actions: 3 values are not TaskActions and omitted")
 
 
 class _WritesBetween(Reads):

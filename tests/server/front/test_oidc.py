@@ -87,7 +87,7 @@ async def test_only_tokens_that_the_issuer_signed_for_us_are_accepted(issuer: Sm
         (issuer.token(aud=None), "claim is missing"),
         (issuer.token(iss="http://elsewhere"), "another issuer"),
         (issuer.token(iss=None), "claim is missing"),
-        (issuer.token(sub=None), "'sub' is no name"),
+        (issuer.token(sub=None), "'sub' is not a valid name"),
         (issuer.token(key=stranger), "signature is wrong"),
         (issuer.token(headers={"kid": "other"}), "none of the issuer's"),
         (issuer.token().rpartition(".")[0] + ".AAAA", "signature is wrong"),
@@ -112,7 +112,7 @@ async def test_claims_say_who_and_what(issuer: SmallIssuer) -> None:
         assert (identity.subject, identity.projects) == ("a@b.c", frozenset("ab"))
     for unusable in (None, 3, [1]):
         refusal = await refused(verifier, issuer.token(email="a@b.c", groups=unusable))
-        assert "'groups' is no list" in refusal.message
+        assert "'groups' is not a list" in refusal.message
 
 
 async def test_the_issuer_changes_its_keys(issuer: SmallIssuer) -> None:
