@@ -106,7 +106,7 @@ async def test_a_row(capfd: pytest.CaptureFixture[str], etcd: Etcd, prefix: byte
 
 @pytest.mark.parametrize("name", ["", "a/b"])
 async def test_no_run_has_such_a_name(etcd: Etcd, prefix: bytes, name: str) -> None:
-    with pytest.raises(ConfigError, match="no name of a run"):
+    with pytest.raises(ConfigError, match="not a valid name of a run"):
         await list_actions(here(etcd, prefix), Filter(run=name))
 
 

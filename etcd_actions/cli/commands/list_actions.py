@@ -236,7 +236,9 @@ async def list_actions(
 def warn_undecodable(count: int, *, shown: bool) -> None:
     """Print to standard error how many values could not be decoded."""
     if count:
-        values = f"{count} values are not TaskActions" if count > 1 else "1 value is not a TaskAction"
+        values = (
+            f"{count} values are not TaskActions" if count > 1 else "1 value is not a TaskAction"
+        )
         omitted = f"{values} and omitted: list shows them without a filter"
         print_message(values if shown else omitted)
 
