@@ -218,7 +218,7 @@ def literal_of(text: str, kind: str) -> Literal:
                 primitive = Primitive(string_value=text)
     except (KeyError, ValueError):
         raise ConfigError(
-            f"{quoted(text)} is no {kind}: give another value, or another --type"
+            f"{quoted(text)} is not a valid {kind}: give another value, or another --type"
         ) from None
     return Literal(scalar=Scalar(primitive=primitive))
 
