@@ -148,7 +148,9 @@ def _read_error(outputs: Outputs) -> Outcome | None:
             return None
         found = ErrorDocument.FromString(data).error
     except BadMessage as error:
-        return _failed("ErrorUnreadable", f"{outputs}/{ERROR_FILE} is no ErrorDocument: {error}")
+        return _failed(
+            "ErrorUnreadable", f"{outputs}/{ERROR_FILE} is not an ErrorDocument: {error}"
+        )
     except (OSError, UnusableFile) as error:
         return _unreadable("ErrorUnreadable", error)
     return _failed(
