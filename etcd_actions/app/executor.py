@@ -11,7 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from etcd_actions.app.listeners import admitted_users
+from etcd_actions.app.listeners import admitted_users, grace_of_requests
 from etcd_actions.client import ActionsClient
 from etcd_actions.config import Config, settings
 from etcd_actions.embedded.data_directory import default_data_dir
@@ -22,7 +22,7 @@ from etcd_actions.server import ServerSettings, open_actions_server
 from etcd_actions.web import Bind, HttpLimits, ListenerStatistics, descriptors
 
 if TYPE_CHECKING:
-    from etcd_actions.executor import Executor, ExecutorSettings, ImageSettings
+    from etcd_actions.executor import Executor, ExecutorSettings, ImageSettings, Offer
     from etcd_actions.server.front import FrontDoor
 
 _LEAST_TTL = 5
@@ -48,13 +48,22 @@ def check_executor(config: Config, served: ServerSettings | None) -> bool:
             f"client can run commands here: give {settings.TOKEN_FILE.flag} or "
             f"{settings.LISTEN_CLIENT_CA.flag}, or listen on 127.0.0.1"
         )
+    check_machine(config)
+    return True
+
+
+def check_machine(config: Config) -> None:
+    """Check whether actions can run on this machine by these settings.
+
+    Raises:
+        ConfigError: They cannot.
+    """
     if config[settings.EXECUTOR_CLAIM_TTL] < _LEAST_TTL:
         raise ConfigError(f"{settings.EXECUTOR_CLAIM_TTL.flag}: give {_LEAST_TTL} seconds or more")
     sdk_python(config)
     _check_state_dir(state_dir_of(config))
     # A missing extra is reported before anything is started.
     import_module("etcd_actions.executor")
-    return True
 
 
 def forbid_reading() -> None:
@@ -111,24 +120,13 @@ async def open_local_executor(
 
     if served.tls is None and not served.demands_token:
         host = address.host if address.is_loopback else "127.0.0.1"
-        async with open_executor(client, _settings(config, Bind(host, address.port))) as executor:
+        own = executor_settings(config, Bind(host, address.port))
+        async with open_executor(client, own) as executor:
             yield executor
         return
-    own = ServerSettings(
-        bind=Bind("127.0.0.1", 0),
-        message_bytes=served.message_bytes,
-        max_streams=served.max_streams,
-        rate=0,
-        request_timeout=served.request_timeout,
-        keepalive=served.keepalive,
-        grace=served.grace,
-        http=HttpLimits(connections=_connections(), body_timeout=served.request_timeout),
-        users=admitted_users(config),
-        projects=served.projects,
-    )
     async with (
-        open_actions_server(client, own, front=front) as server,
-        open_executor(client, _settings(config, server.address)) as executor,
+        open_actions_server(client, settings_for_tasks(config), front=front) as server,
+        open_executor(client, executor_settings(config, server.address)) as executor,
     ):
         if listeners is not None:
             listeners["tasks"] = server.connections
@@ -140,7 +138,32 @@ def _connections() -> int:
     return max(1, min(_MOST_CONNECTIONS, descriptors.limit() // 8))
 
 
-def _settings(config: Config, service: Bind) -> ExecutorSettings:
+def settings_for_tasks(config: Config, port: int = 0) -> ServerSettings:
+    """The settings of a listener for tasks alone, on the loopback interface."""
+    return ServerSettings(
+        bind=Bind("127.0.0.1", port),
+        message_bytes=config[settings.MAX_REQUEST_BYTES],
+        max_streams=config[settings.MAX_STREAMS],
+        rate=0,
+        request_timeout=config[settings.REQUEST_TIMEOUT],
+        keepalive=config[settings.STREAM_KEEPALIVE],
+        grace=grace_of_requests(config),
+        http=HttpLimits(connections=_connections(), body_timeout=config[settings.REQUEST_TIMEOUT]),
+        users=admitted_users(config),
+        projects=config[settings.PROJECTS],
+    )
+
+
+def executor_settings(
+    config: Config, service: Bind, offer: Offer | None = None
+) -> ExecutorSettings:
+    """The settings of the executor.
+
+    Args:
+        config: The settings.
+        service: The address of the service for tasks.
+        offer: The offer of a worker; None for an executor that runs each action.
+    """
     from etcd_actions.executor import ExecutorSettings  # noqa: PLC0415
 
     secrets = config[settings.TASK_SECRETS]
@@ -156,7 +179,32 @@ def _settings(config: Config, service: Bind) -> ExecutorSettings:
         claim_ttl=config[settings.EXECUTOR_CLAIM_TTL],
         images=_images(config),
         secrets=() if secrets is None else secrets,
+        offer=offer,
     )
+
+
+def worker_offer(config: Config) -> Offer:
+    """The offer of a worker, by the settings; memory and CPUs are by default the machine's."""
+    from etcd_actions.executor import Offer  # noqa: PLC0415
+
+    memory = config[settings.EXECUTOR_MEMORY]
+    if memory is None:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    cpus = config[settings.CPUS]
+    return Offer(
+        slots=config[settings.EXECUTOR_SLOTS],
+        cpus=float(_usable_cpus() if cpus is None else cpus),
+        memory=float(memory),
+        gpus=config[settings.GPUS],
+        pools=config[settings.POOL],
+        labels=config[settings.LABEL] or {},
+    )
+
+
+def _usable_cpus() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 async def open_image_builds(

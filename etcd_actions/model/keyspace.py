@@ -41,6 +41,7 @@ class Keyspace:
         histories: Histories of actions.
         dead_letters: Dead letters.
         elections: Elections.
+        workers: Offers of workers.
         tasks: Deployed tasks.
         projects: Projects that clients created or changed.
         catalog: Cached results.
@@ -63,6 +64,7 @@ class Keyspace:
         self.traces: bytes = self.side + b"traces/"
         self.aborts: bytes = self.side + b"aborts/"
         self.claims: bytes = self.side + b"claims/"
+        self.workers: bytes = self.side + b"workers/"
         self.dead_letters: bytes = self.side + b"dead-letters/"
         self.elections: bytes = self.side + b"election/"
         self.runs: bytes = self.side + b"runs/"
