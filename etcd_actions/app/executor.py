@@ -11,7 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from etcd_actions.app.listeners import admitted_users, grace_of_requests
+from etcd_actions.app.listeners import admitted_users
 from etcd_actions.client import ActionsClient
 from etcd_actions.config import Config, settings
 from etcd_actions.embedded.data_directory import default_data_dir
@@ -125,7 +125,7 @@ async def open_local_executor(
             yield executor
         return
     async with (
-        open_actions_server(client, settings_for_tasks(config), front=front) as server,
+        open_actions_server(client, settings_for_tasks(config, served), front=front) as server,
         open_executor(client, executor_settings(config, server.address)) as executor,
     ):
         if listeners is not None:
@@ -138,19 +138,25 @@ def _connections() -> int:
     return max(1, min(_MOST_CONNECTIONS, descriptors.limit() // 8))
 
 
-def settings_for_tasks(config: Config, port: int = 0) -> ServerSettings:
-    """The settings of a listener for tasks alone, on the loopback interface."""
+def settings_for_tasks(config: Config, served: ServerSettings, port: int = 0) -> ServerSettings:
+    """The settings of a listener for tasks alone, on the loopback interface.
+
+    Args:
+        config: The settings.
+        served: Has the limits.
+        port: Its port; 0 lets the system choose.
+    """
     return ServerSettings(
         bind=Bind("127.0.0.1", port),
-        message_bytes=config[settings.MAX_REQUEST_BYTES],
-        max_streams=config[settings.MAX_STREAMS],
+        message_bytes=served.message_bytes,
+        max_streams=served.max_streams,
         rate=0,
-        request_timeout=config[settings.REQUEST_TIMEOUT],
-        keepalive=config[settings.STREAM_KEEPALIVE],
-        grace=grace_of_requests(config),
-        http=HttpLimits(connections=_connections(), body_timeout=config[settings.REQUEST_TIMEOUT]),
+        request_timeout=served.request_timeout,
+        keepalive=served.keepalive,
+        grace=served.grace,
+        http=HttpLimits(connections=_connections(), body_timeout=served.request_timeout),
         users=admitted_users(config),
-        projects=config[settings.PROJECTS],
+        projects=served.projects,
     )
 
 
@@ -190,14 +196,14 @@ def worker_offer(config: Config) -> Offer:
     memory = config[settings.EXECUTOR_MEMORY]
     if memory is None:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    cpus = config[settings.CPUS]
+    cpus, labels = config[settings.CPUS], config[settings.LABEL]
     return Offer(
         slots=config[settings.EXECUTOR_SLOTS],
         cpus=float(_usable_cpus() if cpus is None else cpus),
         memory=float(memory),
         gpus=config[settings.GPUS],
         pools=config[settings.POOL],
-        labels=config[settings.LABEL] or {},
+        labels={} if labels is None else labels,
     )
 
 

@@ -27,7 +27,7 @@ from etcd_actions.app.executor import (
     worker_offer,
 )
 from etcd_actions.app.front_door import local_front_door
-from etcd_actions.app.listeners import is_installed
+from etcd_actions.app.listeners import grace_of_requests
 from etcd_actions.app.stop import Stop
 from etcd_actions.app.telemetry import open_telemetry
 from etcd_actions.client import ActionsClient, open_actions_client
@@ -39,7 +39,7 @@ from etcd_actions.etcd.quorum import QuorumMonitor, open_quorum_monitor
 from etcd_actions.model import DEFAULT_NAMESPACE
 from etcd_actions.monitoring import Monitoring, open_monitoring
 from etcd_actions.pipeline.watching_settings import WatchingSettings
-from etcd_actions.server import ActionsServer, open_actions_server
+from etcd_actions.server import ActionsServer, ServerSettings, open_actions_server
 from etcd_actions.web import Bind
 
 if TYPE_CHECKING:
@@ -90,10 +90,6 @@ class Worker:
             ConfigError: The settings contradict each other.
             EtcdActionsError: A part cannot start.
         """
-        if not is_installed(self._config, settings.EXECUTOR):
-            raise ConfigError(
-                "a worker serves its tasks: pip install etcd-actions[executor,server]"
-            )
         check_machine(self._config)
         with self._stop.interrupts() as let_finish:
             async with AsyncExitStack() as stack:
@@ -204,8 +200,9 @@ class Worker:
         A task calls the address that its worker had when the task was started.
         """
         file = state_dir_of(self._config) / _PORT
+        usual = ServerSettings(bind=Bind("127.0.0.1", 0), grace=grace_of_requests(self._config))
         for port in (_noted(file), 0):
-            served = settings_for_tasks(self._config, port)
+            served = settings_for_tasks(self._config, usual, port)
             try:
                 server = await stack.enter_async_context(
                     open_actions_server(client, served, front=front)

@@ -273,9 +273,9 @@ class Executor:
         if self.handover.draining:
             return
         if self.placement is not None:
-            for name in self.placement.unblocked():
+            for blocked in self.placement.unblocked():
                 if await self._shared.capacity.is_free():
-                    self._begin(name)
+                    self._begin(blocked)
         while (
             name := self._shared.schedule.first()
         ) is not None and await self._shared.capacity.is_free():

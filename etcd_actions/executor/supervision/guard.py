@@ -21,7 +21,11 @@ import sys
 import time
 from collections.abc import Iterator
 
-import process_tree
+if __package__:
+    from etcd_actions.executor.supervision.process_tree import Process, look_at, send
+else:
+    # It is run as a file.
+    from process_tree import Process, look_at, send  # type: ignore[import-not-found,no-redef]
 
 _SUPERVISOR = "supervisor"
 _LOST = "lost"
@@ -73,27 +77,27 @@ def end_all(state_dir: str) -> int:
             note = os.open(os.path.join(path, _LOST), flags, 0o600)  # noqa: PTH118
             os.write(note, _CODE.encode())
             os.close(note)
-        process_tree.send(process, signal.SIGQUIT)
-        process_tree.send(process, signal.SIGCONT)
+        send(process, signal.SIGQUIT)
+        send(process, signal.SIGCONT)
     left = found
     while left and time.monotonic() - began < _PATIENCE:
         time.sleep(0.02)
         left = list(_running(state_dir))
     for _, process in left:
-        process_tree.send(process, signal.SIGKILL)
+        send(process, signal.SIGKILL)
     return len(found)
 
 
-def _running(state_dir: str) -> Iterator[tuple[str, process_tree.Process]]:
+def _running(state_dir: str) -> Iterator[tuple[str, Process]]:
     """The directories of attempts that run, and their supervisors."""
     top = os.path.join(state_dir, "attempts")  # noqa: PTH118
     for action in _directories(top):
         for attempt in _directories(action):
             pid = _holder(attempt)
-            seen = None if pid is None else process_tree.look_at(str(pid))
+            seen = None if pid is None else look_at(str(pid))
             # If the number was reused between the two reads, it is no supervisor's.
             if pid is not None and seen is not None and pid == _holder(attempt):
-                yield attempt, process_tree.Process(pid, seen[1])
+                yield attempt, Process(pid, seen[1])
 
 
 def _directories(path: str) -> list[str]:
