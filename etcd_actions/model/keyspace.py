@@ -42,6 +42,7 @@ class Keyspace:
         dead_letters: Dead letters.
         elections: Elections.
         workers: Offers of workers.
+        shards: Shards, their owners and members.
         tasks: Deployed tasks.
         projects: Projects that clients created or changed.
         catalog: Cached results.
@@ -67,6 +68,7 @@ class Keyspace:
         self.workers: bytes = self.side + b"workers/"
         self.dead_letters: bytes = self.side + b"dead-letters/"
         self.elections: bytes = self.side + b"election/"
+        self.shards: bytes = self.side + b"shards/"
         self.runs: bytes = self.side + b"runs/"
         self.run_tasks: bytes = self.side + b"run-tasks/"
         self.histories: bytes = self.side + b"history/"
