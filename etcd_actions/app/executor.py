@@ -89,7 +89,7 @@ def sdk_python(config: Config) -> Path:
         ) from None
     if not os.access(python, os.X_OK) or python.is_dir():
         raise ConfigError(
-            f"{settings.PYTHON.flag}: {python} is no program: give the python that has Flyte's SDK"
+            f"{settings.PYTHON.flag}: {python} is not a program: give the python with Flyte's SDK"
         )
     return python
 

@@ -187,7 +187,7 @@ class Executor:
                 _log.debug("reservations_not_released", error=str(error))
 
     def _receive(self, update: ActionUpdate, live: bool) -> None:
-        """Process the state of an action; ``live`` is whether it is no part of a snapshot."""
+        """Process the state of an action; ``live`` is whether it is not part of a snapshot."""
         name = update.name
         before = self._shared.board.get(name)
         object_before = None if before is None else before.update.incarnation

@@ -134,7 +134,7 @@ class ImageBuilds:
         try:
             inputs = Inputs.FromString(data)
         except NoMessage:
-            raise InvalidArgument("offloaded_input_data.uri", "these are no inputs") from None
+            raise InvalidArgument("offloaded_input_data.uri", "these are not inputs") from None
         return await self.task_spec(inputs)
 
     async def task_spec(self, inputs: Inputs) -> TaskSpec:

@@ -435,7 +435,7 @@ def test_what_a_file_may_not_hold(tmp_path: Path, text: str, words: str) -> None
 def test_a_value_that_is_none_names_the_file(tmp_path: Path) -> None:
     found = resolve(SETTINGS, [file(tmp_path, "max_streams = 0")])
     (error,) = found.errors
-    assert str(error).startswith(f"{tmp_path / 'settings.toml'}: max_streams: '0' is no number")
+    assert str(error).startswith(f"{tmp_path / 'settings.toml'}: max_streams: '0' is not a number")
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:

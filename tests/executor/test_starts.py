@@ -263,7 +263,7 @@ BROKEN = {
     "raises": "raise RuntimeError('broken inside')",
     "exits": "raise SystemExit('broken inside')",
     "has no command": "broken_inside = True",
-    "is no Python": "broken inside",
+    "is not a Python": "broken inside",
     "dies": "import os, sys\nprint('broken inside', file=sys.stderr, flush=True)\nos._exit(9)",
     "is not there": None,
 }

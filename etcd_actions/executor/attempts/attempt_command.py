@@ -140,8 +140,8 @@ def check_runs_here(template: TaskTemplate) -> None:
     if kind != _PYTHON and not is_sdk:
         raise InvalidArgument(
             f"{_TEMPLATE}.type",
-            f"{kind!r} is no Python task of the SDK: give the type {_PYTHON!r}, or set {HOST_MARK} "
-            "= true in the container's config if its command is meant for this machine",
+            f"{kind!r} is not a Python task of the SDK: give the type {_PYTHON!r}, or set "
+            f"{HOST_MARK} = true in the container's config if this machine is to run it",
         )
 
 
@@ -168,7 +168,7 @@ def _check_text(field: str, text: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise InvalidArgument(field, f"it is no text: {error.reason}") from None
+        raise InvalidArgument(field, f"it is not text: {error.reason}") from None
 
 
 def _check_texts(action: ActionObject, template: TaskTemplate) -> None:
@@ -178,8 +178,8 @@ def _check_texts(action: ActionObject, template: TaskTemplate) -> None:
     if name in ("", ".", "..") or "/" in name or len(name.encode()) > _MOST_OF_A_NAME:
         raise InvalidArgument(
             "spec.actionName",
-            f"{name[:80]!r} is no name of a directory: give 1 to {_MOST_OF_A_NAME} bytes, without "
-            "a slash",
+            f"{name[:80]!r} is not a valid name of a directory: give 1 to {_MOST_OF_A_NAME} bytes, "
+            "without a slash",
         )
     for field, text in (
         ("metadata.namespace", metadata.namespace),
@@ -208,7 +208,7 @@ def _check_texts(action: ActionObject, template: TaskTemplate) -> None:
 def _check_variable(field: str, key: str, value: str) -> None:
     if not key or "=" in key:
         raise InvalidArgument(
-            field, f"{key[:80]!r} is no name of a variable: give one, without an equals sign"
+            field, f"{key[:80]!r} is not a valid name of a variable: omit the equals sign"
         )
     _check_text(field, key)
     _check_text(f"{field}[{key[:80]}]", value)
@@ -236,7 +236,7 @@ def _directory(environment: Mapping[str, str]) -> Path | None:
         return None
     if not where.startswith("/"):
         raise InvalidArgument(
-            f"spec.envVars[{WORKDIR}]", f"{where[:200]!r} is no absolute path: give one"
+            f"spec.envVars[{WORKDIR}]", f"{where[:200]!r} is not an absolute path: give one"
         )
     return Path(where)
 

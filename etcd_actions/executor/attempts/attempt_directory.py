@@ -56,7 +56,7 @@ _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 # Names of objects' directories: the present form, and the uid of an earlier version.
 _PRESENT: Final = re.compile(r"-[0-9a-f]{40}$")
 _BEFORE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
-# This process lacks descriptors or memory: that is no error of the file.
+# This process lacks descriptors or memory: that is not an error of the file.
 _LACKING: Final = frozenset({errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 _log = structlog.get_logger(__name__)
@@ -166,7 +166,7 @@ class AttemptDirectory:
         """Lock the attempt: a descriptor, to be closed; None while its supervisor lives.
 
         Raises:
-            UnusableFile: The lock is no regular file.
+            UnusableFile: The lock is not a regular file.
             OSError: The lock cannot be opened.
         """
         with self.open_directory() as directory:
@@ -327,7 +327,7 @@ class AttemptDirectory:
     def _signal_supervisor(self, *numbers: signal.Signals) -> None:
         pid = self.supervisor()
         seen = None if pid is None else process_tree.look_at(str(pid))
-        # If the number was reused between the two reads, it is no supervisor's.
+        # If the number was reused between the two reads, it is not a supervisor's.
         if pid is None or pid != self.supervisor():
             return
         for number in numbers:

@@ -151,7 +151,7 @@ def _read_error(path: Path) -> Outcome | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except BadMessage as error:
-        return _failed("ErrorUnreadable", f"{path} is no ErrorDocument: {error}")
+        return _failed("ErrorUnreadable", f"{path} is not an ErrorDocument: {error}")
     except (OSError, UnusableFile) as error:
         return _unreadable("ErrorUnreadable", error)
     return _failed(

@@ -48,7 +48,7 @@ def read_outputs(outputs: Path) -> bytes | None:
     """The outputs of an attempt; None if it has none.
 
     Raises:
-        UnusableFile: They are no regular file, or larger than `MOST_OF_OUTPUTS`.
+        UnusableFile: They are not in a regular file, or larger than `MOST_OF_OUTPUTS`.
         OSError: They cannot be read.
     """
     try:
@@ -87,7 +87,7 @@ def fetch(state_dir: Path, entry: Entry, *, declares_outputs: bool) -> bytes | N
     try:
         outputs = Outputs.FromString(data)
     except BadMessage as error:
-        raise Stale(f"it is no Outputs: {error}") from None
+        raise Stale(f"it is not a message Outputs: {error}") from None
     for uri in _uris(each.value for each in outputs.literals):
         path = local_path(uri)
         # The task reads files of other machines itself.
