@@ -109,7 +109,7 @@ class _Copy:
                 self._source = await trio.to_thread.run_sync(AttemptLog, self._place)
             except FileNotFoundError:
                 return
-        # Complete, or not begun: a part that is written twice would be a wrong log.
+        # Not cancelled: a part that is written twice would be a wrong log.
         with trio.CancelScope(shield=True):
             while not self._hangs and (data := await self._source.read()):
                 self._hangs = True
