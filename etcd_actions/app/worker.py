@@ -202,7 +202,7 @@ class Worker:
         file = state_dir_of(self._config) / _PORT
         usual = ServerSettings(bind=Bind("127.0.0.1", 0), grace=grace_of_requests(self._config))
         for port in (_noted(file), 0):
-            served = settings_for_tasks(self._config, usual, port)
+            served = settings_for_tasks(self._config, usual, Bind("127.0.0.1", port))
             try:
                 server = await stack.enter_async_context(
                     open_actions_server(client, served, front=front)

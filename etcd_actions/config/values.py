@@ -255,7 +255,7 @@ def labels(text: str) -> dict[str, str]:
     for each in utf8(text).split(","):
         key, equals, value = each.strip().partition("=")
         if not (equals and re.fullmatch(r"\S+", key)):
-            raise ValueError(f"{quoted(each)} is no label: give one such as zone=a")
+            raise ValueError(f"{quoted(each)} is not a label: give one such as zone=a")
         if found.setdefault(key, value) != value:
             raise ValueError(f"{quoted(key)} has two values: give each label once")
     return found

@@ -26,12 +26,12 @@ from etcd_actions.executor.attempts.attempt_directory import (
     directory_names,
     directory_of,
 )
-from etcd_actions.executor.attempts.attempts import Attempts
 from etcd_actions.executor.cache.caching import Caching
 from etcd_actions.executor.executor_settings import ExecutorSettings
 from etcd_actions.executor.executor_statistics import ExecutorStatistics
 from etcd_actions.executor.handover import Handover
 from etcd_actions.executor.intake import Intake
+from etcd_actions.executor.launchers.attempts import Attempts
 from etcd_actions.executor.placement import Placement
 from etcd_actions.executor.provisions import Provisions
 from etcd_actions.executor.reports import Reports

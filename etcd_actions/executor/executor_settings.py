@@ -37,6 +37,31 @@ class ImageSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RaySettings:
+    """The settings for attempts that are jobs of Ray.
+
+    Attributes:
+        address: The URL of Ray's head, such as ``http://head:8265``.
+        token_file: A file with a token for Ray's authentication; None without it.
+        python: The interpreter with Flyte's SDK on the nodes; None for the SDK in their PATH.
+        cpus: The CPUs of a task that requests none.
+        within: The time limit of one call, in seconds.
+        images: Whether Ray installs packages of images, see :class:`ImageSettings`; ``off`` ignores
+            images.
+    """
+
+    address: str
+    token_file: Path | None = None
+    python: Path | None = None
+    cpus: float = 1.0
+    within: float = 10.0
+    images: Literal["check", "ignore", "off"] = "check"
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+@dataclass(frozen=True, kw_only=True)
 class ExecutorSettings:
     """The settings of an executor. Times are in seconds.
 
@@ -59,6 +84,7 @@ class ExecutorSettings:
         secrets: The sources of the secrets that tasks may request.
         offer: What it offers, if it is one of several workers, each with a state directory of its
             own; None for an executor that runs each action.
+        ray: The Ray cluster that runs the attempts; None to run them on this machine.
     """
 
     python: Path
@@ -75,6 +101,12 @@ class ExecutorSettings:
     images: ImageSettings | None = None
     secrets: tuple[SecretSource, ...] = ()
     offer: Offer | None = None
+    ray: RaySettings | None = None
 
     def __post_init__(self) -> None:
         check_fields(self)
+
+    @property
+    def runs_here(self) -> bool:
+        """Whether attempts run on this machine, so with its environment."""
+        return self.ray is None

@@ -14,8 +14,8 @@ import trio
 
 from etcd_actions._internal.untrusted_files import UnusableFile, in_thread
 from etcd_actions.executor.attempts.attempt_directory import AttemptDirectory
-from etcd_actions.executor.attempts.attempts import Attempts
 from etcd_actions.executor.guarding import Guard
+from etcd_actions.executor.launchers.attempts import Attempts
 from etcd_actions.executor.lost_attempts import WORKER_LOST, WORKER_STOPPED, note_lost
 from etcd_actions.executor.shared import Shared, Work
 from etcd_actions.storage.claims import Claims

@@ -80,6 +80,9 @@ class Needs(msgspec.Struct, frozen=True, kw_only=True):
         return " ".join(flags)
 
 
+NO_NEEDS: Final = Needs()
+
+
 class Offer(msgspec.Struct, frozen=True, kw_only=True):
     """What a worker offers to all attempts together, by its settings."""
 
@@ -109,7 +112,9 @@ def quantity(text: str, field: str) -> float:
     """
     found = _QUANTITY.fullmatch(text.strip())
     if found is None:
-        raise InvalidArgument(field, f"{text[:80]!r} is no quantity: give one such as 500m or 2Gi")
+        raise InvalidArgument(
+            field, f"{text[:80]!r} is not a quantity: give one such as 500m or 2Gi"
+        )
     return float(found[1]) * _FACTORS.get(found[2] or "", 1.0)
 
 
@@ -127,7 +132,7 @@ def _labels(template: TaskTemplate) -> dict[str, str]:
             if not key or not equals:
                 raise InvalidArgument(
                     f"{_CONTAINER}.config[{LABELS}]",
-                    f"{each[:80]!r} is no label: give one such as zone=a",
+                    f"{each[:80]!r} is not a label: give one such as zone=a",
                 )
             labels[key] = value
     return labels
