@@ -117,6 +117,7 @@ async def test_the_last_process_finishes_its_work(etcd: Etcd, prefix: bytes) -> 
     assert (owners.kvs, members.kvs) == ([], [])
 
 
+@pytest.mark.slow
 async def test_a_silent_owner_is_replaced(etcd: Etcd, prefix: bytes) -> None:
     """Its leases expire; what it did not mark is marked once."""
     service = Told()
