@@ -24,8 +24,8 @@ class WatchedScope:
         checkpoint: The key of the checkpoint.
         guard: Compares of other keys, without which no process may lead.
         part: The name of the scope, if the process has several.
-        member: The name under which this process stands for election, once it is told to; None
-            to stand from the start, by host and process.
+        member: The name under which this process stands for election, after a request; None to
+            stand from the start, by host and process.
     """
 
     keyspace: Keyspace

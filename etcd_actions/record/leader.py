@@ -227,7 +227,7 @@ class Leader:
             nursery.cancel_scope.cancel("the watch was stopped")
 
     async def _take_part(self, progress: WatchProgress) -> None:
-        """Stand for election while that is wanted; otherwise follow the leader's checkpoint."""
+        """Stand for election after :meth:`stand`; otherwise follow the leader's checkpoint."""
         keep = self._containment.keep
         assert self._ttl is not None
         while True:
