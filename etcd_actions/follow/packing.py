@@ -147,7 +147,8 @@ class Packing:
         if packed[_FORM]:
             if packed[_PHASE] >= Phase.INITIALIZING or packed[_FLAGS] & _CONDITION:
                 return None
-            return self._texts[_NUMBER.unpack_from(packed, _NUMBER_AT)[0]][4]
+            number: int = _NUMBER.unpack_from(packed, _NUMBER_AT)[0]
+            return self._texts[number][4]
         summary = unpack(packed[_FORM + 1 :])
         is_queued = summary.phase < Phase.INITIALIZING and not summary.condition
         return summary.pool if is_queued else None
