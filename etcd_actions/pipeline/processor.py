@@ -222,6 +222,7 @@ class Processor:
             elected=recording is not None and recording.leader.is_elected,
             collects=recording is not None and recording.leader.is_elected,
             refused=_SHARDS if recording is not None and recording.leader.is_refused else "",
+            queued=self._index.queued(),
             checkpoint=recording.leader.checkpoint if recording else 0,
             subscriptions=len(self._subscriptions),
             undelivered=self._subscriptions.pending(),
