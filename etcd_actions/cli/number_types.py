@@ -10,7 +10,7 @@ import click
 
 from etcd_actions._internal.quoting import quoted
 
-_Value = TypeVar("_Value", int, float)
+_Value = TypeVar("_Value", bound=float)
 
 _MOST_COUNT: Final = 2**32 - 1
 # One event in some twelve days: a slower replay never ends.
