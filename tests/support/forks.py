@@ -21,21 +21,23 @@ from types import SimpleNamespace
 from typing import Any, NoReturn, cast
 
 import pytest
-from _pytest.junitxml import xml_key
+from _pytest import junitxml
 from _pytest.tmpdir import TempPathFactory
 
 _NUMBER_BYTES = 2
 
 
-@dataclass
+@dataclass(eq=False)
 class _Worker:
     """A forked process, in the process that prints; for plugins a node of pytest-xdist."""
 
     config: pytest.Config
     gateway: SimpleNamespace
+    # The line above a failure.
+    _workerinfocache: str
     pid: int
     messages: Connection
-    begun: set[int] = field(default_factory=set)
+    taken: set[int] = field(default_factory=set)
     workeroutput: dict[str, object] | None = None
 
 
@@ -99,7 +101,7 @@ class Forks:
                     self._end(worker, files)
                     continue
                 if kind == "file":
-                    worker.begun.add(content)
+                    worker.taken.add(content)
                 elif kind == "reports":
                     self._report(worker, content)
                 else:
@@ -121,7 +123,7 @@ class Forks:
         pid, worker.pid = worker.pid, 0
         code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         hook = worker.config.hook
-        for item in itertools.chain.from_iterable(files[each] for each in worker.begun):
+        for item in itertools.chain.from_iterable(files[each] for each in worker.taken):
             if code and item.nodeid not in self._reported:
                 why = f"not run: {worker.gateway.id} ended with exit code {code}"
                 report = pytest.TestReport(
@@ -151,7 +153,7 @@ def _fork(
         messages.close()
         _work(session, files, queue, sending, name, str(base))
     sending.close()
-    return _Worker(session.config, SimpleNamespace(id=name), pid, messages)
+    return _Worker(session.config, SimpleNamespace(id=name), f"[{name}]", pid, messages)
 
 
 def _work(
@@ -184,11 +186,9 @@ def _work(
 
 def _become_worker(config: Any, name: str, base: str) -> None:
     config.workerinput, config.workeroutput = {"workerid": name}, {}
-    for plugin in (
-        config.pluginmanager.get_plugin("terminalreporter"),
-        config.stash.get(xml_key, None),
-    ):
-        config.pluginmanager.unregister(plugin) if plugin is not None else None
+    # What prints and what writes a file is in the other process.
+    config.pluginmanager.unregister(name="terminalreporter")
+    junitxml.pytest_unconfigure(config)
     # The files into which output is captured would be shared with the others.
     capturing = config.pluginmanager.get_plugin("capturemanager")
     capturing.stop_global_capturing()
@@ -210,7 +210,7 @@ def _run(
     upcoming = items()
     item = next(upcoming, None)
     while item is not None and not (session.shouldfail or session.shouldstop):
-        # What the next test uses, too, is not torn down.
+        # The fixtures that the next test uses, too, stay.
         following = next(upcoming, None)
         item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
         item = following

@@ -17,7 +17,6 @@ CONFTEST = """
 
     def pytest_configure(config):
         config.pluginmanager.register(Forks(config.getoption("forks")))
-        config.addinivalue_line("filterwarnings", "error")
 
     @pytest.fixture(scope="module")
     def once(request):
@@ -98,7 +97,7 @@ def test_what_is_left_at_the_end_fails_the_run(pytester: pytest.Pytester) -> Non
             loop = [socket.socket()]
             loop.append(loop)
     """
-    result = run(pytester, test_bad=bad)
+    result = run(pytester, "-W", "error", test_bad=bad)
     assert result.ret != 0
     assert any("unclosed" in line for line in [*result.outlines, *result.errlines])
 
