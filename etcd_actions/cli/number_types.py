@@ -45,13 +45,13 @@ class _Number(click.ParamType[_Value]):
 
 def _count(text: str) -> int:
     if not re.fullmatch("[0-9]{1,10}", text) or not 1 <= int(text) <= _MOST_COUNT:
-        raise ValueError(f"{quoted(text)} is no number from 1 to {_MOST_COUNT}")
+        raise ValueError(f"{quoted(text)} is not a number from 1 to {_MOST_COUNT}")
     return int(text)
 
 
 def _rate(text: str) -> float:
     if not re.fullmatch(_RATE, text) or float(text) < _LEAST_RATE:
-        raise ValueError(f"{quoted(text)} is no number a second: give one above 0, such as 100")
+        raise ValueError(f"{quoted(text)} is not a number a second: give one above 0, such as 100")
     return float(text)
 
 
@@ -70,7 +70,7 @@ def _age(text: str) -> float:
     try:
         return days * 86_400 + (duration(rest) if rest or not days else 0.0)
     except ValueError:
-        raise ValueError(f"{quoted(text)} is no age: give one such as 12h or 30d") from None
+        raise ValueError(f"{quoted(text)} is not an age: give one such as 12h or 30d") from None
 
 
 COUNT: Final = _Number("integer", _count)

@@ -156,7 +156,7 @@ async def test_a_stream_of_garbage() -> None:
     ):
         async with open_service_client(service) as asked:
             with pytest.RaisesGroup(
-                pytest.RaisesExc(ServiceRefused, match="no WatchForUpdatesResponse"),
+                pytest.RaisesExc(ServiceRefused, match="not a WatchForUpdatesResponse"),
                 allow_unwrapped=True,
             ):
                 async with asked.watch(pb.WatchForUpdatesRequest()) as messages:

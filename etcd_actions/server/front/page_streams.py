@@ -105,7 +105,7 @@ class PageStream:
             except EtcdActionsError as raised:
                 refusal = Refusal(Code.UNAVAILABLE, str(raised))
             except ClientDisconnected as raised:
-                # It is no failure of the service: the listener counts it.
+                # It is not a failure of the service: the listener counts it.
                 disconnected = raised
         if disconnected is not None:
             raise disconnected
