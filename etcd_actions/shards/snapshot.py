@@ -63,8 +63,8 @@ async def shard_scopes(etcd: Etcd, keyspace: Keyspace, only: str | None = None) 
     """
     found = await etcd.range(KeyRange.of_prefix(keyspace.shards), keys_only=True)
     scopes = {kv.key[len(keyspace.shards) :].partition(b"/")[0] for kv in found.kvs}
-    wanted = scopes if only is None else scopes & {only.encode(), _ALL}
-    return [None if each == _ALL else each.decode(errors="replace") for each in sorted(wanted)]
+    selected = scopes if only is None else scopes & {only.encode(), _ALL}
+    return [None if each == _ALL else each.decode(errors="replace") for each in sorted(selected)]
 
 
 async def read_shards(etcd: Etcd, keyspace: Keyspace, namespace: str | None) -> ShardsSnapshot:
