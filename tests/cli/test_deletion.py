@@ -181,6 +181,20 @@ async def test_gc_of_runs(site: Site) -> None:
     assert (await site.done("gc"))[-1].startswith("deleted 1 run: 2 actions, ")
 
 
+async def test_gc_of_a_run_that_cannot_be_decoded(site: Site) -> None:
+    """No rule keeps it, so a person has to see why it stays."""
+    scene = site.scene
+    await scene.run("r")
+    await site.age("r", 31)
+    await scene.etcd.put(scene.keys.task_action(ActionId("p", "d", "r", "c9")), b"?")
+    failed = await site.finish("gc")
+    assert failed.code == ExitCode.ACTION
+    lines = failed.err.splitlines()
+    assert lines[0].startswith("etcd-actions: could not delete p/d/r: ")
+    assert lines[0].endswith("/r-c9 cannot be decoded")
+    assert lines[-1].endswith("; could not delete 1")
+
+
 async def test_files_in_another_store_are_named(site: Site) -> None:
     await site.scene.run("r")
     await site.scene.change_record("r", output_base="s3://bucket/p/d/r")
