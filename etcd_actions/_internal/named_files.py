@@ -87,7 +87,7 @@ def text_of(data: bytes) -> str:
         ) from None
     if "\0" in text:
         raise ValueError(
-            f"there is a NUL byte at offset {data.index(0)}: it is no text, or it is UTF-16: "
+            f"there is a NUL byte at offset {data.index(0)}: it is not text, or it is UTF-16: "
             "save it as UTF-8"
         )
     return text
@@ -96,7 +96,7 @@ def text_of(data: bytes) -> str:
 def _of_another_kind(mode: int) -> OSError:
     number, reason = next(
         ((number, reason) for fits, number, reason in _OTHERS if fits(mode)),
-        (errno.EINVAL, "it is no regular file"),
+        (errno.EINVAL, "it is not a regular file"),
     )
     return OSError(number, reason)
 

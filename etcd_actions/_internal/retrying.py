@@ -85,7 +85,7 @@ class Attempts:
         return self
 
     async def __anext__(self) -> Attempts:
-        """The next attempt, after its delay. Without a delay it is no cancellation point."""
+        """The next attempt, after its delay. Without a delay it is not a cancellation point."""
         if self._done:
             raise StopAsyncIteration
         if self._delay:

@@ -23,7 +23,7 @@ from etcd_actions.actions.rewrite import utc_now
 from etcd_actions.actions.stored_action import StoredAction, describe
 from etcd_actions.codecs import codec_of
 from etcd_actions.errors import ConfigError, DecodeError, EtcdError, InvalidArgument
-from etcd_actions.etcd.api import Compare, KeyValue
+from etcd_actions.etcd.api import KeyValue
 from etcd_actions.model import ErrorState, Phase, Summary
 from etcd_actions.model import flyte as conversions
 from etcd_actions.model.conditions import write_phase
@@ -37,8 +37,6 @@ TOO_LONG: Final = ErrorState(
 
 _FIELD: Final = "spec.conditionSpec.timeout"
 _BACKOFF = Backoff(initial=0.2, cap=30.0)
-_LEADERSHIP: Final = 1.0
-"""Seconds until a process checks again, after the fence of a write failed."""
 
 _log = structlog.get_logger(__name__)
 
@@ -56,7 +54,7 @@ class ConditionTimeouts:
     """The conditions of a prefix that are not terminal, and when their time ends.
 
     Args:
-        store: Reads and writes the conditions.
+        store: Reads and writes the conditions; it writes only while this process leads.
         clock: The clock of the timeouts.
         now: Returns the time to write into the object.
         containment: Counts unexpected failures.
@@ -112,22 +110,23 @@ class ConditionTimeouts:
             self._failures.pop(key, None)
             self._containment.forget("condition", _text(key))
 
-    async def end_in_time(self, fence: Callable[[], Compare | None]) -> None:
+    async def end_in_time(self) -> None:
         """End each condition when its time has passed, until cancelled.
 
         Each write compares the revision that was read, so a signal, an abort or another change that
         comes first has precedence. After a cancellation a condition was ended completely or not at
         all.
-
-        Args:
-            fence: Returns the compare of the leader's key; None without an election.
         """
+        # They may have failed because another process led.
+        for key in self._failures:
+            self._look(key, self._clock.monotonic())
+        self._failures.clear()
         while True:
             self._changed = trio.Event()
             now = self._clock.monotonic()
             first = self._due.first()
             if first is not None and first[1] <= now:
-                await self._serve(first[0], fence)
+                await self._serve(first[0])
                 continue
             if first is None:
                 await self._changed.wait()
@@ -141,12 +140,12 @@ class ConditionTimeouts:
         await self._changed.wait()
         scope.cancel("another condition")
 
-    async def _serve(self, key: bytes, fence: Callable[[], Compare | None]) -> None:
+    async def _serve(self, key: bytes) -> None:
         """Check one condition, and schedule its next check, if there is one."""
         again: float | None = None
         with self._containment.unit("condition", _text(key), parks=True) as unit:
             try:
-                again = await self._look_at(key, fence)
+                again = await self._look_at(key)
                 self._failures.pop(key, None)
             except EtcdError as error:
                 again = self._later(key)
@@ -165,7 +164,7 @@ class ConditionTimeouts:
         failures = self._failures[key] = self._failures.get(key, 0) + 1
         return self._clock.monotonic() + _BACKOFF.delay(failures)
 
-    async def _look_at(self, key: bytes, fence: Callable[[], Compare | None]) -> float | None:
+    async def _look_at(self, key: bytes) -> float | None:
         """End a condition if its time has passed; else return that time, None for no timeout."""
         kv = await self._store.get(key)
         seen = self._open.get(key)
@@ -185,7 +184,7 @@ class ConditionTimeouts:
             # Flyte's executor, if there is one, ends it as FAILED.
             _log.warning("condition_unreadable", key=_text(key), reason=str(error))
             return None
-        applied, current = await self._store.compare_and_put(kv, value, fence=fence())
+        applied, _ = await self._store.compare_and_put(kv, value)
         if applied:
             _log.info(
                 "action_ended",
@@ -194,8 +193,7 @@ class ConditionTimeouts:
                 error=TOO_LONG.code,
             )
             return None
-        lost = current is not None and current.mod_revision == kv.mod_revision
-        return self._clock.monotonic() + (_LEADERSHIP if lost else 0.0)
+        return self._clock.monotonic()
 
     def _ends(self, action: StoredAction, seen: _Seen) -> float | None:
         try:

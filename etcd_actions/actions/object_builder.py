@@ -159,11 +159,11 @@ def read_request(
 def _trace(action: Action, error: ErrorState | None) -> Trace | None:
     if action.WhichOneof("spec") != ACTION_TYPE_TRACE:
         if error is not None:
-            raise InvalidArgument("trace_error", "the action is no trace: omit it")
+            raise InvalidArgument("trace_error", "the action is not a trace: omit it")
         return None
     trace = action.trace
     if trace.phase not in list(Phase):
-        raise InvalidArgument("trace.phase", f"{trace.phase} is no phase")
+        raise InvalidArgument("trace.phase", f"{trace.phase} is not a valid phase")
     phase = Phase(trace.phase)
     if error is not None and phase not in _FAILURES:
         raise InvalidArgument("trace_error", f"the trace is {phase.name}: omit it")

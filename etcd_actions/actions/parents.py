@@ -42,7 +42,7 @@ class ParentCache:
         """Decode a parent, unless its value is cached.
 
         Raises:
-            DecodeError: It is no TaskAction.
+            DecodeError: It is not a TaskAction.
         """
         found = self._found.get(kv.key)
         if found is not None and found[0] == kv.value:

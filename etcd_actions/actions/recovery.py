@@ -230,7 +230,7 @@ def source_of(run: ActionId, related_to: Any) -> ActionId:
     """
     name = related_to.name
     if not name or "/" in name:
-        raise InvalidArgument(f"{RELATED_TO}.name", f"{name[:80]!r} is no name of a run")
+        raise InvalidArgument(f"{RELATED_TO}.name", f"{name[:80]!r} is not a valid name of a run")
     for part in ("project", "domain"):
         there, here = getattr(related_to, part), getattr(run, part)
         if there not in ("", here):

@@ -65,7 +65,7 @@ async def signal(
     Raises:
         InvalidArgument: The value is of another type, or not of the declared one.
         NotFound: There is no such action.
-        FailedPrecondition: It is no condition, has another value, or ended without one.
+        FailedPrecondition: It is not a condition, has another value, or ended without one.
         DecodeError: The stored value cannot be decoded.
         ConfigError: ``flyteidl2`` is not installed.
         OutcomeUnknown: The answer was lost; the same signal again is safe.

@@ -169,7 +169,7 @@ _FAILURES: Final = (Phase.FAILED, Phase.TIMED_OUT, Phase.ABORTED)
 
 def _checked(attempt: int, status: Status, error: ErrorState | None, message: str) -> _Report:
     if not 1 <= attempt < 2**32:
-        raise InvalidArgument("attempt", f"{attempt} is no attempt: count from 1")
+        raise InvalidArgument("attempt", f"{attempt} is not an attempt: count from 1")
     if status.attempts not in (0, attempt):
         raise InvalidArgument(
             "status.attempts", f"{status.attempts}, in a report about attempt {attempt}: give one"
@@ -178,7 +178,7 @@ def _checked(attempt: int, status: Status, error: ErrorState | None, message: st
         phase = Phase(status.phase)
     except ValueError:
         raise InvalidArgument(
-            "status.phase", f"{status.phase} is no phase: there are 0 to {max(Phase)}"
+            "status.phase", f"{status.phase} is not a valid phase: there are 0 to {max(Phase)}"
         ) from None
     if not -(2**31) <= status.cache_status < 2**31:
         raise InvalidArgument("status.cache_status", f"{status.cache_status} is none: too large")

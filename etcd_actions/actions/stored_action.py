@@ -19,7 +19,7 @@ class StoredAction(ActionObject, frozen=True, gc=False, omit_defaults=True, rena
         """Decode a key's value.
 
         Raises:
-            DecodeError: It is no TaskAction.
+            DecodeError: It is not a TaskAction.
         """
         decode = codec_of(kv.value).decode
         return cls.at(kv, decode(kv.value, key=kv.key, revision=kv.mod_revision))

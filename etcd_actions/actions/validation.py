@@ -68,7 +68,9 @@ def check_names(action_id: ActionId, parent: str) -> None:
         ("action_id.name", action_id.name, _MOST_OF_A_NAME),
     ):
         if text in ("", ".", "..") or "/" in text:
-            raise InvalidArgument(field, f"{text[:80]!r} is no name: give one, without a slash")
+            raise InvalidArgument(
+                field, f"{text[:80]!r} is not a valid name: give one, without a slash"
+            )
         _check_length(field, text, most)
     _check_length("action_id.run.org", action_id.org, 63)
     if "/" in parent:
@@ -78,8 +80,8 @@ def check_names(action_id: ActionId, parent: str) -> None:
     if not _NAME.fullmatch(action_id.object_name):
         raise InvalidArgument(
             "action_id",
-            f"{action_id.object_name!r} is no name of an object: give run and action lower-case "
-            "letters, digits, dashes and dots, with a letter or digit at both ends",
+            f"{action_id.object_name!r} is not a valid name of an object: give run and action "
+            "lower-case letters, digits, dashes and dots, with a letter or digit at both ends",
         )
 
 
@@ -118,8 +120,8 @@ def check(action: ActionObject) -> None:
         if len(text) > 63 or not _LABEL_VALUE.fullmatch(text):
             raise InvalidArgument(
                 _LABEL_SOURCES.get(label, f"run_spec.labels[{label[:80]}]"),
-                f"{text[:80]!r} is no label: give at most 63 letters, digits, '-', '_' and '.', "
-                "with a letter or digit at both ends",
+                f"{text[:80]!r} is not a valid label: give at most 63 letters, digits, '-', '_' "
+                "and '.', with a letter or digit at both ends",
             )
     size = 0
     for annotation, text in metadata.annotations.items():

@@ -42,7 +42,7 @@ class Deployment:
 
         Raises:
             EtcdError: It could not be read, or created.
-            DecodeError: The stored value is no such name.
+            DecodeError: The stored value is not such a name.
         """
         async with self._loading:
             if not self._name:
@@ -50,7 +50,7 @@ class Deployment:
                 name = kv.value.decode("ascii", "replace")
                 if not _NAME.fullmatch(name):
                     raise DecodeError(
-                        "it is no name of a deployment: delete the key",
+                        "it is not a valid name of a deployment: delete the key",
                         key=kv.key,
                         revision=kv.mod_revision,
                     )

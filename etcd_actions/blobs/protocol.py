@@ -187,13 +187,15 @@ def check_part(part: str, field: str) -> str:
     try:
         size = len(part.encode())
     except UnicodeEncodeError:
-        raise InvalidArgument(field, f"{quoted(part)} is no UTF-8") from None
+        raise InvalidArgument(field, f"{quoted(part)} is not UTF-8") from None
     if size > LONGEST_PART:
         raise InvalidArgument(
             field, f"{quoted(part)} has {size} bytes: {LONGEST_PART} may be between two slashes"
         )
     if part in (".", "..") or "/" in part:
-        raise InvalidArgument(field, f"{quoted(part)} is no name: give one without a slash or dots")
+        raise InvalidArgument(
+            field, f"{quoted(part)} is not a valid name: give one without a slash or dots"
+        )
     if any(ord(each) < 0x20 or ord(each) == 0x7F for each in part):
         raise InvalidArgument(field, f"{quoted(part)} has control characters: omit them")
     return part

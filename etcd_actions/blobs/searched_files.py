@@ -104,7 +104,7 @@ class SearchedFiles:
                 self._known[url] = references
 
     async def _read(self, url: str) -> frozenset[str] | None:
-        """The references in a file; None if it does not exist, or is no regular file."""
+        """The references in a file; None if it does not exist, or is not a regular file."""
         key = self._blobs.key_of(url)
         if key is not None:
             opened = self._blobs.read(key)

@@ -89,7 +89,7 @@ class UrlSigner:
 
         Raises:
             EtcdError: The secret could not be read, or created.
-            DecodeError: The stored value is no secret.
+            DecodeError: The stored value is not a secret.
         """
         fields = {"expires": str(grant.expires)}
         if grant.length is not None:
@@ -111,7 +111,7 @@ class UrlSigner:
             BadSignature: The URL does not allow the request.
             Expired: The URL has expired.
             EtcdError: The secret could not be read.
-            DecodeError: The stored value is no secret.
+            DecodeError: The stored value is not a secret.
         """
         grant, signature = _read(method, path, query)
         if not hmac.compare_digest(_sign(await self._load(), grant), signature):

@@ -203,7 +203,7 @@ class RecordReader:
             raise self._malformed(error.reason) from None
 
     def finish(self) -> Iterator[HistoryStep]:
-        """See `HistoryReader`; the rest is no complete entry."""
+        """See `HistoryReader`; the rest is not a complete entry."""
         try:
             self._left_over = self._decoder.finish()
         except DecodeError as error:
@@ -285,7 +285,7 @@ def _event(destination: Destination, tail: bytes, value: bytes | None) -> Histor
 
 
 def _moved(value: bytes, namespace: str) -> bytes:
-    """The object in another namespace; a value that is no object stays unchanged.
+    """The object in another namespace; a value that is not an object stays unchanged.
 
     Raises:
         DecodeError: The object cannot be encoded with that namespace.

@@ -178,7 +178,7 @@ def _output_error_code(error: OSError) -> ExitCode | None:
     except OSError:
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
         if isinstance(error, BrokenPipeError):
-            # The end of the reader is no error.
+            # The end of the reader is not an error.
             return ExitCode.OK
         print_message(str(unwritable(error)))
         return ExitCode.INPUT

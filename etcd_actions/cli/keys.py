@@ -55,10 +55,10 @@ async def find_run(
     They also contain the actions of runs whose names begin with ``<run>-``.
 
     Raises:
-        ConfigError: The text is no name of a run.
+        ConfigError: The text is not a valid name of a run.
     """
     if not run or "/" in run:
-        raise ConfigError(f"{quoted(run)} is no name of a run: give one without a slash")
+        raise ConfigError(f"{quoted(run)} is not a valid name of a run: give one without a slash")
     namespaces, revision = await find_namespaces(etcd, prefix, only)
     return [
         KeyRange.of_prefix(run_key_prefix(prefix, namespace, run)) for namespace in namespaces

@@ -116,7 +116,7 @@ def parse_name(text: str) -> Name:
     """
     parts = text.split("/")
     if not all(parts) or len(parts) > _MOST_PARTS:
-        raise ConfigError(f"{quoted(text)} is no action: {FORMS}")
+        raise ConfigError(f"{quoted(text)} is not an action: {FORMS}")
     match parts:
         case [name]:
             return Name(object=name)

@@ -27,7 +27,7 @@ class Count(click.ParamType[int]):
         if isinstance(value, int):
             return value
         if not re.fullmatch("[0-9]{1,10}", value) or not 1 <= int(value) <= _MOST_COUNT:
-            self.fail(f"{quoted(value)} is no number from 1 to {_MOST_COUNT}.", param, ctx)
+            self.fail(f"{quoted(value)} is not a number from 1 to {_MOST_COUNT}.", param, ctx)
         return int(value)
 
 
@@ -43,7 +43,7 @@ class Rate(click.ParamType[float]):
         if not isinstance(value, str):
             return value
         if not re.fullmatch(_RATE, value) or float(value) < _LEAST_RATE:
-            problem = "is no number a second: give one above 0, such as 100."
+            problem = "is not a number a second: give one above 0, such as 100."
             self.fail(f"{quoted(value)} {problem}", param, ctx)
         return float(value)
 
@@ -86,4 +86,4 @@ class Age(click.ParamType[float]):
         try:
             return days * 86_400 + (duration(rest) if rest or not days else 0.0)
         except ValueError:
-            self.fail(f"{quoted(value)} is no age: give one such as 12h or 30d.", param, ctx)
+            self.fail(f"{quoted(value)} is not an age: give one such as 12h or 30d.", param, ctx)

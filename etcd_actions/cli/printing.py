@@ -44,7 +44,7 @@ def change_output_option(function: Callable[..., Any]) -> Callable[..., Any]:
 def output_by_print() -> Iterator[None]:
     """Let the body print to standard output, which it may leave buffered.
 
-    A reader that has ended ends the body early and is no error.
+    A reader that has ended ends the body early and is not an error.
 
     Raises:
         InputError: It cannot be written.

@@ -232,7 +232,7 @@ def _parsed(response: bytes, service: str, kind: type[MessageT]) -> MessageT:
         return kind.FromString(response)
     except BadMessage:
         raise errors.ServiceRefused(
-            f"the service: its response is no {kind.DESCRIPTOR.name}: is it Flyte's "
+            f"the service: its response is not a {kind.DESCRIPTOR.name}: is it Flyte's "
             f"{service.rpartition('.')[2]}?"
         ) from None
 

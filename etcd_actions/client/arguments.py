@@ -110,4 +110,4 @@ def _check(path: str, identity: ActionId | RunId, *more: str) -> None:
         text, field = getattr(identity, part), path + _FIELDS[part]
         expect(field, text, str)
         if not text or "/" in text:
-            raise InvalidArgument(field, f"{text!r} is no name: give one, without a slash")
+            raise InvalidArgument(field, f"{text!r} is not a valid name: give one, without a slash")

@@ -282,7 +282,7 @@ class ActionsClient(WatchRequests):
         Raises:
             InvalidArgument: The value has another type than the condition declares.
             NotFound: There is no such action.
-            FailedPrecondition: It is no condition, has another value, or is terminal.
+            FailedPrecondition: It is not a condition, has another value, or is terminal.
         """
         expect("value", value, bool, int, float, str, "Literal")
         expect("signalled_by", signalled_by, str, "EnrichedIdentity")

@@ -153,7 +153,7 @@ def codec_named(name: str) -> Codec:
         return msgpack
     if name == "json":
         return json
-    raise ConfigError(f"{name!r} is no codec: choose one of {', '.join(CODEC_NAMES)}")
+    raise ConfigError(f"{name!r} is not a valid codec: choose one of {', '.join(CODEC_NAMES)}")
 
 
 _PROTOBUF: Final = magic.PROTOBUF[:3]

@@ -55,7 +55,7 @@ _NO_STATUS: Final = _Status()
 
 
 class BinaryTaskAction(ActionObject, rename="camel", frozen=True, gc=False):
-    """A TaskAction whose four base64 fields are bytes, or a text if that is no base64."""
+    """A TaskAction whose four base64 fields are bytes, or a text if that is not base64."""
 
     spec: _Spec
     status: _Status = _NO_STATUS

@@ -54,7 +54,7 @@ def decode(value: bytes, *, key: bytes = b"", revision: int = 0) -> ActionObject
         revision: The value's ``mod_revision``, for the error.
 
     Raises:
-        DecodeError: It is no such JSON, another kind, lacks a field or has one of another
+        DecodeError: It is not such JSON, is another kind, lacks a field or has one of another
             type; the reason has the field's path.
     """
     magic.check_size(value, key, revision)
@@ -110,7 +110,7 @@ def encode_tree(tree: dict[str, Any], *, unchanged: Iterable[object] = ()) -> by
         unchanged: Parts that are as `decode_tree` returned them; they are not checked again.
 
     Raises:
-        TypeError: Something in it is no JSON value.
+        TypeError: Something in it is not a JSON value.
         ValueError: A number is not finite, a string is not Unicode, it is nested too deeply,
             or too large to be read again.
     """

@@ -97,7 +97,7 @@ def encode_tree(tree: dict[str, Any], *, unchanged: Iterable[object] = ()) -> by
         unchanged: Parts that are as `decode_tree` returned them; they are not checked again.
 
     Raises:
-        TypeError: Something in it is no JSON value.
+        TypeError: Something in it is not a JSON value.
         ValueError: A number is not finite, a string is not Unicode, it is nested too deeply,
             or too large to be read again.
     """
@@ -248,7 +248,7 @@ def _number(code: int, data: memoryview) -> int | Number:
     number = _decode_number(text)
     if isinstance(number, int | Number) and not isinstance(number, bool) and text == text.strip():
         return number
-    raise ValueError(f"an extension of type {NUMBER} that is no JSON number")
+    raise ValueError(f"an extension of type {NUMBER} that is not a JSON number")
 
 
 _decode_number = msgspec.json.Decoder(float_hook=Number).decode
@@ -282,7 +282,7 @@ def _refuse(error: Exception, key: bytes, revision: int) -> NoReturn:
 def _as_extension(value: object) -> float | msgspec.msgpack.Ext:
     """Encode a `Number`: as a float if that gives the same text again."""
     if type(value) is not Number:
-        raise TypeError(f"{type(value).__name__} is no JSON value")
+        raise TypeError(f"{type(value).__name__} is not a JSON value")
     number = float(value)
     if number - number == 0 and trees.go_float(number) == value.text:
         return number

@@ -39,7 +39,7 @@ def go_float(number: float) -> str:
         ValueError: It is not finite.
     """
     if number - number != 0:
-        raise ValueError(f"{number} is no JSON number")
+        raise ValueError(f"{number} is not a JSON number")
     text = repr(number)
     if number == 0 or 1e-6 <= abs(number) < 1e21:
         return format(Decimal(text), "f").removesuffix(".0")
@@ -58,14 +58,14 @@ def check(tree: dict[str, Any], unchanged: Iterable[object] = ()) -> bool:
         unchanged: Parts that are as a codec decoded them: they are not checked again.
 
     Returns:
-        Whether there are floats that are no `Number`.
+        Whether there are floats that are not `Number`.
 
     Raises:
-        TypeError: The tree is no dict, or has a value for which JSON has no form.
+        TypeError: The tree is not a dict, or has a value for which JSON has no form.
     """
     floats = False
     if type(tree) is not dict:
-        raise TypeError(f"{type(tree).__name__} is no JSON object")
+        raise TypeError(f"{type(tree).__name__} is not a JSON object")
     waiting: list[Any] = [tree]
     skipped = set(map(id, unchanged))
     while waiting:
@@ -76,7 +76,7 @@ def check(tree: dict[str, Any], unchanged: Iterable[object] = ()) -> bool:
         if type(node) is dict:
             items = node.values()
             if not _TEXT.issuperset(map(type, node)):
-                raise TypeError("a key of an object is no text")
+                raise TypeError("a key of an object is not text")
         for item in items:
             kind = type(item)
             if kind is dict or kind is list:
@@ -85,7 +85,7 @@ def check(tree: dict[str, Any], unchanged: Iterable[object] = ()) -> bool:
             elif kind is float:
                 floats = True
             elif kind not in _SCALARS:
-                raise TypeError(f"{kind.__name__} is no JSON value")
+                raise TypeError(f"{kind.__name__} is not a JSON value")
     return floats
 
 
@@ -156,7 +156,7 @@ def set_texts(
 def _raw_number(value: object) -> msgspec.Raw:
     if type(value) is Number:
         return msgspec.Raw(value.text)
-    raise TypeError(f"{type(value).__name__} is no JSON value")
+    raise TypeError(f"{type(value).__name__} is not a JSON value")
 
 
 to_json = msgspec.json.Encoder(order="sorted", enc_hook=_raw_number).encode

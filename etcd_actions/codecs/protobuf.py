@@ -88,7 +88,7 @@ def encode_tree(tree: dict[str, Any], *, unchanged: Iterable[object] = ()) -> by
         unchanged: Parts that are as `decode_tree` returned them; they are not checked again.
 
     Raises:
-        TypeError: Something in it is no JSON value.
+        TypeError: Something in it is not a JSON value.
         ValueError: A number is not finite, a string is not Unicode, it is nested too deeply,
             or too large to be read again.
     """

@@ -28,7 +28,7 @@ def view_of_tree(tree: dict[str, Any], *, key: bytes = b"", revision: int = 0) -
 
 
 def why_no_view(tree: dict[str, Any], reason: str) -> str:
-    """The reason why an object is no TaskAction of the known version.
+    """The reason why an object is not a TaskAction of the known version.
 
     Args:
         tree: The object.

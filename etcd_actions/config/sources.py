@@ -85,7 +85,7 @@ class File:
     A list is a text with commas. A password is rejected: it has a file of its own.
 
     Raises:
-        ConfigError: The file cannot be read, or one of its keys is no setting.
+        ConfigError: The file cannot be read, or one of its keys is not a setting.
     """
 
     def __init__(self, path: Path) -> None:
@@ -180,14 +180,14 @@ def _as_text(value: object) -> str | None:
 
 
 class UnknownVariable(NamedTuple):
-    """A variable with our prefix that is no setting, and the nearest one."""
+    """A variable with our prefix that is not a setting, and the nearest one."""
 
     name: str
     meant: str | None
 
 
 def unknown_variables(variables: Mapping[str, str]) -> Iterator[UnknownVariable]:
-    """The variables with our prefix that are no settings, such as misspelt ones."""
+    """The variables with our prefix that are not settings, such as misspelt ones."""
     known = [setting.variable for setting in SETTINGS]
     bare = {_bare(name): name for name in known}
     for name in sorted(variables):

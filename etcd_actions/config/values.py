@@ -61,7 +61,7 @@ def duration(text: str) -> float:
         return 0.0
     if not _DURATION.fullmatch(digits):
         hint = f": did you mean {text}s?" if re.fullmatch(_NUMBER, text) else ""
-        raise ValueError(f"{quoted(text)} is no duration such as 5s, 1m30s or 500ms{hint}")
+        raise ValueError(f"{quoted(text)} is not a valid duration such as 5s, 1m30s or 500ms{hint}")
     seconds = sum(float(part[1]) * _UNITS[part[2]] for part in re.finditer(_PART, digits))
     if seconds >= _LONGEST:
         raise ValueError(f"{quoted(text)} is too long a duration")
@@ -101,7 +101,7 @@ def boolean(text: str) -> bool:
 
 def port(text: str) -> int:
     """A TCP port, or 0 for any."""
-    problem = "is no port: give a number from 0 to 65535"
+    problem = "is not a valid port: give a number from 0 to 65535"
     number = int(_match(r"[0-9]{1,5}", text, problem)[0])
     if number > 65535:
         raise ValueError(f"{quoted(text)} {problem}")
@@ -141,13 +141,13 @@ def service(text: str) -> Endpoint:
     """The address of one server other than etcd, with its port."""
     (endpoint, *more) = endpoints(text)
     if more or not text.rstrip("/").endswith(f":{endpoint.port}"):
-        raise ValueError(f"{quoted(text)} is no server: give one host:port, such as 127.0.0.1:8090")
+        raise ValueError(f"{quoted(text)} is not a server: give host:port, such as 127.0.0.1:8090")
     return endpoint
 
 
 def url(text: str) -> str:
     """The address of an HTTP server."""
-    problem = "is no URL: give http://host:port, without a user"
+    problem = "is not a valid URL: give http://host:port, without a user"
     _match(r"https?://[^\s/@]+(/\S*)?", utf8(text), problem)
     try:
         split = urlsplit(text)
@@ -166,7 +166,7 @@ def bind(text: str) -> Bind | None:
         return None
     match = re.fullmatch(r"(?:\[([^\[\]]+)\]|([^:\[\]]+)):([0-9]{1,5})", utf8(text))
     if match is None or int(match[3]) > 65535 or (match[1] and ":" not in match[1]):
-        raise ValueError(f"{quoted(text)} is no address to listen on: give host:port, or none")
+        raise ValueError(f"{quoted(text)} is not an address to listen on: give host:port, or none")
     host = match[1] or match[2]
     check_host(host)
     return Bind(host, int(match[3]))
@@ -179,7 +179,7 @@ def hosts(text: str) -> frozenset[str]:
         _match(
             r"[0-9A-Za-z._-]+|\[?[0-9A-Fa-f:.]+\]?",
             name,
-            "is no host: give a name or an address, without a port",
+            "is not a valid host: give a name or an address, without a port",
         )
     return frozenset(name.strip("[]") for name in names)
 
@@ -191,7 +191,7 @@ def names(text: str) -> tuple[str, ...]:
         _match(
             r"[0-9A-Za-z]([0-9A-Za-z_.-]{0,61}[0-9A-Za-z])?",
             name,
-            "is no name: give characters a to z, digits, dashes, dots and underscores",
+            "is not a valid name: give characters a to z, digits, dashes, dots and underscores",
         )
     return tuple(found)
 
@@ -219,25 +219,25 @@ def size(text: str) -> int:
     match = _match(
         r"([1-9][0-9]{0,9})(|KiB|MiB|GiB)",
         text,
-        "is no size: give a number of bytes, KiB, MiB or GiB",
+        "is not a valid size: give a number of bytes, KiB, MiB or GiB",
     )
     return int(match[1]) * _SIZES[match[2]]
 
 
 def share(text: str) -> float:
     """A fraction, such as ``0.5``; 0 for none."""
-    problem = "is no share: give a number from 0 to 1, such as 0.5"
+    problem = "is not a valid share: give a number from 0 to 1, such as 0.5"
     return float(_match(r"(0|1|0?\.[0-9]{1,9})", text, problem)[0])
 
 
 def count(text: str) -> int:
     """A positive number."""
-    return int(_match(r"[1-9][0-9]{0,8}", text, "is no number: give 1 or more")[0])
+    return int(_match(r"[1-9][0-9]{0,8}", text, "is not a number: give 1 or more")[0])
 
 
 def rate(text: str) -> float:
     """A number a second; 0 for no limit."""
-    problem = "is no rate: give a number a second, or 0 for no limit"
+    problem = "is not a valid rate: give a number a second, or 0 for no limit"
     return float(_match(r"[0-9]{1,9}(\.[0-9]{1,64})?", text, problem)[0])
 
 
@@ -255,7 +255,7 @@ def namespace(text: str) -> str:
     """A namespace, which is one part of a key."""
     if "/" in text:
         raise ValueError(
-            f"{quoted(text)} is no namespace: give a name without a slash, "
+            f"{quoted(text)} is not a valid namespace: give a name without a slash, "
             "or leave it out for all namespaces"
         )
     return utf8(text)
@@ -272,7 +272,7 @@ def namespace_template(text: str) -> NamespaceTemplate:
 def file(text: str) -> Path:
     """A file, which its user opens."""
     if "\0" in text:
-        raise ValueError(f"{quoted(text)} is no path: it has a NUL character in it")
+        raise ValueError(f"{quoted(text)} is not a path: it has a NUL character in it")
     return Path(text)
 
 
@@ -282,8 +282,8 @@ def blob_dir(text: str) -> Path | str:
         return directory(text)
     if not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^\s?#]+", utf8(text)) or "@" in text:
         raise ValueError(
-            f"{quoted(text)} is no URL of a store: give one such as s3://bucket/prefix, without a "
-            "user, a query or blanks"
+            f"{quoted(text)} is not a valid URL of a store: give one such as s3://bucket/prefix, "
+            "without a user, a query or blanks"
         )
     return text
 

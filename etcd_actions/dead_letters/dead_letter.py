@@ -183,7 +183,7 @@ class DeadLetterKeys:
         for name, root in self._roots:
             if place.startswith(name) and len(end) == 2 and end[0].decode("latin-1") in CALLS:
                 return root + place[len(name) :], end[0].decode()
-        raise DecodeError("its key is no dead letter's", key=dead_letter_key)
+        raise DecodeError("its key is not a dead letter's", key=dead_letter_key)
 
 
 def read(keys: DeadLetterKeys, kv: KeyValue) -> DeadLetter:
@@ -313,7 +313,7 @@ def decode(kv: KeyValue) -> StoredDeadLetter:
     """Decode the value of a key.
 
     Raises:
-        DecodeError: It is no dead letter.
+        DecodeError: It is not a dead letter.
     """
     try:
         return msgspec.json.decode(kv.value, type=StoredDeadLetter)

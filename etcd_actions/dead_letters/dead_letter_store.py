@@ -1,7 +1,8 @@
 """The leader's side of dead letters: it writes them, and receives the requests of operators.
 
-It watches their keys while this process leads. Each write compares the leader's key, and the last
-known revision of the dead letter, so no change of another process is overwritten. A write that etcd
+It watches their keys while this process leads. Each write compares the last known revision of the
+dead letter, so no change of another process is overwritten; a fenced store compares the leader's
+key, too. A write that etcd
 refuses raises: the turn of that action is repeated with a back-off, and until then nothing is
 marked. The same holds for a rejected call while etcd refuses to list the dead letters. An accepted
 terminal state is marked nevertheless: a user who may not read dead letters has not written one.
@@ -67,7 +68,7 @@ class DeadLetterStore:
 
     Args:
         etcd: The connection.
-        store: Writes to etcd.
+        store: Writes to etcd, only while this process leads.
         keys: The keyspace of objects and dead letters.
         owns: See :class:`DeadLetterCache`.
         settings: How the dead letters are watched.
@@ -96,7 +97,6 @@ class DeadLetterStore:
         self._containment = containment
         self._most = most
         self._most_bytes = most_bytes
-        self._fence: Compare | None = None
         # Set once the dead letters are listed, or once etcd refused that; then the refusal is set.
         self._loaded = trio.Event()
         self._refusal: EtcdError | None = None
@@ -108,17 +108,14 @@ class DeadLetterStore:
         return DeadLetterStatistics(dead_letters=dead_letters, dropped=self._dropped)
 
     @asynccontextmanager
-    async def at_work(
-        self, fence: Compare | None, on_request: Callable[[bytes], None]
-    ) -> AsyncIterator[None]:
+    async def at_work(self, on_request: Callable[[bytes], None]) -> AsyncIterator[None]:
         """Watch the dead letters until the context is left; then the cache is cleared.
 
         Args:
-            fence: The compare of the leader's key; None without an election.
             on_request: Called with the key of an object when another report of it is requested.
         """
         self._cache.clear()
-        self._fence, self._cache.on_request = fence, on_request
+        self._cache.on_request = on_request
         self._loaded, self._refusal = trio.Event(), None
         keep = self._containment.keep
         try:
@@ -128,7 +125,7 @@ class DeadLetterStore:
                 nursery.cancel_scope.cancel("not at work any more")
         finally:
             self._cache.clear()
-            self._fence, self._cache.on_request = None, lambda _key: None
+            self._cache.on_request = lambda _key: None
             self._loaded, self._refusal = trio.Event(), None
 
     def requests(self, key: bytes) -> frozenset[str]:
@@ -294,13 +291,10 @@ class DeadLetterStore:
         Raises:
             Unavailable: This process is not the leader any more, or etcd was not reached.
         """
-        expected = 0 if before is None else before.dead_letter_revision
-        compare = [Compare.unchanged(key, expected)]
-        if self._fence is not None:
-            compare.append(self._fence)
+        unchanged = Compare.unchanged(key, 0 if before is None else before.dead_letter_revision)
         keys = KeyRange.of_key(key)
         change = Delete(keys) if value is None else Put(key, value)
-        result = await self._store.txn(Txn(compare, [change], [Get(keys)]))
+        result = await self._store.txn(Txn([unchanged], [change], [Get(keys)]))
         if result.succeeded:
             if value is None:
                 self._cache.remove(key, result.revision)
@@ -309,8 +303,6 @@ class DeadLetterStore:
                 self._cache.put(KeyValue(key, value, created, result.revision, 1))
             return True
         found = key_of(result.responses[0])
-        if (0 if found is None else found.mod_revision) == expected:
-            raise Unavailable("another process leads: it writes the dead letters")
         if found is None:
             self._cache.remove(key)
         else:

@@ -68,7 +68,7 @@ class DeadLetterOperations:
         while (kv := await self._store.get(dead_letter.dead_letter_key)) is not None:
             now = form.read(self._keys, kv)
             if now.unreadable:
-                raise FailedPrecondition(f"this is no dead letter: {now.unreadable}")
+                raise FailedPrecondition(f"this is not a dead letter: {now.unreadable}")
             if now.request is not None:
                 return now
             requested = form.with_request(form.decode(kv), Request(uuid4().hex, form.timestamp()))

@@ -48,7 +48,7 @@ def _of_json(value: bytes, kind: str) -> bool:
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"neither Kubernetes' protobuf nor JSON: {error}") from None
     if not isinstance(tree, dict) or tree.get("kind") != kind:
-        raise ValueError(f"it is no {kind}")
+        raise ValueError(f"it is not a {kind}")
     metadata, status = _dict(tree, "metadata"), _dict(tree, "status")
     if metadata.get("deletionTimestamp") or status.get("phase") == _TERMINATING:
         return True
@@ -67,7 +67,7 @@ def _dict(tree: dict[str, Any], name: str) -> dict[str, Any]:
 def _of_protobuf(data: bytes, kind: str) -> bool:
     envelope = dict(_messages(data))
     if dict(_messages(envelope.get(1, b""))).get(2) != kind.encode():
-        raise ValueError(f"it is no {kind}")
+        raise ValueError(f"it is not a {kind}")
     if envelope.get(3):
         raise ValueError("it is compressed")
     fields = dict(_messages(envelope.get(2, b"")))
@@ -86,7 +86,7 @@ def _messages(data: bytes) -> Iterator[tuple[int, bytes]]:
     """The fields of a message that have a length: texts, bytes and messages.
 
     Raises:
-        ValueError: It is no message.
+        ValueError: It is not a message.
     """
     try:
         # To a message type without fields all fields are unknown.

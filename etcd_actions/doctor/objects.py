@@ -1,4 +1,4 @@
-"""The values below the prefix: actions, and values that are no actions."""
+"""The values below the prefix: actions, and values that are not actions."""
 
 from __future__ import annotations
 

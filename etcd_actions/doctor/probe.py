@@ -78,7 +78,7 @@ async def get(
 
     Raises:
         trio.BrokenResourceError: The connection was lost.
-        ValueError: The response is no HTTP.
+        ValueError: The response is not HTTP.
     """
     # HTTP/1.0 has no chunks, and ends with the connection.
     await stream.send_all(f"GET {path} HTTP/1.0\r\nHost: {endpoint}\r\n\r\n".encode())
@@ -89,7 +89,7 @@ async def get(
     status, *lines = head.decode("latin-1").split("\r\n")
     words = status.split()
     if not end or len(words) < 2 or not words[0].startswith("HTTP/") or not words[1].isdigit():
-        raise ValueError("the answer is no HTTP")
+        raise ValueError("the answer is not HTTP")
     pairs = (line.partition(":") for line in lines)
     headers = {name.strip().lower(): value.strip() for name, _, value in pairs}
     return Page(int(words[1]), headers, body)

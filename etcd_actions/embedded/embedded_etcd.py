@@ -266,7 +266,7 @@ def _free_port(preferred: int) -> int:
     """``preferred`` if it can be bound now, else a port that the system chooses."""
     for port in (preferred, 0):
         with closing(socket.socket(socket.AF_INET, socket.SOCK_STREAM)) as sock:
-            # As etcd's listener: connections in TIME_WAIT are no obstacle.
+            # As etcd's listener: connections in TIME_WAIT do not prevent it.
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 sock.bind((_HOST, port))

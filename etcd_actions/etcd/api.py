@@ -31,7 +31,7 @@ class KeyRange(NamedTuple):
         """All keys that begin with ``prefix``, which is neither empty nor all 0xFF."""
         stripped = prefix.rstrip(b"\xff")
         if not stripped:
-            raise ValueError(f"{prefix!r} is no prefix to watch: give at least one byte below 0xFF")
+            raise ValueError(f"{prefix!r} is not a prefix to watch: give a byte below 0xFF")
         return cls(prefix, stripped[:-1] + bytes((stripped[-1] + 1,)))
 
     def __contains__(self, key: object) -> bool:

@@ -42,7 +42,7 @@ def open_etcd(
 ) -> AbstractAsyncContextManager[Etcd]:
     """Connect to etcd, for ``async with``.
 
-    Nothing is sent before the first call, so an etcd that cannot be reached is no error here.
+    Nothing is sent before the first call, so an etcd that cannot be reached is not an error here.
     Leaving the context closes the connection: each method then raises
     :class:`trio.ClosedResourceError`.
 

@@ -106,7 +106,7 @@ class ConnectionSettings:
         for name in ("dial_timeout", "request_timeout", "keepalive_timeout"):
             if not getattr(self, name) > 0:
                 raise ConfigError(
-                    f"{name}: {getattr(self, name):g} is no time: give seconds above 0"
+                    f"{name}: {getattr(self, name):g} is not a time: give seconds above 0"
                 )
         if self.tls is not None:
             for endpoint in self.endpoints:

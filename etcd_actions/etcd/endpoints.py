@@ -57,16 +57,16 @@ def check_host(host: str) -> None:
         try:
             IPv6Address(address)
         except ValueError:
-            raise ValueError(f"{quoted(host)} is no IPv6 address") from None
+            raise ValueError(f"{quoted(host)} is not an IPv6 address") from None
         if not zone.isprintable() or " " in zone:
-            raise ValueError(f"{quoted(host)} is no IPv6 address")
+            raise ValueError(f"{quoted(host)} is not an IPv6 address")
         return
     try:
         ascii_name = host.encode("idna").decode("ascii")
     except UnicodeError:
-        raise ValueError(f"{quoted(host)} is no name of a host") from None
+        raise ValueError(f"{quoted(host)} is not a valid name of a host") from None
     if not re.fullmatch(r"[A-Za-z0-9._-]{1,253}", ascii_name):
-        raise ValueError(f"{quoted(host)} is no name of a host")
+        raise ValueError(f"{quoted(host)} is not a valid name of a host")
 
 
 def _parse_endpoint(text: str) -> Endpoint:
@@ -86,7 +86,7 @@ def _parse_endpoint(text: str) -> Endpoint:
         port = DEFAULT_PORT if split.port is None else split.port
     except ValueError:
         raise ConfigError(
-            f"endpoint {quoted(text)}: the port is no number from 1 to 65535"
+            f"endpoint {quoted(text)}: the port is not a number from 1 to 65535"
         ) from None
     if split.username is not None or split.password is not None:
         raise ConfigError(

@@ -9,7 +9,7 @@ sync of the disk. A group is formed when another may be in flight; there is no t
   or reads a key that another member writes; a member that overlaps one waits for the next group.
   Groups in flight at the same time may overlap: etcd does one transaction after the other. A task
   that waits for an answer before it sends the next transaction gets the answers in that order.
-- **Reads are no proposals.** etcd writes each transaction that nests others to its log, also one
+- **Reads are not proposals.** etcd writes each transaction that nests others to its log, also one
   that only reads. So transactions that only read, without a compare, have groups of their own: one
   transaction with all reads side by side, equal ones once, which etcd answers without its log. A
   transaction that compares and only reads is sent alone for the same reason.

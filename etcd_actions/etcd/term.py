@@ -68,7 +68,7 @@ class Term:
     async def wait_sure(self) -> None:
         """Return once enough of the lease remains for a call; never after the term has ended.
 
-        If enough remains at once, it is no cancellation point, and no other task has run.
+        If enough remains at once, it is not a cancellation point, and no other task has run.
         """
         while self.sure_until() - trio.current_time() < self.least_call:
             if self.over.is_set():

@@ -30,7 +30,7 @@ class EtcdVersion(NamedTuple):
         """
         match = _PATTERN.fullmatch(text.strip())
         if match is None:
-            raise ValueError(f"{text!r} is no version of etcd, such as 3.5.21")
+            raise ValueError(f"{text!r} is not a valid version of etcd, such as 3.5.21")
         return cls(*map(int, match.groups()))
 
     def __str__(self) -> str:

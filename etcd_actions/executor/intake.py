@@ -31,7 +31,7 @@ class Intake:
         clock: The clock of retries.
         board: The actions that are not terminal.
         schedule: Has the alarms of retries.
-        sink: Called with each state, with the name in its key, and whether it is no part of a
+        sink: Called with each state, with the name in its key, and whether it is not part of a
             snapshot.
         wake: Called after each snapshot, and after a failure.
 

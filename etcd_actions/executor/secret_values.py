@@ -73,7 +73,7 @@ def _variable_of(secret: Secret, name: str) -> str:
     """The variable of a secret.
 
     Raises:
-        SecretUnavailable: It is requested as a file, or its name is no variable's.
+        SecretUnavailable: It is requested as a file, or its name is not a variable's.
     """
     if secret.mount_requirement == type(secret).FILE and not secret.env_var:
         raise SecretUnavailable(

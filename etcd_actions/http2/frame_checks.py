@@ -39,7 +39,7 @@ def check_first(data: bytes, kind: int, flags: int) -> None:
         return
     if data.startswith(b"HTTP/1"):
         raise ProtocolError("the server speaks HTTP/1.1 only", ErrorCode.HTTP_1_1_REQUIRED)
-    raise ProtocolError("the server's first bytes are no HTTP/2")
+    raise ProtocolError("the server's first bytes are not HTTP/2")
 
 
 def without_padding(data: bytes, start: int, stop: int) -> tuple[int, int]:

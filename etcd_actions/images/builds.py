@@ -55,7 +55,7 @@ class Executing(NamedTuple):
     """The executor that images are for.
 
     Attributes:
-        python_version: The version of its interpreter, such as ``3.12``.
+        python_version: The version of its interpreter, such as ``3.12``; empty if it is unknown.
         has_uv: Whether it has the program ``uv``.
         lacking: Whether to refuse an image with unsupported layers.
     """
@@ -134,7 +134,7 @@ class ImageBuilds:
         try:
             inputs = Inputs.FromString(data)
         except NoMessage:
-            raise InvalidArgument("offloaded_input_data.uri", "these are no inputs") from None
+            raise InvalidArgument("offloaded_input_data.uri", "these are not inputs") from None
         return await self.task_spec(inputs)
 
     async def task_spec(self, inputs: Inputs) -> TaskSpec:

@@ -129,7 +129,7 @@ def parse_image(data: bytes) -> Definition:
     try:
         spec = ImageSpec.FromString(data)
     except BadMessage as error:
-        raise InvalidArgument("spec", f"it is no image's definition: {error}") from error
+        raise InvalidArgument("spec", f"it is not an image's definition: {error}") from error
     return _definition(spec)
 
 
@@ -183,7 +183,9 @@ def _step(layer: Layer, kind: str, field: str) -> Step:
         pip = layer.pip_packages
         for each in pip.packages:
             if not each.strip() or each.lstrip().startswith("-") or "\0" in each:
-                raise InvalidArgument(field, f"{each[:80]!r} is no requirement: give a name")
+                raise InvalidArgument(
+                    field, f"{each[:80]!r} is not a valid requirement: give a name"
+                )
         return Packages(tuple(pip.packages), _options(pip.options, field))
     if kind == "requirements":
         file = layer.requirements
@@ -218,7 +220,7 @@ def _inside(path: str, field: str) -> str:
     """Check that a path is inside the context's directory."""
     parts = PurePosixPath(path)
     if not path or parts.is_absolute() or ".." in parts.parts or "\0" in path:
-        raise InvalidArgument(field, f"{path[:200]!r} is no path in the image's context")
+        raise InvalidArgument(field, f"{path[:200]!r} is not a path in the image's context")
     return str(parts)
 
 

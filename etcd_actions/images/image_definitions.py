@@ -216,6 +216,7 @@ class Images:
 def _checked(name: str) -> str:
     if not 0 < len(name) <= _MOST_NAME or any(each.isspace() or each == "\0" for each in name):
         raise InvalidArgument(
-            "id.name", f"{name[:80]!r} is no name of an image: give 1 to {_MOST_NAME} characters"
+            "id.name",
+            f"{name[:80]!r} is not a valid name of an image: give 1 to {_MOST_NAME} characters",
         )
     return name

@@ -146,7 +146,7 @@ def write_phase(
 
 def _check_reason(phase: Phase, kind: str, reason: str) -> None:
     if not _REASON.fullmatch(reason):
-        raise ValueError(f"{reason!r} is no reason of a condition: write it in CamelCase")
+        raise ValueError(f"{reason!r} is not a valid reason of a condition: write it in CamelCase")
     meant = phase_of((Condition(kind, "True", reason),))
     expected = Phase.QUEUED if phase is Phase.WAITING_FOR_RESOURCES else phase
     if meant is not expected:

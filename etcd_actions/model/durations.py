@@ -51,7 +51,7 @@ def factor_of(factor: float, field: str) -> float:
     if factor == 0:
         return 1.0
     if not math.isfinite(factor) or factor < 1:
-        raise InvalidArgument(field, f"{factor} is no factor: give a number from 1 on")
+        raise InvalidArgument(field, f"{factor} is not a valid factor: give a number from 1 on")
     return factor
 
 

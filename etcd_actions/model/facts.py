@@ -71,7 +71,7 @@ class Facts(msgspec.Struct, rename="camel", frozen=True, gc=False):
             None if the object has the label of a mark: the caller has to decode `MarkedFacts`.
 
         Raises:
-            ValueError: It is no TaskAction.
+            ValueError: It is not a TaskAction.
         """
         if self.api_version != names.API_VERSION or self.kind != names.KIND:
             names.check_type(self.api_version, self.kind)

@@ -76,7 +76,7 @@ def short_name(action: ActionObject) -> str:
 
 
 def condition_action(action: ActionObject) -> ConditionAction | None:
-    """Read the specification of a condition, None if the action is no condition.
+    """Read the specification of a condition, None if the action is not a condition.
 
     Raises:
         DecodeError: The field is not base64 or not a condition.
@@ -94,7 +94,7 @@ def condition_action(action: ActionObject) -> ConditionAction | None:
 
 
 def trace_action(action: ActionObject) -> TraceAction | None:
-    """Read the specification of a trace, None if the action is no trace.
+    """Read the specification of a trace, None if the action is not a trace.
 
     Raises:
         DecodeError: The field is not base64 or not a trace.

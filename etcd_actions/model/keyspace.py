@@ -41,6 +41,7 @@ class Keyspace:
         histories: Histories of actions.
         dead_letters: Dead letters.
         elections: Elections.
+        shards: Shards, their owners and members.
         tasks: Deployed tasks.
         projects: Projects that clients created or changed.
         catalog: Cached results.
@@ -65,6 +66,7 @@ class Keyspace:
         self.claims: bytes = self.side + b"claims/"
         self.dead_letters: bytes = self.side + b"dead-letters/"
         self.elections: bytes = self.side + b"election/"
+        self.shards: bytes = self.side + b"shards/"
         self.runs: bytes = self.side + b"runs/"
         self.run_tasks: bytes = self.side + b"run-tasks/"
         self.histories: bytes = self.side + b"history/"

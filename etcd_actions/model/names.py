@@ -40,7 +40,7 @@ ANNOTATION_ABORT_REASON: Final = OWN_DOMAIN + "/abort-reason"
 ANNOTATION_ABORTED_BY: Final = OWN_DOMAIN + "/aborted-by"
 
 ANNOTATION_DIGEST: Final = OWN_DOMAIN + "/request-digest"
-"""A digest of the request that created the action: the same request again is no conflict."""
+"""A digest of the request that created the action: the same request again is not a conflict."""
 ANNOTATION_SUBJECT: Final = OWN_DOMAIN + "/subject"
 """The subject that requested the action, for which Flyte's object has no field."""
 ANNOTATION_RECORDED: Final = OWN_DOMAIN + "/recorded"
@@ -97,7 +97,7 @@ def is_task_action(api_version: object, kind: object) -> bool:
 
 
 def check_type(api_version: object, kind: object) -> None:
-    """Refuse an object that is no TaskAction, or has no version.
+    """Refuse an object that is not a TaskAction, or has no version.
 
     Raises:
         ValueError: The message names the kind and the version.

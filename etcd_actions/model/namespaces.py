@@ -45,7 +45,7 @@ class NamespaceTemplate:
         shortest = self._filled(lambda name: "x")
         if not _is_label(shortest):
             raise ValueError(
-                f"makes {shortest[:80]!r} of project x and domain x, which is no namespace: give "
+                f"makes {shortest[:80]!r} of project x and domain x, which is not valid: give "
                 "a-z, 0-9 and - besides {project} and {domain}"
             )
 

@@ -51,7 +51,8 @@ class Recording:
         containment: Containment,
     ) -> None:
         fence = Fence()
-        self.recorder = Recorder(FencedStore(store, fence), leases)
+        store = FencedStore(store, fence)
+        self.recorder = Recorder(store, leases)
         self.timeouts = ConditionTimeouts(store, clock=settings.clock, containment=containment)
         aborter = Aborter(store, keyspace, finalizer=settings.finalizer, containment=containment)
         orphans = OrphanCollector(

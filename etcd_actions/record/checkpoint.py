@@ -11,7 +11,8 @@ that its successor knows how long to wait: see :meth:`Checkpoint.open_term`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Annotated, NamedTuple
 
 import msgspec
@@ -257,3 +258,35 @@ class Checkpoint:
             key = kv.key.decode(errors="backslashreplace")
             _log.warning("position_unusable", key=key, revision=kv.mod_revision, reason=reason)
         return 0
+
+
+def merged_checkpoint(kvs: Sequence[KeyValue], *, newest: int, cluster_id: int) -> bytes | None:
+    """The value of a checkpoint that continues several: as low as the lowest of them.
+
+    It has an open term if one of them has, with the longest time to live of the open ones.
+
+    Args:
+        kvs: The keys of the checkpoints, as far as they exist. One that cannot be used counts as
+            having no revision, and an open term of unknown time to live.
+        newest: The revision of the store.
+        cluster_id: The id of the cluster.
+
+    Returns:
+        The value; that of a single checkpoint is unchanged. None if there is none.
+    """
+    if len(kvs) <= 1:
+        return kvs[0].value if kvs else None
+    revisions: list[int] = []
+    terms: list[_StoredTerm] = []
+    for kv in kvs:
+        stored = _Stored(0, "")
+        with suppress(msgspec.MsgspecError, RecursionError, ValueError):
+            stored = msgspec.json.decode(kv.value, type=_Stored)
+        if stored.cluster_id != f"{cluster_id:x}" or stored.revision > newest:
+            stored = _Stored(0, "")
+        revisions.append(stored.revision)
+        terms.append(stored.term or _StoredTerm(0, 0))
+    # A checkpoint without a revision promises nothing, so it takes nothing from the others.
+    lowest = min((revision for revision in revisions if revision), default=0)
+    term = max(terms, key=lambda each: (not each.closed, each.ttl))
+    return msgspec.json.encode(_Stored(lowest, f"{cluster_id:x}", term))

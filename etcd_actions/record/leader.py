@@ -26,9 +26,9 @@ from etcd_actions.actions.abort import Aborter
 from etcd_actions.actions.condition_timeouts import ConditionTimeouts
 from etcd_actions.actions.orphans import OrphanCollector
 from etcd_actions.errors import EtcdError, Unavailable
-from etcd_actions.etcd.api import Compare, Etcd
+from etcd_actions.etcd.api import Etcd
 from etcd_actions.etcd.election import Election, open_election
-from etcd_actions.etcd.term import Term
+from etcd_actions.etcd.term import Leadership, Term
 from etcd_actions.follow import Index
 from etcd_actions.record.checkpoint import Checkpoint, Predecessor
 from etcd_actions.record.leader_calls import LANDING
@@ -100,7 +100,8 @@ class Leader:
         outbox: Reports and marks.
         index: The facts of the keys.
         tasks: The other tasks.
-        fence: The compare of the marks; it is set to the leader's key in each term.
+        fence: The compare of all writes; it is set to the leader's key in each term, and holds
+            for no write before the first one.
         ttl: Seconds for which the leader may be silent; None to work without an election and
             without a checkpoint.
         save_every: Seconds between two writes of the checkpoint.
@@ -128,6 +129,8 @@ class Leader:
         self._index = index
         self._tasks = tasks
         self._fence = fence
+        if ttl is not None:
+            fence.compare = Leadership(key, -1).fence
         self._ttl = ttl
         self._save_every = save_every
         self._containment = containment
@@ -160,7 +163,7 @@ class Leader:
         """
         if self._ttl is None:
             async with self._outbox.at_work(), trio.open_nursery() as nursery:
-                self._start_work(nursery, None, progress)
+                self._start_work(nursery, progress)
                 yield
                 nursery.cancel_scope.cancel("the watch was stopped")
             return
@@ -213,7 +216,7 @@ class Leader:
             self._outbox.at_work(term, hold_until=hold_until),
             trio.open_nursery() as nursery,
         ):
-            self._start_work(nursery, fence, progress)
+            self._start_work(nursery, progress)
             current = partial(self._done_up_to, progress)
             save = partial(
                 self._checkpoint.save_periodically, current, fence, every=self._save_every
@@ -222,16 +225,14 @@ class Leader:
             nursery.start_soon(self._containment.heal_later, "task", _TERM)
             await trio.sleep_forever()
 
-    def _start_work(
-        self, nursery: trio.Nursery, fence: Compare | None, progress: WatchProgress
-    ) -> None:
+    def _start_work(self, nursery: trio.Nursery, progress: WatchProgress) -> None:
         keep = self._containment.keep
         for update in self._index.deletions():
             self._outbox.deliver(Change.deletion(update.key, update.revision), update)
         nursery.start_soon(keep, "task", "delivering the backlog", self._deliver_backlog)
         clean_up = partial(self._tasks.clean_up, progress.listed)
         nursery.start_soon(keep, "task", "cleaning up", clean_up)
-        timeouts = partial(self._tasks.timeouts.end_in_time, lambda: fence)
+        timeouts = self._tasks.timeouts.end_in_time
         nursery.start_soon(keep, "task", "timeouts of conditions", timeouts)
 
     async def _deliver_backlog(self) -> None:

@@ -157,9 +157,8 @@ class Outbox:
             unit="delivery",
         )
         keep = self._containment.keep
-        fence = None if term is None else term.leadership.fence
         dead_letters = self.reporter.dead_letters
-        async with dead_letters.at_work(fence, self.redeliver), trio.open_nursery() as nursery:
+        async with dead_letters.at_work(self.redeliver), trio.open_nursery() as nursery:
             start = partial(
                 nursery.start_soon, keep, "task", "a worker of the outbox", queue.worker
             )

@@ -200,7 +200,8 @@ def check_id(project: str) -> None:
     """
     if project in ("", ".", "..") or "/" in project or not project.isprintable():
         raise InvalidArgument(
-            "project.id", f"{project[:80]!r} is no name of a project: give one, without a slash"
+            "project.id",
+            f"{project[:80]!r} is not a valid name of a project: give one, without a slash",
         )
     if len(project) > MOST_OF_AN_ID:
         raise InvalidArgument(
@@ -228,7 +229,7 @@ def decode(prefix: bytes, key: bytes, value: bytes) -> StoredProject:
     """Decode the project of a key.
 
     Raises:
-        DecodeError: It is no project, one of a later version, or another project.
+        DecodeError: It is not a project, one of a later version, or another project.
     """
     project = _stored.decode(value, key=key)
     if project_key(prefix, project.id) != key:

@@ -169,7 +169,7 @@ def spec_of(record: TaskRecord) -> TaskSpec:
     """Decode the spec of a record.
 
     Raises:
-        DecodeError: It is no spec.
+        DecodeError: It is not a spec.
     """
     try:
         return TaskSpec.FromString(record.spec)

@@ -115,7 +115,7 @@ def parse_task_key(prefix: bytes, key: bytes) -> TaskId:
     """The version of the task that a key belongs to.
 
     Raises:
-        DecodeError: It is no key of a task.
+        DecodeError: It is not a key of a task.
     """
     parts = key.removeprefix(prefix).split(b"/")
     if key.startswith(prefix) and len(parts) == 4:
@@ -133,7 +133,7 @@ def decode(prefix: bytes, key: bytes, value: bytes) -> TaskRecord:
     """Decode the record of a key.
 
     Raises:
-        DecodeError: It is no record, one of a later version, or another task's.
+        DecodeError: It is not a record, one of a later version, or another task's.
     """
     return _checked(_records, prefix, key, value)
 

@@ -218,7 +218,8 @@ def _value(text: str, name: str, field: Field[Row], where: str) -> Any:
         if known is not None:
             return known
         raise InvalidArgument(
-            where, f"{quoted(text)} is no {name}: there are {', '.join(choices)}, and their numbers"
+            where,
+            f"{quoted(text)} is not a valid {name}: give {', '.join(choices)}, or their numbers",
         )
     raise InvalidArgument(where, f"{quoted(text)} is not {kind.value}, which {name} is")
 

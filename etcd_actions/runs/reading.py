@@ -101,7 +101,7 @@ class RunReader:
         """An action; a root that has expired may have its record.
 
         Raises:
-            InvalidArgument: A part of the identity is no name.
+            InvalidArgument: A part of the identity is not a valid name.
             NotFound: It does not exist, or is another project's.
             DecodeError: Its object cannot be decoded.
             EtcdError: etcd could not be read.
@@ -180,11 +180,13 @@ def run_spec_of(record: RunRecord) -> RunSpec | None:
 
 
 def _checked(action_id: ActionId) -> ActionId:
-    """The identity without the organisation; raises InvalidArgument if a part is no name."""
+    """The identity without the organisation; raises InvalidArgument for an invalid part."""
     for field in ("project", "domain", "run", "name"):
         text: str = getattr(action_id, field)
         if not text or "/" in text:
-            raise InvalidArgument(field, f"{text[:80]!r} is no name: give one, without a slash")
+            raise InvalidArgument(
+                field, f"{text[:80]!r} is not a valid name: give one, without a slash"
+            )
     return ActionId(action_id.project, action_id.domain, action_id.run, action_id.name)
 
 

@@ -172,7 +172,7 @@ def read_entry(key: bytes, value: bytes, revision: int, tasks: Tasks) -> RunEntr
         tasks: The tasks of the other entries.
 
     Raises:
-        DecodeError: It is no record, one of a later version, or another run's.
+        DecodeError: It is not a record, one of a later version, or another run's.
     """
     head = _stored.decode(value)
     if key.rpartition(b"/")[2] != head.name.encode():

@@ -79,7 +79,7 @@ class RunRecord(_Struct, frozen=True, omit_defaults=True, kw_only=True):
 
     Attributes:
         org: The organisation, as the client that created it names it.
-        request_digest: The digest of the request that created it: its repetition is no conflict.
+        request_digest: The digest of the request that created it: its repetition is not a conflict.
         run_spec: Flyte's ``task.RunSpec``.
         task: The task of the root.
         short_name: The task's name for display.

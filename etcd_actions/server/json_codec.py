@@ -26,7 +26,7 @@ class _JsonCodec(Codec[Message, Message]):
         try:
             encoded: bytes = self._codec.encode(message)
         except (SerializeToJsonError, ValueError) as error:
-            # The data are a client's: it is no failure of the service, and another try is no use.
+            # The data are a client's: it is not a failure of the service, and a retry cannot help.
             raise Refusal(
                 Code.DATA_LOSS, f"JSON cannot express this response, use the binary form: {error}"
             ) from error

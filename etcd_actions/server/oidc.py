@@ -142,7 +142,7 @@ class OidcIssuer:
         try:
             header = jwt.get_unverified_header(token)
         except jwt.PyJWTError:
-            raise _refused("it is no JWT") from None
+            raise _refused("it is not a JWT") from None
         algorithm, kid = header.get("alg"), header.get("kid")
         if not isinstance(algorithm, str) or algorithm not in _KINDS:
             raise _refused("its algorithm is not accepted: sign with a private key")
@@ -199,14 +199,14 @@ class OidcIssuer:
     def _identity(self, claims: Mapping[str, Any]) -> Identity:
         subject = claims.get(self._settings.subject_claim)
         if not isinstance(subject, str) or not subject:
-            raise _refused(f"its claim {self._settings.subject_claim!r} is no name")
+            raise _refused(f"its claim {self._settings.subject_claim!r} is not a valid name")
         projects = None
         if name := self._settings.projects_claim:
             value = claims.get(name)
             if isinstance(value, str):
                 value = value.replace(",", " ").split()
             if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
-                raise _refused(f"its claim {name!r} is no list of projects")
+                raise _refused(f"its claim {name!r} is not a list of projects")
             projects = frozenset(value)
         return Identity(client=f"subject {subject}", subject=subject, projects=projects)
 
@@ -264,7 +264,7 @@ class OidcIssuer:
 
         Raises:
             OSError: The issuer is not reached.
-            HTTPException: Its response is no HTTP.
+            HTTPException: Its response is not HTTP.
             ValueError: A document is unusable.
         """
         issuer = self._settings.issuer
@@ -273,7 +273,7 @@ class OidcIssuer:
             raise ValueError(f"its discovery document is of {_text(document, 'issuer')!r}")
         url = _text(document, "jwks_uri")
         if not _is_safe(url, issuer):
-            raise ValueError("its jwks_uri is no https:// URL")
+            raise ValueError("its jwks_uri is not an https:// URL")
         keys = _get(url, self._ages.timeout).get("keys")
         if not isinstance(keys, list) or len(keys) > _MOST_KEYS:
             raise ValueError("its jwks_uri gives no list of keys")

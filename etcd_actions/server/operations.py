@@ -36,7 +36,7 @@ class StatusOperations:
         try:
             phase = Phase(request.phase)
         except ValueError:
-            raise InvalidArgument("phase", f"{request.phase} is no phase") from None
+            raise InvalidArgument("phase", f"{request.phase} is not a valid phase") from None
         error = None
         if request.HasField("error"):
             error = ErrorState(request.error.code, request.error.kind, request.error.message)

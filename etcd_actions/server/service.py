@@ -45,7 +45,7 @@ class ActionsService:
         self._trace_error = trace_error
 
     async def enqueue(self, request: pb.EnqueueRequest) -> pb.EnqueueResponse:
-        """Create an action; the same request again is no error."""
+        """Create an action; the same request again is not an error."""
         require(request, "action")
         run_spec = request.run_spec if request.HasField("run_spec") else None
         trace_error = None

@@ -106,7 +106,7 @@ def _of_line(line: str, number: int) -> tuple[bytes, Identity]:
     seen: set[str] = set()
     for word, attribute in zip(words, attributes, strict=True):
         if attribute is None:
-            raise ValueError(f"{word!r} is no name=... and no projects=...")
+            raise ValueError(f"{word!r} is neither name=... nor projects=...")
         key, value = attribute.groups()
         if key in seen:
             raise ValueError(f"{key}= is there twice: give it once")

@@ -14,6 +14,7 @@ from etcd_actions.etcd.api import (
     Get,
     KeyRange,
     KeyValue,
+    Operation,
     OperationResult,
     Put,
     RangeResult,
@@ -22,6 +23,8 @@ from etcd_actions.etcd.api import (
 )
 from etcd_actions.etcd.paging import PAGE_BYTES, open_pages, read_pages
 from etcd_actions.watch import Change
+
+_NO_LEADER = "it was not written: this process is not the leader any more"
 
 Commit = Callable[[Txn], Awaitable[TxnResult]]
 Read = Callable[[Get], Awaitable[RangeResult]]
@@ -75,10 +78,9 @@ class KeyChange:
                 created, version = self.seen.create_revision, self.seen.version + 1
             self.seen = KeyValue(self.key, self._value, created, revision, version)
 
-    def found(self, kv: KeyValue | None) -> bool:
-        """Note the key that the transaction read instead; whether it differs from ``seen``."""
-        before, self.seen = self.seen, kv
-        return (before and before.mod_revision) != (kv and kv.mod_revision)
+    def found(self, kv: KeyValue | None) -> None:
+        """Note the key that the transaction read instead."""
+        self.seen = kv
 
 
 class Store:
@@ -301,22 +303,15 @@ class Store:
         if result.succeeded:
             _learn(companions, result)
             return result.revision, None
-        current = key_of(result.responses[0])
-        companions_differ = _learn(companions, result, 1)
-        unchanged = current is not None and current.mod_revision == seen.mod_revision
-        if unchanged and not companions_differ:
-            self._not_applied(fence)
-        return None, current
-
-    def _not_applied(self, fence: Compare | None) -> None:
-        """Called if a change was not made though all its keys are unchanged: a fence failed."""
+        _learn(companions, result, 1)
+        return None, key_of(result.responses[0])
 
 
 class Fence:
     """A compare for all writes of a :class:`FencedStore`.
 
     Attributes:
-        compare: The compare; None for none.
+        compare: The compare of one key's ``create_revision``; None for none.
     """
 
     def __init__(self) -> None:
@@ -324,7 +319,7 @@ class Fence:
 
 
 class FencedStore(Store):
-    """A store whose compare-and-swaps succeed only while a fence holds.
+    """A store whose writes are made only while a fence holds.
 
     Otherwise each raises :class:`~etcd_actions.errors.Unavailable`, and writes nothing.
 
@@ -334,32 +329,47 @@ class FencedStore(Store):
     """
 
     def __init__(self, store: Store, fence: Fence) -> None:
-        super().__init__(store._etcd, store._commit, store._read)
+        super().__init__(store._etcd, self._commit_fenced, store._read)
+        self._unfenced = store._commit
         self._fence = fence
 
-    async def _if_unchanged(
-        self,
-        seen: KeyValue,
-        change: Put | Delete,
-        fence: Compare | None,
-        companions: Sequence[KeyChange],
-    ) -> tuple[int | None, KeyValue | None]:
-        return await super()._if_unchanged(seen, change, fence or self._fence.compare, companions)
+    async def _commit_fenced(self, txn: Txn) -> TxnResult:
+        """Do a transaction that compares the fence, too; one that only reads needs no fence."""
+        fence = self._fence.compare
+        if fence is None or not (_writes(txn.success) or _writes(txn.failure)):
+            return await self._unfenced(txn)
+        if _writes(txn.failure):
+            result = await self._unfenced(Txn((fence,), (txn,)))
+            if result.succeeded and isinstance(inner := result.responses[0], TxnResult):
+                return inner
+            raise Unavailable(_NO_LEADER)
+        # The last read of the failed branch shows which compare failed.
+        holder = Get(KeyRange.of_key(fence.key), keys_only=True)
+        fenced = Txn((*txn.compare, fence), txn.success, (*txn.failure, holder))
+        result = await self._unfenced(fenced)
+        if result.succeeded:
+            return result
+        found = key_of(result.responses[-1])
+        if (0 if found is None else found.create_revision) != fence.operand:
+            raise Unavailable(_NO_LEADER)
+        return result._replace(responses=result.responses[:-1])
 
-    def _not_applied(self, fence: Compare | None) -> None:
-        if fence is not None:
-            raise Unavailable("it was not written: this process is not the leader any more")
+
+def _writes(operations: Iterable[Operation]) -> bool:
+    """Whether one of these operations may write."""
+    return any(
+        _writes((*each.success, *each.failure)) if isinstance(each, Txn) else type(each) is not Get
+        for each in operations
+    )
 
 
-def _learn(changes: Iterable[KeyChange], result: TxnResult, start: int = 0) -> bool:
-    """Update changes by a result; returns whether a key differed from its last seen state."""
-    differ = False
+def _learn(changes: Iterable[KeyChange], result: TxnResult, start: int = 0) -> None:
+    """Update changes by a result: they were made, or the present keys were read."""
     for index, change in enumerate(changes, start):
         if result.succeeded:
             change.written(result.revision)
         else:
-            differ |= change.found(key_of(result.responses[index]))
-    return differ
+            change.found(key_of(result.responses[index]))
 
 
 def key_of(response: OperationResult) -> KeyValue | None:

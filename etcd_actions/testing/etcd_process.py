@@ -46,7 +46,7 @@ class EtcdBinary:
         """The program at ``path``; runs ``etcd --version``.
 
         Raises:
-            EmbeddedEtcdError: It cannot be run, or is no etcd.
+            EmbeddedEtcdError: It cannot be run, or is not an etcd.
         """
         return cls(path, _version_of(path))
 

@@ -63,6 +63,11 @@ class Replica:
         """Whether all keys have been read."""
         return self._loaded.is_set() and self._refusal is None
 
+    @property
+    def advanced(self) -> trio.Event:
+        """Set after the next changes, and once all keys have been read."""
+        return self._more
+
     async def ready(self, patience: float) -> None:
         """Return once all keys have been read.
 

@@ -3,7 +3,7 @@
 A range is *done* at revision D when every event of its keys with ``mod_revision`` <= D has
 been delivered, completely. Each rule of this module keeps that true:
 
-- A response's header revision is no resume point when the response carries events: during
+- A response's header revision is not a resume point when the response carries events: during
   catch-up etcd stamps each batch with the store's newest revision. Only the events' own
   revisions count.
 - All events of one revision come in one response, unless it is a fragment: then its last

@@ -321,7 +321,7 @@ def _checked(headers: object) -> Headers:
     checked: Headers = []
     for name, value in headers:  # type: ignore[attr-defined]
         if name.startswith(b":"):
-            raise ValueError(f"{name!r} is no header of a response")
+            raise ValueError(f"{name!r} is not a header of a response")
         if _CONTROL.search(name) or _CONTROL.search(value):
             raise ValueError(f"header {name!r} has a line break or a NUL in it")
         checked.append((bytes(name).strip().lower(), bytes(value).strip()))

@@ -108,5 +108,5 @@ class Requests:
             value=b", ".join(shown)[:_LONGEST_PATH].decode(errors="backslashreplace"),
             remedy="--allowed-hosts",
         )
-        body = f"{refused} is not allowed: it is no name of this machine\n".encode()
+        body = f"{refused} is not allowed: it is not a name of this machine\n".encode()
         await respond(request.send, 403, body)

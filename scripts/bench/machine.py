@@ -1,6 +1,6 @@
 """Whether the machine was quiet: what it does by itself, and how fast it is, now.
 
-A figure of a busy machine is no figure of the program. So the driver looks before and after each
+A figure of a busy machine is not a figure of the program. So the driver looks before and after each
 round, when nothing of its own runs, and says what it found.
 """
 

@@ -27,6 +27,7 @@ from scripts.bench.channel import Channel, inherited
 _POLL_SECONDS = 0.005
 _QUIET_SECONDS = 0.5
 _SETTLING_SECONDS = 1.0
+_IDLE_CPU_SECONDS = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,8 +148,7 @@ def _command(channel: Channel, task: Task, recorder: Recorder) -> None:
                 case ["held", count]:
                     while recorder.listed_count < int(count):
                         time.sleep(_POLL_SECONDS)
-                    # The memory of the last page is released after its last object was handled.
-                    time.sleep(_SETTLING_SECONDS)
+                    _await_idle()
                     resident = _settled_rss() - recorder.rss_opening
                     allocated = tracemalloc.get_traced_memory()[0]
                     channel.say("held", resident=resident, allocated=allocated)
@@ -212,6 +212,14 @@ def _result(task: Task, recorder: Recorder, cpu: int) -> dict[str, object]:
 
 def _peak_rss() -> int:
     return _of_status("VmHWM")
+
+
+def _await_idle() -> None:
+    """Wait until this process has no work: a new leader reads all objects once more."""
+    spent = -1.0
+    while time.process_time() - spent > _IDLE_CPU_SECONDS:
+        spent = time.process_time()
+        time.sleep(_SETTLING_SECONDS)
 
 
 def _settled_rss() -> int:

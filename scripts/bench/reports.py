@@ -97,7 +97,7 @@ async def kept(etcd: Etcd, prefix: bytes, count: int) -> tuple[float, float]:
 
 
 async def kept_children(etcd: Etcd, prefix: bytes, count: int) -> tuple[float, float]:
-    """The same of actions that are no roots, which have no record."""
+    """The same of actions that are not roots, which have no record."""
     await put_ended(etcd, prefix, count, parent="a0")
     async with open_own_run_service(etcd, Keyspace(prefix)) as service:
         return await _mark_all(etcd, prefix, count, service)

@@ -35,6 +35,10 @@ HISTORY = ROOT / "tests/data/taskaction_history.jsonl"
 PREFIX = "/registry/flyte.org/taskactions/flyte/"
 WARM_EVENTS = 200
 START_SECONDS = 30.0
+_LISTED_A_SECOND = 5_000
+"""Objects that are surely listed in a second on a loaded machine."""
+_TRACED_A_SECOND = 500
+"""The same while Python counts its allocations."""
 GRACE_SECONDS = 15.0
 KEYS = 2_000
 CHILDREN = 200
@@ -168,7 +172,7 @@ def keys(setting: Setting) -> Iterator[Take]:
                     )
                     with child(READERS[side], task.to_json(), directory / "reader.log") as reading:
                         reading.send(f"held {size}")
-                        held = reading.receive("held", size / 1_000 + START_SECONDS)
+                        held = reading.receive("held", size / _TRACED_A_SECOND + START_SECONDS)
                     found[f"allocated_{size}"] = held["allocated"]
                 for figure in ("allocated", "resident"):
                     more = found[f"{figure}_{most}"] - found[f"{figure}_{least}"]
@@ -229,10 +233,11 @@ def _watched(
         child(reader, task.to_json(), directory / "reader.log") as reading,
     ):
         reading.send("watch")
-        reading.receive("watching", START_SECONDS)
+        listing = START_SECONDS + listed / _LISTED_A_SECOND
+        reading.receive("watching", listing)
         if listed and reader == READERS[OURS]:
             reading.send(f"held {listed}")
-            held = reading.receive("held", START_SECONDS)["resident"]
+            held = reading.receive("held", listing)["resident"]
         generator.send("warm")
         generator.receive("warmed", START_SECONDS)
         reading.send(f"baseline {WARM_EVENTS}")

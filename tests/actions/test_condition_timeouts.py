@@ -19,7 +19,7 @@ from etcd_actions.errors import NotFound
 from etcd_actions.etcd.api import Compare, CompareResult, CompareTarget, Etcd, KeyRange, KeyValue
 from etcd_actions.model import Keyspace
 from etcd_actions.model.conditions import rfc3339
-from etcd_actions.storage.store import Store
+from etcd_actions.storage.store import Fence, FencedStore, Store
 from tests.executor.fakes import SetClock
 from tests.executor.tasks import until
 from tests.record.test_outbox import SETTINGS, Scripted
@@ -181,30 +181,24 @@ async def test_a_signal_that_comes_first_wins(etcd: Etcd, prefix: bytes) -> None
 
 async def test_who_does_not_lead_ends_nothing(etcd: Etcd, prefix: bytes) -> None:
     """The write compares the leadership; it is tried again, and counts once it holds."""
-    clock, fences = SetClock(), [NEVER]
+    clock, fence = SetClock(), Fence()
+    fence.compare = NEVER
     async with leading(etcd, prefix, clock, record=False) as client:
         await client.enqueue(flyte.task(ROOT))
         await wait(client, "w1", 900)
         key = Keyspace(prefix).task_action(named("w1"))
         kv = await Store(etcd).get(key)
         assert kv is not None
-        timeouts = ConditionTimeouts(Store(etcd), clock=clock)
+        timeouts = ConditionTimeouts(FencedStore(Store(etcd), fence), clock=clock)
         timeouts.note(key, json.summarize(kv.value, revision=1, create_revision=kv.create_revision))
         clock.passed += 901
-        asked = 0
-
-        def fence() -> Compare | None:
-            nonlocal asked
-            asked += 1
-            return fences[0] if fences else None
-
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(timeouts.end_in_time, fence)
-            await eventually(lambda: asked >= 1)
+            nursery.start_soon(timeouts.end_in_time)
+            await eventually(lambda: timeouts._failures.get(key) == 1)
             clock.passed += 1.1
-            await eventually(lambda: asked >= 2)
+            await eventually(lambda: timeouts._failures.get(key) == 2)
             assert not (await client.get_task_action(named("w1"))).is_terminal
-            fences.clear()
+            fence.compare = None
             clock.passed += 1.1
             assert await until_ended(client, "w1") is Phase.TIMED_OUT
             nursery.cancel_scope.cancel()

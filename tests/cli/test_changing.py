@@ -140,7 +140,7 @@ async def test_what_cannot_be_done_ends_with_its_code(site: Site) -> None:
         (ExitCode.ACTION, "attempt", ("status", "p/d/r1/a0", "RUNNING", "--attempt", "1"), ""),
         (ExitCode.ACTION, "", ("signal", "p/d/r1/gate", "5"), ""),
         (ExitCode.ACTION, "", ("signal", "p/d/r1/a0", "true"), ""),
-        (ExitCode.USAGE, "is no action", ("abort", "r1//a0"), ""),
+        (ExitCode.USAGE, "is not an action", ("abort", "r1//a0"), ""),
     ]
     for code, part, arguments, stdin in cases:
         ended = await site.finish(*arguments, stdin=stdin)

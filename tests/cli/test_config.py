@@ -51,6 +51,9 @@ SAMPLES: dict[str, tuple[str, str]] = {
     "finalizer": ("true", "false"),
     "cacert": ("a", "b"),
     "blob_dir": ("a", "s3://bucket/x"),
+    "ray_address": ("http://a:8265", "https://b/ray"),
+    "ray_token_file": ("a", "b"),
+    "tasks_listen": ("127.0.0.1:1", "10.0.0.1:2"),
     "max_upload_bytes": ("1MiB", "2MiB"),
     "cert": ("a", "b"),
     "key": ("a", "b"),
@@ -431,7 +434,7 @@ def test_what_a_file_may_not_hold(tmp_path: Path, text: str, words: str) -> None
 def test_a_value_that_is_none_names_the_file(tmp_path: Path) -> None:
     found = resolve(SETTINGS, [file(tmp_path, "max_streams = 0")])
     (error,) = found.errors
-    assert str(error).startswith(f"{tmp_path / 'settings.toml'}: max_streams: '0' is no number")
+    assert str(error).startswith(f"{tmp_path / 'settings.toml'}: max_streams: '0' is not a number")
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:

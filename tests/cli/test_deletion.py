@@ -253,7 +253,9 @@ def test_sizes(size: int, text: str) -> None:
     assert size_text(size) == text
 
 
-@pytest.mark.parametrize(("age", "problem"), [("30", "no age"), ("d", "no age"), ("x", "no age")])
+@pytest.mark.parametrize(
+    ("age", "problem"), [("30", "not an age"), ("d", "not an age"), ("x", "not an age")]
+)
 def test_bad_ages(age: str, problem: str) -> None:
     done = finish("gc", "--older-than", age)
     assert (done.code, problem in done.complaint) == (ExitCode.USAGE, True)

@@ -71,7 +71,7 @@ async def test_a_name_in_two_namespaces(etcd: Etcd, prefix: bytes) -> None:
 
 @pytest.mark.parametrize("text", ["", "a//c", "/a", "a/", "o/p/d/r/a/x"])
 async def test_no_name(etcd: Etcd, prefix: bytes, text: str) -> None:
-    with pytest.raises(ConfigError, match="is no action"):
+    with pytest.raises(ConfigError, match="is not an action"):
         await get_actions(here(etcd, prefix), [text])
 
 

@@ -159,7 +159,7 @@ async def test_a_stream_of_garbage() -> None:
     ):
         async with open_service_client(service) as asked:
             with pytest.RaisesGroup(
-                pytest.RaisesExc(ServiceRefused, match="no WatchForUpdatesResponse"),
+                pytest.RaisesExc(ServiceRefused, match="not a WatchForUpdatesResponse"),
                 allow_unwrapped=True,
             ):
                 request, kind = pb.WatchForUpdatesRequest(), pb.WatchForUpdatesResponse

@@ -106,7 +106,7 @@ async def test_a_row(capfd: pytest.CaptureFixture[str], etcd: Etcd, prefix: byte
 
 @pytest.mark.parametrize("name", ["", "a/b"])
 async def test_no_run_has_such_a_name(etcd: Etcd, prefix: bytes, name: str) -> None:
-    with pytest.raises(ConfigError, match="no name of a run"):
+    with pytest.raises(ConfigError, match="not a valid name of a run"):
         await list_actions(here(etcd, prefix), Filter(run=name))
 
 
@@ -133,12 +133,12 @@ async def test_what_cannot_be_read_is_shown_and_counted(
     assert [row["key"] for row in shown] == [(prefix + tail).decode() for tail in sorted(bad)]
     assert "encrypted" in shown[1]["reason"]
     assert len(rows) == len(OBJECTS) + 3
-    assert err == "etcd-actions: 3 values are no TaskActions\n"
+    assert err == "etcd-actions: 3 values are not TaskActions\n"
 
     assert await list_actions(here(etcd, prefix), Filter(project="q"), output="jsonl") == 0
     out, err = capfd.readouterr()
     assert [json.loads(line)["type"] for line in out.splitlines()] == ["ACTION"]
-    assert err.startswith("etcd-actions: 3 values are no TaskActions and omitted")
+    assert err.startswith("etcd-actions: 3 values are not TaskActions and omitted")
 
 
 class _WritesBetween(Reads):

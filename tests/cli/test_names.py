@@ -132,5 +132,5 @@ async def test_a_value_that_cannot_be_decoded(etcd: Etcd, prefix: bytes) -> None
 
 @pytest.mark.parametrize("text", ["", "/", "a//b", "a/b/c/d/e/f", "a/"])
 def test_no_name(text: str) -> None:
-    with pytest.raises(ConfigError, match="is no action: give RUN"):
+    with pytest.raises(ConfigError, match="is not an action: give RUN"):
         parse_name(text)

@@ -185,7 +185,7 @@ async def test_projects_are_told_apart(
         ("other", "q", "d", "lost", 0),
     ]
     assert document["trees"][1]["actions"][1]["missing_parent"] is True
-    assert err.startswith("etcd-actions: 1 value is no TaskAction and omitted")
+    assert err.startswith("etcd-actions: 1 value is not a TaskAction and omitted")
 
     assert await show_tree(here(etcd, prefix), "q/d/r1", "jsonl") == 0
     lines = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
@@ -221,5 +221,5 @@ async def test_no_such_run(capfd: pytest.CaptureFixture[str], etcd: Etcd, prefix
                 await show_tree(here(etcd, prefix), run, output)
             assert capfd.readouterr().out == ""
     for run in ("", "/", "a//b"):
-        with pytest.raises(ConfigError, match="is no action"):
+        with pytest.raises(ConfigError, match="is not an action"):
             await show_tree(here(etcd, prefix), run)

@@ -180,13 +180,13 @@ def test_what_nobody_changed_is_not_looked_into_again() -> None:
     # A tuple would be written as a list: that is what the check is for.
     assert b'"c":[1]' in codec.encode_tree(tree, unchanged=(a, d))
     for unchanged in ((), (d,), ({"b": [1.5, {"c": (1,)}]},)):
-        with pytest.raises(TypeError, match="tuple is no JSON value"):
+        with pytest.raises(TypeError, match="tuple is not a JSON value"):
             codec.encode_tree(tree, unchanged=unchanged)
 
 
 def test_no_object_is_refused() -> None:
     """Verify that only objects are encoded."""
-    with pytest.raises(TypeError, match="list is no JSON object"):
+    with pytest.raises(TypeError, match="list is not a JSON object"):
         codec.encode_tree([])  # type: ignore[arg-type]
 
 

@@ -232,7 +232,7 @@ def test_what_is_no_json_is_refused(codec: Codec, item: object, error: type[Exce
     for tree in ({"x": [item]}, {"spec": {"project": item}}, {"metadata": {"labels": {"l": item}}}):
         with pytest.raises(error):
             codec.encode_tree(tree)
-    with pytest.raises(TypeError, match="list is no JSON object"):
+    with pytest.raises(TypeError, match="list is not a JSON object"):
         codec.encode_tree([])  # type: ignore[arg-type]
 
 

@@ -37,7 +37,7 @@ def test_ipv6_is_bracketed_again() -> None:
         ("ftp://etcd:2379", "'ftp' is not supported"),
         ("[::1:2379", "::1:2379"),
         ("etcd:0", "host:port"),
-        ("etcd:99999", "no number from 1 to 65535"),
+        ("etcd:99999", "not a number from 1 to 65535"),
         ("http://etcd/path", "host:port"),
         ("user:hidden@etcd:2379", "^an endpoint has a user or password in it: .*--user"),
         ("etcd:port", "etcd:port"),

@@ -353,9 +353,9 @@ def test_a_long_message_is_cut() -> None:
         (Phase.RUNNING, "Paused", "means PAUSED, not RUNNING"),
         (Phase.RUNNING, "Working", "means UNSPECIFIED, not RUNNING"),
         (Phase.SUCCEEDED, "Recovered", "means RECOVERED, not SUCCEEDED"),
-        (Phase.FAILED, "no reason", "is no reason of a condition"),
-        (Phase.FAILED, "", "is no reason of a condition"),
-        (Phase.FAILED, "x" * 1025, "is no reason of a condition"),
+        (Phase.FAILED, "no reason", "is not a valid reason of a condition"),
+        (Phase.FAILED, "", "is not a valid reason of a condition"),
+        (Phase.FAILED, "x" * 1025, "is not a valid reason of a condition"),
     ],
 )
 def test_a_reason_must_mean_the_phase(phase: Phase, reason: str, problem: str) -> None:

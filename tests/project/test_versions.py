@@ -39,7 +39,7 @@ def test_parse(text: str, version: tuple[int, int, int]) -> None:
 
 @table("text", ["", "3", "3.5", "3.5.x", "3.5.1.2", "etcd 3.5.1", "३.५.१"])
 def test_parse_refuses_what_is_no_version(text: str) -> None:
-    with pytest.raises(ValueError, match="is no version of etcd"):
+    with pytest.raises(ValueError, match="is not a valid version of etcd"):
         EtcdVersion.parse(text)
 
 

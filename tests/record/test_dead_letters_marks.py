@@ -25,7 +25,7 @@ from etcd_actions.errors import (
 from etcd_actions.etcd.api import Etcd, KeyRange, Put, RangeResult, Txn, TxnResult
 from etcd_actions.etcd.election import Leadership
 from etcd_actions.model import Keyspace, build_action_update
-from etcd_actions.storage.store import Store
+from etcd_actions.storage.store import Fence, FencedStore, Store
 from tests.record.letters import NO, letters_of, refuse_record, stored
 from tests.record.test_outbox import ROOT, SETTINGS, Scripted, named, tell, watching
 from tests.support import flyte
@@ -167,27 +167,27 @@ async def test_who_takes_over_has_the_letters(etcd: Etcd, prefix: bytes) -> None
 
 async def test_one_that_is_deposed_writes_no_letter(etcd: Etcd, prefix: bytes) -> None:
     """The write compares who is elected: the turn fails, and with it the mark."""
-    keys = Keyspace(prefix)
+    keys, fence = Keyspace(prefix), Fence()
     book = DeadLetterStore(
         etcd,
-        Store(etcd),
+        FencedStore(Store(etcd), fence),
         keys,
         owns=lambda _key: True,
         settings=SETTINGS.reflector,
         containment=Containment(),
     )
     created = (await etcd.put(keys.election(None), b"mine")).revision
-    leadership = Leadership(keys.election(None), created)
+    fence.compare = Leadership(keys.election(None), created).fence
     update = build_action_update(
         decode(await stored_task(etcd, prefix)), key=keys.task_action(ROOT), revision=1
     )
-    async with book.at_work(leadership.fence, lambda _key: None):
+    async with book.at_work(lambda _key: None):
         await book.reject("record", update, None, code=3, error="no")
         await etcd.delete(KeyRange.of_key(keys.election(None)))
         await etcd.put(keys.election(None), b"another's")
-        with pytest.raises(Unavailable, match="leads"):
+        with pytest.raises(Unavailable, match="not the leader"):
             await book.reject("record", update, None, code=3, error="no")
-        with pytest.raises(Unavailable, match="leads"):
+        with pytest.raises(Unavailable, match="not the leader"):
             await book.accept("record", update)
         (letter,) = book.statistics().dead_letters
         assert letter.times == 1

@@ -174,7 +174,7 @@ def refused(*filters: Filter) -> str:
         (Filter(field="size", values=["many"]), r"filters\[0\].values\[0\]: 'many' is not an int"),
         (Filter(field="size", values=["9" * 20]), r"values\[0\]: .* is not an integer"),
         (Filter(field="begun", values=["today"]), r"values\[0\]: 'today' is not a time as RFC"),
-        (Filter(field="phase", values=["ODD"]), r"values\[0\]: 'ODD' is no phase: there are Q"),
+        (Filter(field="phase", values=["ODD"]), r"values\[0\]: 'ODD' is not a valid phase: "),
         (Filter(field="name", values=[]), r"filters\[0\].values: there are none"),
         (Filter(field="name", values=["a", "b"]), r"values: there are 2, and EQUAL takes one"),
         (Filter(field="size", values=["1"], function=Filter.CONTAINS), r"function: CONTAINS is"),

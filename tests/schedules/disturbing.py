@@ -208,7 +208,7 @@ class Disturber:
             case "nospace":
                 return await self._want_space(step)
             case _:
-                raise ValueError(f"{step.what} is no fault")
+                raise ValueError(f"{step.what} is not a fault")
 
     async def _lose_quorum(self, step: Step) -> bool:
         first, second, *_ = self._scene.cluster.members
@@ -268,5 +268,5 @@ class Disturber:
             case "rs-reject":
                 script(Fault(code=3))
             case _:
-                raise ValueError(f"{step.what} is no fault")
+                raise ValueError(f"{step.what} is not a fault")
         return True

@@ -223,4 +223,4 @@ def _request(step: Step) -> tuple[str, Message]:
         case "abort":
             return "Abort", pb.AbortRequest(action_id=identifier, reason="scripted")
         case _:
-            raise ValueError(f"{step.what} is no write")
+            raise ValueError(f"{step.what} is not a write")

@@ -70,7 +70,7 @@ def find_chromium() -> str | None:
     if named := os.environ.get(VARIABLE):
         found = shutil.which(named)
         if found is None:
-            raise FileNotFoundError(f"{VARIABLE} is {named!r}, which is no program")
+            raise FileNotFoundError(f"{VARIABLE} is {named!r}, which is not a program")
         return found
     return next(filter(None, map(shutil.which, _NAMES)), None)
 

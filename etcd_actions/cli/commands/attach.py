@@ -64,7 +64,7 @@ async def follow_run(reader: Reader, run: Name, printer: ProgressPrinter) -> Act
     Raises:
         NotFound: There is no such run.
     """
-    # Errors are no part of the stream: they are read in a task, so that the stream is not delayed.
+    # Errors are not part of the stream: they are read in a task, so that the stream is not delayed.
     send, receive = trio.open_memory_channel[list[ActionState]](math.inf)
     ended: list[ActionState] = []
 

@@ -61,7 +61,7 @@ class DeadLetterRow(msgspec.Struct, kw_only=True, omit_defaults=True, tag="DEAD_
 
 
 class UnreadableRow(msgspec.Struct, kw_only=True, omit_defaults=True, tag="UNREADABLE"):
-    """A key below the prefix of dead letters whose value is no dead letter."""
+    """A key below the prefix of dead letters whose value is not a dead letter."""
 
     key: str
     reason: str

@@ -132,7 +132,7 @@ class Selection:
     """Selects the rows of pages by a filter.
 
     Attributes:
-        undecodable: Number of values that are no TaskAction; they have rows only if the filter
+        undecodable: Number of values that are not TaskActions; they have rows only if the filter
             matches every action, since it cannot be applied to them.
     """
 
@@ -201,7 +201,7 @@ async def list_actions(
     form = chosen_format(output, elsewhere="jsonl")
     if selected.run is not None and (not selected.run or "/" in selected.run):
         raise ConfigError(
-            f"--run {quoted(selected.run)} is no name of a run: give one without a slash"
+            f"--run {quoted(selected.run)} is not a valid name of a run: give one without a slash"
         )
     if watch:
         from etcd_actions.cli.commands.watch import watch_selected  # noqa: PLC0415 (slow to import)
@@ -236,13 +236,15 @@ async def list_actions(
 def warn_undecodable(count: int, *, shown: bool) -> None:
     """Print to standard error how many values could not be decoded."""
     if count:
-        values = "1 value is no TaskAction" if count == 1 else f"{count} values are no TaskActions"
+        values = (
+            f"{count} values are not TaskActions" if count > 1 else "1 value is not a TaskAction"
+        )
         omitted = f"{values} and omitted: list shows them without a filter"
         print_message(values if shown else omitted)
 
 
 def formatter(form: str, *, runs_of_projects: bool = False, follow: bool = False) -> Format:
-    """Formats rows as they come, in each format that is no document."""
+    """Formats rows as they come, in each format that is not a document."""
     if form == "jsonl":
         return JsonLines()
     if form == "name":

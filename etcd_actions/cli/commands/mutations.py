@@ -202,7 +202,7 @@ def literal_of(text: str, kind: str) -> Literal:
         kind: ``bool``, ``int``, ``float`` or ``str``; ``auto`` to infer it from the text.
 
     Raises:
-        ConfigError: The text is no value of that kind.
+        ConfigError: The text is not a value of that kind.
     """
     if kind == "auto":
         kind = _looks_like(text)
@@ -218,7 +218,7 @@ def literal_of(text: str, kind: str) -> Literal:
                 primitive = Primitive(string_value=text)
     except (KeyError, ValueError):
         raise ConfigError(
-            f"{quoted(text)} is no {kind}: give another value, or another --type"
+            f"{quoted(text)} is not a valid {kind}: give another value, or another --type"
         ) from None
     return Literal(scalar=Scalar(primitive=primitive))
 
@@ -242,5 +242,5 @@ def _float(text: str) -> float:
 
 def _matching(pattern: str, text: str) -> str:
     if not re.fullmatch(pattern, text):
-        raise ValueError(f"{text} is no number")
+        raise ValueError(f"{text} is not a number")
     return text

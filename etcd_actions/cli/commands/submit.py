@@ -138,7 +138,7 @@ def _request(submission: Submission, run: str) -> dict[str, Any]:
             f"{file}: cannot be found from this directory: {error.strerror}: give absolute paths"
         ) from None
     if not colon or not task.isidentifier():
-        raise ConfigError(f"{quoted(submission.target)} is no task: give FILE.py:TASK")
+        raise ConfigError(f"{quoted(submission.target)} is not a task: give FILE.py:TASK")
     # Path.is_file raises for a name that is too long.
     if not os.path.isfile(path):  # noqa: PTH113
         raise InputError(f"{quoted(file)}: there is no such file")

@@ -158,7 +158,7 @@ def load_task(request: dict[str, Any]) -> Any:
     module_name = ".".join(path.relative_to(root).with_suffix("").parts)
     spec = importlib.util.spec_from_file_location(module_name, path)
     if spec is None or spec.loader is None:
-        raise Refused(f"{path} is no Python file", "input")
+        raise Refused(f"{path} is not a Python file", "input")
     module = importlib.util.module_from_spec(spec)
     sys.modules[module_name] = module
     spec.loader.exec_module(module)

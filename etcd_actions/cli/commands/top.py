@@ -35,7 +35,7 @@ _MOST_SHOWN = 50
 async def show_top(
     common: CommonOptions, *, interval: float, once: bool, output: str | None
 ) -> int:
-    """Print a frame each interval until a signal; one frame if the output is no terminal.
+    """Print a frame each interval until a signal; one frame if the output is not a terminal.
 
     Args:
         common: The settings.

@@ -29,7 +29,7 @@ _LEAST_OF_LABEL = 12
 
 
 class RowTable(Table[Row]):
-    """A table of rows, of which some are no actions."""
+    """A table of rows, of which some are not actions."""
 
     def _special(self, row: Row) -> Line | None:
         if isinstance(row, SyncedRow):

@@ -76,7 +76,7 @@ OF_ETCD = ("key", "namespace", "revision", "recorded", "uid", "output_uri")
 
 
 class UndecodableRow(msgspec.Struct, frozen=True, gc=False, tag="UNDECODABLE"):
-    """A value that is no TaskAction."""
+    """A value that is not a TaskAction."""
 
     key: str
     revision: int

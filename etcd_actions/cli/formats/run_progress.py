@@ -70,7 +70,7 @@ class ProgressPrinter:
 
 
 def _line(row: object) -> bytes:
-    """A row as JSON; text of a task that is no Unicode has escapes."""
+    """A row as JSON; text of a task that is not Unicode has escapes."""
     try:
         return msgspec.json.encode(row) + b"\n"
     except UnicodeEncodeError:

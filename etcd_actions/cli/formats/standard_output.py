@@ -69,7 +69,7 @@ def check_input_open() -> None:
 def standard_output() -> Iterator[Write]:
     """Give a function that writes all of its bytes to standard output.
 
-    A reader that has ended, such as ``head``, ends the body early and is no error.
+    A reader that has ended, such as ``head``, ends the body early and is not an error.
 
     Raises:
         InputError: It cannot be written.

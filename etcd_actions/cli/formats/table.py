@@ -1,7 +1,7 @@
 """Tables for people: lines of columns, so that rows can be added as they come.
 
 A name is never cut: a table that is too wide for its terminal gives up other columns, in the order
-of their rank, and a terminal wraps a name that is wider than itself. An output that is no terminal
+of their rank, and a terminal wraps a name that is wider than itself. Output that is not a terminal
 gets all of everything.
 """
 

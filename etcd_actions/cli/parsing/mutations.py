@@ -21,7 +21,7 @@ def enqueue(common: CommonOptions, *, file: str, output: str | None) -> int:
     """Create the action that FILE describes.
 
     FILE is a flyteidl2.actions.EnqueueRequest, or its Action alone, as protobuf's JSON or in
-    binary; - is standard input. A repetition is no error. With --service it uses
+    binary; - is standard input. A repetition is not an error. With --service it uses
     the service, else etcd.
     """
     from etcd_actions.cli.commands.mutations import enqueue_file  # noqa: PLC0415

@@ -65,7 +65,7 @@ def list_(
 
     All at one revision, in the order of their keys, as they are read. With several flags
     those that match all of them. jsonl has one object a line; json is one document, with the
-    revision and the actions. A value that is no TaskAction is shown as such, or with a filter
+    revision and the actions. A value that is not a TaskAction is shown as such, or with a filter
     omitted; standard error has their number.
     """
     from etcd_actions.cli.commands.list_actions import Filter, list_actions  # noqa: PLC0415

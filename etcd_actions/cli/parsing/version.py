@@ -23,7 +23,7 @@ from etcd_actions.config.settings import COMMON
 def version(common: CommonOptions, *, output: str, client: bool) -> int:
     """Show the versions of this program, of etcd, and of the parts that it uses.
 
-    An etcd that does not respond within two seconds is shown as such, and is no error.
+    An etcd that does not respond within two seconds is shown as such, and is not an error.
     """
     from etcd_actions.cli.commands.version import show_versions  # noqa: PLC0415
 

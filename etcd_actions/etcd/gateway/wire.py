@@ -198,7 +198,7 @@ def watch_response(line: bytes) -> WatchResponse | Refusal:
     """One line of a watch stream. This is the hot path.
 
     Raises:
-        msgspec.DecodeError: It is no line of etcd's.
+        msgspec.DecodeError: It is not a line of etcd's.
     """
     message = _WATCH_LINE.decode(line)
     watched = message.result

@@ -23,7 +23,7 @@ _METADATA = "spec.taskTemplate.metadata"
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """The limits of one attempt. Times are on the monotonic clock; None is no limit.
+    """The limits of one attempt. Times are on the monotonic clock; None means no limit.
 
     Attributes:
         run: Seconds that it may run.

@@ -56,7 +56,7 @@ async def call_of(keys: Keyspace, action: ActionObject, template: TaskTemplate) 
 
     Raises:
         InvalidArgument: The template's age is invalid, or its inputs are on another machine.
-        UnusableFile: The inputs are no regular file, or their file system does not answer.
+        UnusableFile: The inputs are not in a regular file, or their file system does not answer.
         OSError: The inputs cannot be read.
     """
     metadata = template.metadata
@@ -84,7 +84,7 @@ async def _key_of_root(action: ActionObject, template: TaskTemplate) -> str:
     try:
         inputs = Inputs.FromString(await in_thread(_READ_WITHIN, path, read))
     except BadMessage as error:
-        raise UnusableFile(f"{path} is no Inputs: {error}") from None
+        raise UnusableFile(f"{path} is not a message Inputs: {error}") from None
     return cache_key(template, inputs)
 
 

@@ -331,5 +331,5 @@ def _dependencies(path: Path) -> list[str]:
     except (FileNotFoundError, UnusableFile, ValueError) as error:
         raise BuildFailed(f"{path.name} cannot be read: {error}") from error
     if not isinstance(found, list) or not all(isinstance(each, str) for each in found):
-        raise BuildFailed(f"{path.name}: project.dependencies is no list of texts")
+        raise BuildFailed(f"{path.name}: project.dependencies is not a list of texts")
     return found

@@ -84,7 +84,7 @@ def read_context(path: Path) -> bytes:
     """The archive of an image's files.
 
     Raises:
-        UnusableFile: It is no regular file, or too large.
+        UnusableFile: It is not a regular file, or too large.
         OSError: It cannot be read.
     """
     return read_regular(path, limit=_MOST_CONTEXT)

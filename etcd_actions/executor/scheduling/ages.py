@@ -30,7 +30,7 @@ class Ages:
         self._ages: dict[str, _Age] = {}
 
     def note(self, name: str, update: ActionUpdate, *, live: bool) -> None:
-        """Store the age of an action; ``live`` is whether the update is no part of a snapshot."""
+        """Store the age of an action; ``live`` is whether the update is not part of a snapshot."""
         now, attempt = self._clock.monotonic(), max(update.attempts, 1)
         age = self._ages.get(name)
         if age is None or age.incarnation != update.incarnation:

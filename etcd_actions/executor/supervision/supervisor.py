@@ -404,7 +404,7 @@ def _send(report: int, message: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """Supervise in the background, in a process that is no child of the executor."""
+    """Supervise in the background, in a process that is not a child of the executor."""
     directory, lock, report, request = (int(each) for each in sys.argv[1:5])
     if os.fork():
         os._exit(0)

@@ -120,7 +120,7 @@ class _LogRequest:
         if not self.is_task:
             raise Refusal(
                 Code.NOT_FOUND,
-                f"{describe(self.action_id)} is no task: it has no process, and no log",
+                f"{describe(self.action_id)} is not a task: it has no process, and no log",
             )
         if not self.has_ended and self.attempt > self.attempts + 1:
             raise InvalidArgument(

@@ -279,7 +279,7 @@ class DataProxy:
                 return await trio.to_thread.run_sync(kind.FromString, data)
             except NoMessage:
                 raise FailedPrecondition(
-                    f"the file {quoted(url, 300)} is no {kind.DESCRIPTOR.full_name}"
+                    f"the file {quoted(url, 300)} is not a message {kind.DESCRIPTOR.full_name}"
                 ) from None
 
 

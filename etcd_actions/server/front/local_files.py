@@ -52,7 +52,7 @@ class LocalFiles:
             length: The number of bytes, at most; None for all.
 
         Raises:
-            BlobError: It is no regular file, or cannot be read now.
+            BlobError: It is not a regular file, or cannot be read now.
         """
         found = None if self.path_of(path) is None else await _within(path, _size, path)
         if found is None:

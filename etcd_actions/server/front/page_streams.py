@@ -107,7 +107,7 @@ class PageStream:
             except EtcdActionsError as raised:
                 refusal = Refusal(Code.UNAVAILABLE, str(raised))
             except ClientDisconnected as raised:
-                # It is no failure of the service: the listener counts it.
+                # It is not a failure of the service: the listener counts it.
                 disconnected, refusal = raised, None
         self._calls.count(self._path, "ok" if refusal is None else refusal.code.value, began)
         if disconnected is not None:

@@ -244,7 +244,7 @@ def _condition(text: str) -> Callable[[_Row], bool]:
     operand = operand.strip()
     if (read := _TEXTS.get(field)) is None:
         known = "use id, name or state"
-        raise InvalidArgument("filters", f"{field!r} is no field of projects: {known}")
+        raise InvalidArgument("filters", f"{field!r} is not a field of projects: {known}")
     return lambda row: _holds(operator, read(row), operand)
 
 

@@ -64,7 +64,9 @@ def _run(index: int, named: pb.RunName) -> ActionId:
     for field in ("project", "domain", "run"):
         text = getattr(named, field)
         if not text or "/" in text:
-            raise InvalidArgument(f"runs[{index}].{field}", f"{text[:80]!r} is no name: give one")
+            raise InvalidArgument(
+                f"runs[{index}].{field}", f"{text[:80]!r} is not a valid name: give one"
+            )
     return ActionId(named.project, named.domain, named.run, ROOT_ACTION)
 
 

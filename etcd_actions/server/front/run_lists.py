@@ -115,7 +115,7 @@ class RunLists:
                         await trio.lowlevel.checkpoint()
                 sent_at = trio.current_time()
                 while not stream.has_ended:
-                    # Changes of other projects are received, too, but are no sign of life.
+                    # Changes of other projects are not sent, so the silence continues.
                     silence = sent_at + self._keepalive - trio.current_time()
                     changed = await stream.receive(watch, max(0.0, silence))
                     if stream.has_ended:

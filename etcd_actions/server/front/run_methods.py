@@ -178,7 +178,7 @@ class RunService:
         action_id = _action(request, request.action_id)
         found = await self._reader.action(action_id)
         if found.action is None or not found.action.spec.is_condition:
-            raise FailedPrecondition(f"{describe(action_id)} is no condition")
+            raise FailedPrecondition(f"{describe(action_id)} is not a condition")
         parent = found.action.parent
         named = request.parent_action_name
         if named and canonical_name(action_id.run, named) != canonical_name(action_id.run, parent):
@@ -228,7 +228,9 @@ def _action(request: Message, action: ActionIdentifier) -> ActionId:
     if not request.HasField("action_id") or not action.HasField("run"):
         raise InvalidArgument("action_id.run", "it is missing")
     if not action.name or "/" in action.name:
-        raise InvalidArgument("action_id.name", f"{action.name[:80]!r} is no name of an action")
+        raise InvalidArgument(
+            "action_id.name", f"{action.name[:80]!r} is not a valid name of an action"
+        )
     return _checked(action.run, action.name, "action_id.run")
 
 
@@ -236,7 +238,7 @@ def _checked(run: RunIdentifier, name: str, field: str) -> ActionId:
     for part in ("project", "domain", "name"):
         text = getattr(run, part)
         if not text or "/" in text:
-            raise InvalidArgument(f"{field}.{part}", f"{text[:80]!r} is no name: give one")
+            raise InvalidArgument(f"{field}.{part}", f"{text[:80]!r} is not a valid name: give one")
     return ActionId(run.project, run.domain, run.name, name)
 
 

@@ -286,7 +286,7 @@ async def test_what_has_no_log_says_so(client: ActionsClient, server: ActionsSer
     await client.enqueue(flyte.condition(named("c1"), "a0"))
     code, text = (await read(server, named("c1"))).refused()
     assert code is grpc.StatusCode.NOT_FOUND
-    assert "is no task" in text
+    assert "is not a task" in text
     code, text = (await read(server, ROOT, 7)).refused()
     assert code is grpc.StatusCode.INVALID_ARGUMENT
     assert "attempt: 7" in text

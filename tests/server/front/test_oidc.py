@@ -77,8 +77,8 @@ async def test_only_tokens_that_the_issuer_signed_for_us_are_accepted(issuer: Sm
     stranger = rsa.generate_private_key(public_exponent=65537, key_size=2048)
     own = {"kid": issuer.kid}
     for token, why in (
-        ("", "no JWT"),
-        ("a.b.c", "no JWT"),
+        ("", "not a JWT"),
+        ("a.b.c", "not a JWT"),
         ("x" * 20_000, "too long"),
         (issuer.token(exp=time.time() - 60), "expired"),
         (issuer.token(exp=None), "claim is missing"),
@@ -87,11 +87,11 @@ async def test_only_tokens_that_the_issuer_signed_for_us_are_accepted(issuer: Sm
         (issuer.token(aud=None), "claim is missing"),
         (issuer.token(iss="http://elsewhere"), "another issuer"),
         (issuer.token(iss=None), "claim is missing"),
-        (issuer.token(sub=None), "'sub' is no name"),
+        (issuer.token(sub=None), "'sub' is not a valid name"),
         (issuer.token(key=stranger), "signature is wrong"),
         (issuer.token(headers={"kid": "other"}), "none of the issuer's"),
         (issuer.token().rpartition(".")[0] + ".AAAA", "signature is wrong"),
-        (issuer.token().rpartition(".")[0], "no JWT"),
+        (issuer.token().rpartition(".")[0], "not a JWT"),
         (by_hand({"alg": "none"}, claims, None), "algorithm is not accepted"),
         (by_hand({"alg": "none", **own}, claims, None), "algorithm is not accepted"),
         (by_hand({"alg": "HS256", **own}, claims, issuer.public_pem()), "algorithm is not"),
@@ -112,7 +112,7 @@ async def test_claims_say_who_and_what(issuer: SmallIssuer) -> None:
         assert (identity.subject, identity.projects) == ("a@b.c", frozenset("ab"))
     for unusable in (None, 3, [1]):
         refusal = await refused(verifier, issuer.token(email="a@b.c", groups=unusable))
-        assert "'groups' is no list" in refusal.message
+        assert "'groups' is not a list" in refusal.message
 
 
 async def test_the_issuer_changes_its_keys(issuer: SmallIssuer) -> None:
@@ -203,8 +203,8 @@ async def test_while_keys_cannot_be_fetched_the_old_ones_count_for_a_while(
 async def test_what_the_issuer_says_may_be_unusable(issuer: SmallIssuer) -> None:
     for document, why in (
         ({"issuer": "http://elsewhere"}, "discovery document is of 'http://elsewhere'"),
-        ({"jwks_uri": "http://elsewhere/keys"}, "no https:// URL"),
-        ({"jwks_uri": "file:///etc/passwd"}, "no https:// URL"),
+        ({"jwks_uri": "http://elsewhere/keys"}, "not an https:// URL"),
+        ({"jwks_uri": "file:///etc/passwd"}, "not an https:// URL"),
         ({"jwks_uri": f"{issuer.url}/none"}, "answers 404"),
         ({"jwks_uri": f"{issuer.url}/.well-known/openid-configuration"}, "no list of keys"),
         ({"padding": "x" * 1_100_000}, "more than"),

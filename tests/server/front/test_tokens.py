@@ -287,7 +287,7 @@ async def test_tokens_in_clear_are_warned_of(client: ActionsClient, tokens: Path
         ("secret projects=a,,b", "projects= needs names"),
         ("secret project=a", "project= is unknown"),
         ("secret name=a name=b", "name= is there twice"),
-        ("secret alice projects=a", "'alice' is no name=..."),
+        ("secret alice projects=a", "'alice' is neither name=..."),
     ],
 )
 def test_an_unusable_line_is_named(tmp_path: Path, line: str, why: str) -> None:

@@ -1,0 +1,37 @@
+"""Shards: ranges of runs, each with an owner of its own among several processes."""
+
+from __future__ import annotations
+
+from etcd_actions.shards.membership import Membership, open_membership
+from etcd_actions.shards.plan import Duty, Plan, Role, ShardState, make_plan, states
+from etcd_actions.shards.shard_keys import ShardKeys, member_name
+from etcd_actions.shards.shard_range import ShardRange
+from etcd_actions.shards.shard_table import Shard, ShardTable
+from etcd_actions.shards.shard_view import ShardView
+from etcd_actions.shards.table_changes import (
+    create_table,
+    load_table,
+    remove_table,
+    replace_shards,
+)
+
+__all__ = [
+    "Duty",
+    "Membership",
+    "Plan",
+    "Role",
+    "Shard",
+    "ShardKeys",
+    "ShardRange",
+    "ShardState",
+    "ShardTable",
+    "ShardView",
+    "create_table",
+    "load_table",
+    "make_plan",
+    "member_name",
+    "open_membership",
+    "remove_table",
+    "replace_shards",
+    "states",
+]
