@@ -30,6 +30,7 @@ from tests.cli.reading_site import TRACEBACK, Site, open_site
 from tests.support import flyte
 from tests.support.documents import block
 from tests.support.etcd_server import EtcdServer
+from tests.support.everyday import first_everyday
 
 SOURCES = ("etcd", "service")
 Read = Callable[[CommonOptions], Awaitable[int]]
@@ -166,7 +167,7 @@ async def test_describe(site: Site, capfd: pytest.CaptureFixture[str]) -> None:
             await describe_actions(site.common(source), ["p/d/failed/c3"], None)
 
 
-@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("form", first_everyday(FORMATS, 2))
 async def test_objects(site: Site, capfd: pytest.CaptureFixture[str], form: str) -> None:
     """``list``, ``tree`` and ``get``: the bytes are those of etcd, also through the service."""
     for selected in (
