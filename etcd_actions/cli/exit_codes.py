@@ -82,11 +82,11 @@ _ADVICE: dict[type[errors.EtcdActionsError], dict[str, str]] = {
         "--endpoints",
         "certificate verification failed": "give the authority that signed etcd's certificate "
         "with --cacert",
-        "wants a client certificate": "give one that etcd's authority signed, with --cert and "
+        "requires a client certificate": "give one that etcd's authority signed, with --cert and "
         "--key",
         "does it use TLS?": "for an etcd without TLS leave out https:// and the settings of TLS: "
         "see config show",
-        "does it want TLS?": "if this etcd uses TLS, write https:// before its address, or give "
+        "does it require TLS?": "if this etcd uses TLS, write https:// before its address, or give "
         "--cacert",
         "": "is etcd running, and is this its address? See --endpoints",
     },

@@ -40,7 +40,7 @@ PERMITTED = Kind.ok("permissions")
 OPEN_TO_ALL = Kind.note(
     "authentication-off",
     "Every client that can connect to etcd can read and change everything.",
-    "etcdctl auth enable, or have etcd want client certificates: --client-cert-auth",
+    "etcdctl auth enable, or have etcd require client certificates: --client-cert-auth",
 )
 NO_USER = Kind.error(
     "user-missing",

@@ -49,7 +49,7 @@ NEEDS: dict[str, Allowed] = {
     "run": _ALL,
     "run --executor": _ALL,
 }
-"""What each command needs where it uses etcd itself; with ``--service`` it needs nothing."""
+"""The permissions of each command that uses etcd itself; with ``--service`` it needs none."""
 
 
 def denied(allowed: Allowed) -> Iterator[tuple[str, str]]:

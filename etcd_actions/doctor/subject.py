@@ -84,7 +84,7 @@ class Subject:
     @property
     def own_prefix(self) -> bytes:
         """The prefix of this package's other keys."""
-        return Keyspace(self.prefix).side
+        return Keyspace(self.prefix).own
 
     @property
     def probe(self) -> bytes:

@@ -159,7 +159,7 @@ def _of_swept(swept: SweepResult) -> Iterator[Metric]:
 
 def _of_watch(statistics: WatchingStatistics, health: Health) -> Iterator[Metric]:
     reflector = statistics.reflector
-    yield _gauge("etcd_actions_ready", "Whether /readyz says so.", health.is_ready)
+    yield _gauge("etcd_actions_ready", "Whether /readyz responds with 200.", health.is_ready)
     text = "Whether etcd lost its quorum."
     yield _gauge("etcd_actions_quorum_lost", text, bool(health.quorum_loss()))
     if reflector is None:
@@ -170,7 +170,7 @@ def _of_watch(statistics: WatchingStatistics, health: Health) -> Iterator[Metric
     )
     yield _gauge("etcd_actions_watch_streaming", "Whether a stream is open.", reflector.streaming)
     yield _gauge("etcd_actions_watch_revision", "All up to it was delivered.", reflector.revision)
-    text = "How far behind the store's newest revision that is; what others write counts."
+    text = "Revisions from it to the store's newest one; writes to other prefixes count."
     yield _gauge("etcd_actions_watch_lag_revisions", text, lag.revisions)
     yield _gauge("etcd_actions_watch_lag_seconds", "For how long it has been behind.", lag.seconds)
     text = "Since etcd last sent a message."

@@ -26,7 +26,7 @@ from etcd_actions.storage.store import Fence, FencedStore, Store
 
 
 class Recording:
-    """See the module's text.
+    """Holds the parts of a processor that records.
 
     Attributes:
         recorder: Writes marks.
