@@ -1,4 +1,4 @@
-"""The local executor, by the settings."""
+"""The executor, by the settings."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from etcd_actions.app.listeners import admitted_users
 from etcd_actions.client import ActionsClient
@@ -22,7 +23,7 @@ from etcd_actions.server import ServerSettings, open_actions_server
 from etcd_actions.web import Bind, HttpLimits, ListenerStatistics, descriptors
 
 if TYPE_CHECKING:
-    from etcd_actions.executor import Executor, ExecutorSettings, ImageSettings
+    from etcd_actions.executor import Executor, ExecutorSettings, ImageSettings, RaySettings
     from etcd_actions.server.front import FrontDoor
 
 _LEAST_TTL = 5
@@ -31,30 +32,64 @@ _PR_SET_DUMPABLE = 4
 
 
 def check_executor(config: Config, served: ServerSettings | None) -> bool:
-    """Whether actions run on this machine.
+    """Whether this process runs actions.
 
     Raises:
-        ConfigError: Any client could run commands here, or the executor cannot work.
+        ConfigError: Any client could run commands, or the executor cannot work.
     """
-    if config[settings.EXECUTOR] == "none":
+    kind = config[settings.EXECUTOR]
+    if kind == "none":
         return False
     if served is None:
         raise ConfigError(
-            f"{settings.EXECUTOR.flag} local needs the service: give {settings.LISTEN.flag} too"
+            f"{settings.EXECUTOR.flag} {kind} needs the service: give {settings.LISTEN.flag} too"
         )
     if not served.bind.is_loopback and not served.is_authenticated:
+        where = "here" if kind == "local" else "in the Ray cluster"
         raise ConfigError(
-            f"{settings.LISTEN.flag} {served.bind}: with {settings.EXECUTOR.flag} local every "
-            f"client can run commands here: give {settings.TOKEN_FILE.flag} or "
+            f"{settings.LISTEN.flag} {served.bind}: with {settings.EXECUTOR.flag} {kind} every "
+            f"client can run commands {where}: give {settings.TOKEN_FILE.flag} or "
             f"{settings.LISTEN_CLIENT_CA.flag}, or listen on 127.0.0.1"
         )
     if config[settings.EXECUTOR_CLAIM_TTL] < _LEAST_TTL:
         raise ConfigError(f"{settings.EXECUTOR_CLAIM_TTL.flag}: give {_LEAST_TTL} seconds or more")
-    sdk_python(config)
+    if kind == "ray":
+        _check_ray(config)
+    else:
+        sdk_python(config)
     _check_state_dir(state_dir_of(config))
     # A missing extra is reported before anything is started.
     import_module("etcd_actions.executor")
     return True
+
+
+def _check_ray(config: Config) -> None:
+    """Refuse settings that a Ray cluster cannot have.
+
+    Raises:
+        ConfigError: One is missing, or cannot be honoured.
+    """
+    flag = f"{settings.EXECUTOR.flag} ray"
+    address = config[settings.RAY_ADDRESS]
+    if address is None:
+        raise ConfigError(f"{flag}: give {settings.RAY_ADDRESS.flag}, such as http://head:8265")
+    for setting, remedy in (
+        (settings.EXECUTOR_MEMORY, "Ray has the memory of its nodes: give each task its own"),
+        (settings.TASK_SECRETS, "Ray shows the variables of jobs: set them on its nodes"),
+    ):
+        if config[setting] is not None:
+            raise ConfigError(f"{setting.flag} is not possible with {flag}: {remedy}")
+    tasks, host = config[settings.TASKS_LISTEN], urlsplit(address).hostname or ""
+    if tasks is None and not Bind(host, 0).is_loopback:
+        raise ConfigError(
+            f"{flag} at {address}: its nodes cannot reach 127.0.0.1 here: give "
+            f"{settings.TASKS_LISTEN.flag} with an address of this machine that they can reach"
+        )
+    if tasks is not None and (tasks.host in ("0.0.0.0", "::") or not tasks.port):
+        raise ConfigError(
+            f"{settings.TASKS_LISTEN.flag} {tasks}: tasks connect to it: give an address of this "
+            "machine, and a port"
+        )
 
 
 def forbid_reading() -> None:
@@ -94,10 +129,11 @@ async def open_local_executor(
     front: FrontDoor | None = None,
     listeners: MutableMapping[str, Callable[[], ListenerStatistics]] | None = None,
 ) -> AsyncIterator[Executor]:
-    """Run actions on this machine.
+    """Run actions, on this machine or in a Ray cluster.
 
     Tasks call the service without TLS and tokens: if it needs those, tasks get a listener of
-    their own on the loopback interface, which only processes of this user can use.
+    their own on the loopback interface, which only processes of this user can use. By the setting
+    it has another address, which each process that reaches it can use.
 
     Args:
         client: The client that claims actions and reports phases.
@@ -109,13 +145,14 @@ async def open_local_executor(
     """
     from etcd_actions.executor import open_executor  # noqa: PLC0415
 
-    if served.tls is None and not served.demands_token:
+    bind = config[settings.TASKS_LISTEN]
+    if bind is None and served.tls is None and not served.demands_token:
         host = address.host if address.is_loopback else "127.0.0.1"
         async with open_executor(client, _settings(config, Bind(host, address.port))) as executor:
             yield executor
         return
     own = ServerSettings(
-        bind=Bind("127.0.0.1", 0),
+        bind=bind or Bind("127.0.0.1", 0),
         message_bytes=served.message_bytes,
         max_streams=served.max_streams,
         rate=0,
@@ -123,7 +160,7 @@ async def open_local_executor(
         keepalive=served.keepalive,
         grace=served.grace,
         http=HttpLimits(connections=_connections(), body_timeout=served.request_timeout),
-        users=admitted_users(config),
+        users=admitted_users(config) if bind is None or bind.is_loopback else None,
         projects=served.projects,
     )
     async with (
@@ -144,8 +181,9 @@ def _settings(config: Config, service: Bind) -> ExecutorSettings:
     from etcd_actions.executor import ExecutorSettings  # noqa: PLC0415
 
     secrets = config[settings.TASK_SECRETS]
+    ray = _ray(config) if config[settings.EXECUTOR] == "ray" else None
     return ExecutorSettings(
-        python=sdk_python(config),
+        python=sdk_python(config) if ray is None else Path(sys.executable),
         service=str(service),
         state_dir=state_dir_of(config),
         fork_server=config[settings.EXECUTOR_FORK_SERVER],
@@ -156,6 +194,20 @@ def _settings(config: Config, service: Bind) -> ExecutorSettings:
         claim_ttl=config[settings.EXECUTOR_CLAIM_TTL],
         images=_images(config),
         secrets=() if secrets is None else secrets,
+        ray=ray,
+    )
+
+
+def _ray(config: Config) -> RaySettings:
+    from etcd_actions.executor import RaySettings  # noqa: PLC0415
+
+    address = config[settings.RAY_ADDRESS]
+    assert address is not None
+    return RaySettings(
+        address=address,
+        token_file=config[settings.RAY_TOKEN_FILE],
+        python=config[settings.PYTHON],
+        images=config[settings.IMAGES],
     )
 
 
@@ -172,6 +224,11 @@ async def open_image_builds(
     lacking = config[settings.IMAGES]
     if config[settings.EXECUTOR] == "none" or lacking == "off":
         return None
+    if config[settings.EXECUTOR] == "ray":
+        # The nodes' Python is unknown here.
+        return ImageBuilds(
+            client.images, read, exists, Executing("", has_uv=False, lacking=lacking)
+        )
     from etcd_actions.executor.images.image_build import find_base  # noqa: PLC0415
 
     python = sdk_python(config)

@@ -381,19 +381,35 @@ DRAIN_DELAY = _MONITORING.setting(
     "0s",
     "How long to serve as not ready before the process stops, for load balancers",
 )
-_EXECUTOR_NAMES: Kind[Literal["none", "local"]] = choice("none", "local")
+_EXECUTOR_NAMES: Kind[Literal["none", "local", "ray"]] = choice("none", "local", "ray")
 
 EXECUTOR = _EXECUTOR.setting(
     "executor",
     _EXECUTOR_NAMES,
     "none",
-    "local runs actions on this machine: a client that may enqueue can then run commands here",
+    "local runs actions on this machine, ray on a Ray cluster: a client that may enqueue can then "
+    "run commands there",
+)
+RAY_ADDRESS = _EXECUTOR.optional(
+    "ray_address",
+    kinds.URL,
+    "The head of the Ray cluster, such as http://head:8265, for --executor ray",
+    otherwise="none",
+)
+RAY_TOKEN_FILE = _EXECUTOR.optional(
+    "ray_token_file", kinds.FILE, "A file with the token of a Ray cluster", otherwise="no token"
+)
+TASKS_LISTEN = _EXECUTOR.optional(
+    "tasks_listen",
+    kinds.BIND,
+    "A port for tasks alone, without TLS and tokens: each client that reaches it can run commands",
+    otherwise="tasks use --listen, or a port on 127.0.0.1",
 )
 PYTHON = _EXECUTOR.optional(
     "python",
     kinds.FILE,
-    "The interpreter that has Flyte's SDK",
-    otherwise="the interpreter that runs this",
+    "The interpreter that has Flyte's SDK; with --executor ray on the nodes",
+    otherwise="the interpreter that runs this; with --executor ray a0 in the nodes' PATH",
 )
 EXECUTOR_FORK_SERVER = _EXECUTOR.setting(
     "executor_fork_server",

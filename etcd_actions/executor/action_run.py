@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -20,7 +21,6 @@ from etcd_actions.errors import ActionError, DecodeError, EtcdError, InvalidArgu
 from etcd_actions.executor.attempts.attempt_command import Command, build_command
 from etcd_actions.executor.attempts.attempt_directory import AttemptDirectory, directory_of
 from etcd_actions.executor.attempts.attempt_limits import DEADLINE, RUN_TOO_LONG, Limits
-from etcd_actions.executor.attempts.attempts import Attempts
 from etcd_actions.executor.attempts.outcome import Outcome, find_outcome
 from etcd_actions.executor.attempts.start_errors import (
     NotStarted,
@@ -30,6 +30,7 @@ from etcd_actions.executor.attempts.start_errors import (
 )
 from etcd_actions.executor.cache.caching import HIT, Caching, Task
 from etcd_actions.executor.images.image_environments import NotBuiltYet
+from etcd_actions.executor.launchers.attempts import Attempts
 from etcd_actions.executor.provisions import Provisions
 from etcd_actions.executor.scheduling.schedule import Due
 from etcd_actions.executor.shared import Shared, Work
@@ -307,10 +308,7 @@ class ActionRun:
         self._shared.capacity.began(work.name, place)
         began = perf_counter()
         _log.info("attempt", action=action.metadata.name, attempt=number)
-        try:
-            action, outcome = await self._follow_process(action, attempt, claim, work)
-        finally:
-            self._attempts.forget(place)
+        action, outcome = await self._follow_process(action, attempt, claim, work)
         took = perf_counter() - began
         if outcome is None:
             self.times["ENDED_ELSEWHERE"].observe(took)
@@ -342,10 +340,8 @@ class ActionRun:
             The action and the outcome; no outcome if another process has ended the action.
         """
         place, limits = attempt.place, attempt.limits
-        ran = place.running_for() or 0.0
-        place.note_start(ran)
-        ends, too_long = limits.running_ends(self._shared.clock.monotonic() - ran)
-        ended, is_late = trio.Event(), False
+        launched, ended = trio.Event(), trio.Event()
+        too_long: ErrorState | None = None
         running = action if action.phase is Phase.RUNNING else None
         refused: ActionError | None = None
 
@@ -357,7 +353,7 @@ class ActionRun:
         async with trio.open_nursery() as nursery:
 
             async def wait() -> None:
-                await self._attempts.wait_ended(place)
+                await self._attempts.wait_ended(place, launched)
                 ended.set()
                 nursery.cancel_scope.cancel("the process has ended")
 
@@ -365,14 +361,22 @@ class ActionRun:
                 await work.ended.wait()
                 nursery.cancel_scope.cancel("the action has ended")
 
-            async def limit() -> None:
-                nonlocal is_late
+            async def limit(started: float) -> None:
+                nonlocal too_long
+                ends, error = limits.running_ends(started)
                 await self._shared.clock.sleep_until(ends)
-                is_late = True
+                too_long = error
                 nursery.cancel_scope.cancel("it takes too long")
+
+            async def limit_run() -> None:
+                await launched.wait()
+                ran = place.running_for() or 0.0
+                place.note_start(ran)
+                await limit(self._shared.clock.monotonic() - ran)
 
             async def report() -> None:
                 nonlocal running, refused
+                await launched.wait()
                 try:
                     if running is None:
                         running = await report_running()
@@ -383,22 +387,24 @@ class ActionRun:
                 await trio.sleep(_HEALS_AFTER)
                 self._shared.heal(work.name)
 
-            for task in (wait, interrupt, limit, report):
+            for task in (wait, interrupt, limit_run, report):
                 nursery.start_soon(task)
+            # Before it begins only its deadline counts.
+            nursery.start_soon(limit, math.inf)
         if refused is not None:
             raise refused
         if not ended.is_set():
             _log.info(
                 "attempt_interrupted",
                 action=action.metadata.name,
-                reason="too long" if is_late else "the action has ended",
+                reason="the action has ended" if too_long is None else "too long",
             )
             await self._attempts.end(place)
-            if not is_late:
+            if too_long is None:
                 return action, None
         if running is None and not work.ended.is_set():
             running = await report_running()
-        if is_late and not ended.is_set():
+        if too_long is not None and not ended.is_set():
             return running or action, Outcome(too_long, too_long.code == RUN_TOO_LONG)
         return running or action, await self._outcome(attempt)
 

@@ -28,10 +28,10 @@ from etcd_actions.executor.attempts.attempt_directory import (
     directory_names,
     directory_of,
 )
-from etcd_actions.executor.attempts.attempts import Attempts
 from etcd_actions.executor.cache.caching import Caching
 from etcd_actions.executor.executor_settings import ExecutorSettings
 from etcd_actions.executor.intake import Intake
+from etcd_actions.executor.launchers.attempts import Attempts
 from etcd_actions.executor.provisions import Provisions
 from etcd_actions.executor.reports import Reports
 from etcd_actions.executor.scheduling.ages import Ages

@@ -36,6 +36,31 @@ class ImageSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RaySettings:
+    """The settings for attempts that are jobs of Ray.
+
+    Attributes:
+        address: The URL of Ray's head, such as ``http://head:8265``.
+        token_file: A file with a token for Ray's authentication; None without it.
+        python: The interpreter with Flyte's SDK on the nodes; None for the SDK in their PATH.
+        cpus: The CPUs of a task that requests none.
+        within: The time limit of one call, in seconds.
+        images: Whether Ray installs packages of images, see :class:`ImageSettings`; ``off`` ignores
+            images.
+    """
+
+    address: str
+    token_file: Path | None = None
+    python: Path | None = None
+    cpus: float = 1.0
+    within: float = 10.0
+    images: Literal["check", "ignore", "off"] = "check"
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+@dataclass(frozen=True, kw_only=True)
 class ExecutorSettings:
     """The settings of an executor. Times are in seconds.
 
@@ -56,6 +81,7 @@ class ExecutorSettings:
         cache_keep: The time for which a cached result is kept after its use; 0 for no cache.
         images: The environments of images; None to run each task in that of ``python``.
         secrets: The sources of the secrets that tasks may request.
+        ray: The Ray cluster that runs the attempts; None to run them on this machine.
     """
 
     python: Path
@@ -71,6 +97,12 @@ class ExecutorSettings:
     cache_keep: float = 30 * 24 * 3600.0
     images: ImageSettings | None = None
     secrets: tuple[SecretSource, ...] = ()
+    ray: RaySettings | None = None
 
     def __post_init__(self) -> None:
         check_fields(self)
+
+    @property
+    def runs_here(self) -> bool:
+        """Whether attempts run on this machine, so with its environment."""
+        return self.ray is None

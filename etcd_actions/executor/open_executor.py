@@ -13,14 +13,19 @@ import trio
 
 from etcd_actions._internal.argument_types import checks_types
 from etcd_actions._internal.clock import Clock
+from etcd_actions._internal.containment import Containment
 from etcd_actions._internal.owned_tasks import owned_tasks
 from etcd_actions.client import ActionsClient
-from etcd_actions.executor.attempts.attempts import Attempts
-from etcd_actions.executor.attempts.fork_server import open_fork_server
 from etcd_actions.executor.executor import Executor
 from etcd_actions.executor.executor_settings import ExecutorSettings
 from etcd_actions.executor.images.image_environments import ImageEnvironments
-from etcd_actions.executor.provisions import Provisions
+from etcd_actions.executor.images.image_packages import ImagePackages
+from etcd_actions.executor.launchers.attempts import Attempts
+from etcd_actions.executor.launchers.fork_server import open_fork_server
+from etcd_actions.executor.launchers.launcher import Launcher
+from etcd_actions.executor.launchers.local import LocalLauncher
+from etcd_actions.executor.launchers.ray_launcher import RayLauncher
+from etcd_actions.executor.provisions import Images, Provisions
 from etcd_actions.executor.secret_values import Secrets
 from etcd_actions.executor.state_dir import keep_clean, prepare_state_dir
 
@@ -31,7 +36,7 @@ _VISITORS: Final = 16
 @checks_types
 @asynccontextmanager
 async def open_executor(
-    client: ActionsClient, settings: ExecutorSettings
+    client: ActionsClient, settings: ExecutorSettings, *, launcher: Launcher | None = None
 ) -> AsyncIterator[Executor]:
     """Run actions while the context is open.
 
@@ -41,6 +46,7 @@ async def open_executor(
         client: Follows actions and writes their phases; it has to be closed later. Its
             ``containment`` has the boundaries.
         settings: See :class:`ExecutorSettings`.
+        launcher: Starts the commands of attempts; None for that of the settings.
 
     Raises:
         ConfigError: The state directory cannot be used.
@@ -49,23 +55,10 @@ async def open_executor(
     await trio.to_thread.run_sync(prepare_state_dir, settings.state_dir)
     containment = client.containment
     async with AsyncExitStack() as stack:
-        launcher = await stack.enter_async_context(
-            open_fork_server(Path(sys.executable), settings.state_dir, containment, plain=True)
-        )
-        fork_server = None
-        if settings.fork_server:
-            fork_server = await stack.enter_async_context(
-                open_fork_server(settings.python, settings.state_dir, containment)
-            )
+        if launcher is None:
+            launcher = await stack.enter_async_context(_open_launcher(settings, containment))
         nursery = await stack.enter_async_context(owned_tasks("the executor"))
-        attempts = Attempts(
-            fork_server,
-            nursery,
-            settings.kill_grace,
-            settings.log_bytes,
-            launcher,
-            containment,
-        )
+        attempts = Attempts(launcher, settings.log_bytes, containment)
         executor = await stack.enter_async_context(
             open_executor_with(client, settings, attempts, Clock())
         )
@@ -83,6 +76,30 @@ async def open_executor(
 
 
 @asynccontextmanager
+async def _open_launcher(
+    settings: ExecutorSettings, containment: Containment
+) -> AsyncIterator[Launcher]:
+    """The launcher of the settings; its attempts live on afterwards."""
+    async with AsyncExitStack() as stack:
+        plain_server = fork_server = None
+        if settings.runs_here:
+            plain_server = await stack.enter_async_context(
+                open_fork_server(Path(sys.executable), settings.state_dir, containment, plain=True)
+            )
+            if settings.fork_server:
+                fork_server = await stack.enter_async_context(
+                    open_fork_server(settings.python, settings.state_dir, containment)
+                )
+        nursery = await stack.enter_async_context(owned_tasks("the launcher"))
+        grace, most = settings.kill_grace, settings.log_bytes
+        if settings.ray is not None:
+            yield RayLauncher(settings.ray, nursery, grace, most, containment)
+        else:
+            yield LocalLauncher(nursery, grace, most, fork_server, plain_server, containment)
+        nursery.cancel_scope.cancel("the context of the launcher has ended")
+
+
+@asynccontextmanager
 async def open_executor_with(
     client: ActionsClient, settings: ExecutorSettings, attempts: Attempts, clock: Clock
 ) -> AsyncIterator[Executor]:
@@ -96,12 +113,14 @@ async def open_executor_with(
         owned_tasks("the executor") as nursery,
     ):
         keep = client.containment.keep
-        images = None
-        if settings.images is not None:
-            images = ImageEnvironments(
+        images: Images | None = None
+        if settings.ray is not None and settings.ray.images != "off":
+            images = ImagePackages(client.images.get, settings.ray.images)
+        elif settings.ray is None and settings.images is not None:
+            images = environments = ImageEnvironments(
                 settings.images, client.images.get, nursery, client.containment
             )
-            nursery.start_soon(keep, "executor", "images", images.keep_clean)
+            nursery.start_soon(keep, "executor", "images", environments.keep_clean)
         provisions = Provisions(images, Secrets(settings.secrets))
         executor = Executor(client, claims, attempts, settings, nursery, clock, provisions)
         nursery.start_soon(keep, "executor", "updates", executor.intake.follow)

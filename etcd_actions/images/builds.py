@@ -55,7 +55,7 @@ class Executing(NamedTuple):
     """The executor that images are for.
 
     Attributes:
-        python_version: The version of its interpreter, such as ``3.12``.
+        python_version: The version of its interpreter, such as ``3.12``; empty if it is unknown.
         has_uv: Whether it has the program ``uv``.
         lacking: Whether to refuse an image with unsupported layers.
     """

@@ -49,7 +49,8 @@ def unsupported_parts(
 
     Args:
         definition: The image.
-        python_version: The version of the executor's interpreter, such as ``3.12``.
+        python_version: The version of the executor's interpreter, such as ``3.12``; empty if it is
+            unknown.
         has_uv: Whether the executor has the program ``uv``.
     """
     return list(_problems(definition, python_version, has_uv=has_uv))
@@ -61,7 +62,7 @@ def _problems(definition: Definition, python_version: str, *, has_uv: bool) -> I
             f"it is based on {definition.base_image[:200]!r}",
             "use Image.from_debian_base() and add packages with with_pip_packages()",
         )
-    if definition.python_version not in ("", python_version):
+    if python_version and definition.python_version not in ("", python_version):
         yield Problem(
             f"it has Python {definition.python_version[:20]}, and the executor Python "
             f"{python_version}",

@@ -14,13 +14,15 @@ from pathlib import Path
 
 import pytest
 import trio
+from flyteidl2.actions.actions_service_pb2 import Action
 
 from etcd_actions import ActionId, ActionsClient, ActionStatus, Phase, open_actions_client
 from etcd_actions.etcd.api import Etcd
 from etcd_actions.testing import EtcdServer
 from tests.cli.command import environment, finish
+from tests.executor.attempts import lives
 from tests.support.flyte import task
-from tests.support.waiting import eventually_holds
+from tests.support.waiting import eventually, eventually_holds
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -175,6 +177,48 @@ async def test_executor(client: ActionsClient, shared_etcd: EtcdServer, prefix: 
         # A claim that was free because the action had just ended: nothing was run.
         others = [line for line in printed if line != "hello"]
         assert all(re.match(r"run-\w+: .* cannot follow$", line) for line in others)
+
+
+async def test_launcher(
+    client: ActionsClient, shared_etcd: EtcdServer, prefix: bytes, tmp_path: Path
+) -> None:
+    """Its jobs outlive it: the next start follows them, and starts none again."""
+
+    def script(name: str, lines: str, parent: str = "a0") -> Action:
+        made = task(action(name), parent)
+        made.run_output_base = str(tmp_path / "out")
+        words = ["sh", "-c", f'echo started >> "$0"; {lines}', str(tmp_path / name)]
+        made.task.spec.task_template.container.args[:] = words
+        return made
+
+    with_directory = (shared_etcd.endpoint, prefix.decode(), tmp_path)
+    async with running("launcher.py", *with_directory) as one:
+        assert await one.line() == "ready"
+        await client.enqueue(script("a0", "sleep 1000", parent=""))
+        await client.enqueue(script("good", f"while ! [ -e {tmp_path}/go ]; do sleep 0.05; done"))
+        await client.enqueue(script("bad", "echo no such number; exit 3"))
+        names = ("a0", "good", "bad")
+        await eventually(lambda: all((tmp_path / each).exists() for each in names))
+        await one.interrupt()
+    (tmp_path / "go").touch()
+    async with running("launcher.py", *with_directory) as two:
+
+        async def phase(name: str) -> Phase:
+            return (await client.get_task_action(action(name))).phase
+
+        async def have_ended() -> bool:
+            return (await phase("good")).is_terminal and (await phase("bad")).is_terminal
+
+        await eventually_holds(have_ended)
+        assert await phase("good") is Phase.SUCCEEDED
+        bad = await client.get_task_action(action("bad"))
+        assert bad.status.error_state is not None
+        assert "exited with 3; its log ends with:\nno such number" in bad.status.error_state.message
+        await client.abort_action(action("a0"), "enough")
+        [job] = (tmp_path / "jobs").glob("run-a0-*/1")
+        await eventually(lambda: not lives(int((job / "pid").read_text())))
+        assert {(tmp_path / each).read_text() for each in names} == {"started\n"}
+        await two.interrupt()
 
 
 def test_the_test_of_a_history(shared_etcd: EtcdServer) -> None:

@@ -14,8 +14,9 @@ import trio
 from etcd_actions._internal.containment import Containment
 from etcd_actions.executor.attempts.attempt_command import Command
 from etcd_actions.executor.attempts.attempt_directory import AttemptDirectory
-from etcd_actions.executor.attempts.attempts import Attempts
-from etcd_actions.executor.attempts.fork_server import ForkServer, open_fork_server
+from etcd_actions.executor.launchers.attempts import Attempts
+from etcd_actions.executor.launchers.fork_server import ForkServer, open_fork_server
+from etcd_actions.executor.launchers.local import LocalLauncher
 from tests.executor.objects import an_object
 
 Way = Literal["exec", "launch", "fork"]
@@ -136,7 +137,8 @@ async def open_bench(
                 open_fork_server(Path(sys.executable), directory / "state", containment, plain=True)
             )
         nursery = await stack.enter_async_context(trio.open_nursery())
-        attempts = Attempts(server, nursery, kill_grace, log_bytes, launcher, containment)
+        local = LocalLauncher(nursery, kill_grace, log_bytes, server, launcher, containment)
+        attempts = Attempts(local, log_bytes, containment)
         yield Bench(directory, attempts, server, containment)
         nursery.cancel_scope.cancel("the test is over")
 

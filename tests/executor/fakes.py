@@ -19,7 +19,7 @@ from etcd_actions._internal.clock import Clock
 from etcd_actions.executor import Executor, ExecutorSettings
 from etcd_actions.executor.attempts.attempt_command import Command
 from etcd_actions.executor.attempts.attempt_directory import EXIT, STARTED, AttemptDirectory
-from etcd_actions.executor.attempts.attempts import Attempts
+from etcd_actions.executor.launchers.attempts import Attempts
 from etcd_actions.executor.open_executor import open_executor_with
 from tests.support import flyte
 
@@ -50,6 +50,7 @@ class FakeAttempts(Attempts):
         name = f"{command.environment['RUN_NAME']}-{command.environment['ACTION_NAME']}"
         self._names[place.path] = name
         self.on_begin(name)
+        assert isinstance(command.outputs, Path)
         self._outputs[name], self._places[name] = command.outputs, place
         if place.was_started:
             self.adopted += 1
@@ -60,13 +61,12 @@ class FakeAttempts(Attempts):
         self.started += 1
         self.begun.append(name)
 
-    async def wait_ended(self, place: AttemptDirectory) -> None:
+    async def wait_ended(self, place: AttemptDirectory, launched: trio.Event | None = None) -> None:
         self.on_wait(self._names[place.path])
+        if launched is not None:
+            launched.set()
         if (event := self._over.get(place.path)) is not None:
             await event.wait()
-
-    def forget(self, place: AttemptDirectory) -> None:
-        assert place.path in self._names
 
     async def end(self, place: AttemptDirectory) -> None:
         self.ended.append(self._names[place.path])

@@ -211,6 +211,7 @@ def test_any_spec_gives_a_command_or_the_field_that_is_wrong(
     for text in (*command.arguments, *command.environment.values(), str(command.outputs)):
         assert b"\0" not in os.fsencode(text)
     assert all(name and "=" not in name for name in command.environment)
+    assert isinstance(command.outputs, Path)
     assert command.outputs.is_absolute()
     assert command.directory is None or command.directory.is_absolute()
 

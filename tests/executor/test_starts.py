@@ -15,10 +15,10 @@ import trio
 from structlog.testing import capture_logs
 
 from etcd_actions._internal.containment import Containment
-from etcd_actions.executor.attempts import fork_server as fork_server_module
-from etcd_actions.executor.attempts.attempts import _DIRECTORY, _PROGRAM
-from etcd_actions.executor.attempts.fork_server import UNIT, ForkServer
 from etcd_actions.executor.attempts.start_errors import NotStarted, not_started
+from etcd_actions.executor.launchers import fork_server as fork_server_module
+from etcd_actions.executor.launchers.fork_server import UNIT, ForkServer
+from etcd_actions.executor.launchers.local import _DIRECTORY, _PROGRAM
 from tests.executor.attempts import WAYS, WORKING_SDK, Bench, Way, lives, make_sdk, open_bench
 from tests.support.everyday import first_everyday
 from tests.support.odd_files import KINDS

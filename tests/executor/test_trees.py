@@ -355,7 +355,7 @@ async def test_what_goes_wrong_while_a_supervisor_is_heard_harms_no_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
 ) -> None:
     """Its lock still says when it ends."""
-    from etcd_actions.executor.attempts.attempts import _Report  # noqa: PLC0415
+    from etcd_actions.executor.launchers.local import _Report  # noqa: PLC0415
 
     note = _Report._note
 

@@ -22,6 +22,15 @@ def oldest_sdk_python() -> Path:
     return _made("oldest")
 
 
+@pytest.fixture(scope="session")
+def ray_python() -> Path:
+    """The python of a virtual environment with Ray and the SDK, which is large: not made here."""
+    environment = ROOT / ".venv-sdk-ray"
+    if not (environment / "stamp").exists():
+        pytest.skip("there is no Ray: make its environment with scripts/_ray-venv (1 GB)")
+    return environment / "bin" / "python"
+
+
 def _made(*version: str) -> Path:
     made = subprocess.run(
         [ROOT / "scripts" / "_sdk-venv", *version], capture_output=True, text=True, check=False

@@ -29,6 +29,7 @@ class Site:
     Attributes:
         directory: The test's own.
         state_dir: The executors' state.
+        executor: The flags of the executor.
     """
 
     def __init__(self, directory: Path, endpoint: str, prefix: bytes, python: Path) -> None:
@@ -38,6 +39,7 @@ class Site:
         self.notes.mkdir()
         self.common: tuple[str, ...] = ("--endpoints", endpoint, "--prefix", prefix.decode())
         self.python = ("--python", str(python))
+        self.executor: tuple[str, ...] = ("--executor", "local")
 
     def service(self, port: int, *flags: str) -> AbstractContextManager[Running]:
         """A service on a port, for as long as the context lasts; then it is killed."""
@@ -48,8 +50,7 @@ class Site:
             *self.python,
             "--listen",
             f"127.0.0.1:{port}",
-            "--executor",
-            "local",
+            *self.executor,
             "--executor-state-dir",
             self.state_dir,
             "--executor-claim-ttl",

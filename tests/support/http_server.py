@@ -77,12 +77,14 @@ class ScriptedServer:
     Attributes:
         script: What answers each POST.
         greeting: What answers each GET; None to say nothing.
+        answers_gets: Whether the script answers each GET, too.
         posts: What was posted so far.
         accepted: Number of connections.
     """
 
     script: Script
     greeting: bytes | None = GREETED
+    answers_gets: bool = False
     posts: list[HttpRequest] = field(default_factory=list)
     accepted: int = 0
     port: int = 0
@@ -98,7 +100,7 @@ class ScriptedServer:
         with contextlib.suppress(*_LOST):
             async with stream:
                 while (request := await _read(stream)) is not None:
-                    if request.method == "GET":
+                    if request.method == "GET" and not self.answers_gets:
                         if self.greeting is None:
                             await request.until_closed()
                             return
@@ -107,7 +109,8 @@ class ScriptedServer:
                             return
                         continue
                     request.number = len(self.posts)
-                    self.posts.append(request)
+                    if request.method != "GET":
+                        self.posts.append(request)
                     if await self.script(request) is not True:
                         return
 

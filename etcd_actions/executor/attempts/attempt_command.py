@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Final
 from etcd_actions._internal.untrusted_files import local_path
 from etcd_actions.errors import InvalidArgument
 from etcd_actions.executor.attempts.environment import spare_loopback
+from etcd_actions.executor.attempts.output_files import Outputs, is_url
 from etcd_actions.executor.executor_settings import ExecutorSettings
+from etcd_actions.executor.offers import NO_NEEDS, Needs
 from etcd_actions.model import ANNOTATION_RUN_START_TIME, ActionObject, output_uri
 
 if TYPE_CHECKING:
@@ -45,13 +47,17 @@ class Command:
         arguments: The program and its arguments.
         environment: Its complete environment.
         directory: Where it runs; None for a directory of its own.
-        outputs: The directory of its outputs and its error.
+        outputs: The place of its outputs and its error.
+        needs: The resources that it requests.
+        packages: The lines of a file of requirements, for a launcher that installs packages.
     """
 
     arguments: list[str]
     environment: dict[str, str]
     directory: Path | None
-    outputs: Path
+    outputs: Outputs
+    needs: Needs = NO_NEEDS
+    packages: tuple[str, ...] = ()
 
     @property
     def is_sdk(self) -> bool:
@@ -81,7 +87,7 @@ def build_command(
     check_runs_here(template)
     _check_texts(action, template)
     spec = action.spec
-    prefix, outputs = _local_outputs(action, attempt)
+    prefix, outputs = _place_of_outputs(action, attempt, settings)
     if not spec.input_uri:
         raise InvalidArgument("spec.inputUri", "it is empty")
     before = _outputs(action, attempt - 1) + "/_flytecheckpoints" if attempt > 1 else '""'
@@ -103,7 +109,8 @@ def build_command(
     if not arguments[0]:
         raise InvalidArgument(f"{_TEMPLATE}.container", "the first word of the command is empty")
     environment = _environment(action, template, attempt, settings, image_variables or {})
-    return Command(arguments, environment, _directory(environment), outputs)
+    needs = NO_NEEDS if settings.runs_here else Needs.of(action, template)
+    return Command(arguments, environment, _directory(environment), outputs, needs)
 
 
 def check_runs_here(template: TaskTemplate) -> None:
@@ -214,13 +221,17 @@ def _check_variable(field: str, key: str, value: str) -> None:
     _check_text(f"{field}[{key[:80]}]", value)
 
 
-def _local_outputs(action: ActionObject, attempt: int) -> tuple[str, Path]:
-    """The directory of an attempt's outputs, as its URI and as a path."""
+def _place_of_outputs(
+    action: ActionObject, attempt: int, settings: ExecutorSettings
+) -> tuple[str, Outputs]:
+    """The place of an attempt's outputs, as its URI, and as a path if it is on this machine."""
     prefix = _outputs(action, attempt)
     try:
         outputs = local_path(prefix)
     except ValueError:
         outputs = None
+    if outputs is None and not settings.runs_here and is_url(prefix):
+        return prefix, prefix
     if outputs is None or "\0" in str(outputs):
         base = action.spec.run_output_base
         raise InvalidArgument(
@@ -257,9 +268,11 @@ def _environment(
 ) -> dict[str, str]:
     """The variables that Flyte's executor sets in a pod, and those that the SDK needs here."""
     spec, identifier = action.spec, template.id
-    environment = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
-    programs = str(settings.python.parent)
-    environment["PATH"] = f"{programs}{os.pathsep}{environment.get('PATH', os.defpath)}"
+    environment: dict[str, str] = {}
+    if settings.runs_here:
+        environment = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+        programs = str(settings.python.parent)
+        environment["PATH"] = f"{programs}{os.pathsep}{environment.get('PATH', os.defpath)}"
     for key, value in image_variables.items():
         _check_variable("image.env", key, value)
         # A value may refer to other variables, as in a Dockerfile.

@@ -47,6 +47,8 @@ MARK: Final = "_ATTEMPT_MARK"
 
 _OBJECT: Final = "object"
 _MOST_SHOWN: Final = 1024
+# Bytes of a log's line about missing bytes.
+_HEADER: Final = 64
 _MOST_NOTE: Final = 64 * 1024
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _CREATE: Final = os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
@@ -79,7 +81,8 @@ class AttemptDirectory:
         incarnation: The object of the attempt; None if only the directory is known.
         is_inferred: Whether only the uid identifies the object: an earlier version of this package
             started the attempt.
-        reported_exit: The exit code that the supervisor reported; the file is not read then.
+        reported_exit: The exit code that the launcher reported; the file is not read then.
+        ended_because: Why it ended without an exit code, in the launcher's words.
     """
 
     def __init__(self, state_dir: Path, incarnation: Incarnation, attempt: int) -> None:
@@ -87,6 +90,7 @@ class AttemptDirectory:
         self.incarnation: Incarnation | None = incarnation
         self.is_inferred = False
         self.reported_exit: int | None = None
+        self.ended_because = ""
 
     @classmethod
     def at(
@@ -94,7 +98,7 @@ class AttemptDirectory:
     ) -> AttemptDirectory:
         """The attempt of a path."""
         place = cls.__new__(cls)
-        place.path, place.reported_exit = path, None
+        place.path, place.reported_exit, place.ended_because = path, None, ""
         place.incarnation, place.is_inferred = incarnation, is_inferred
         return place
 
@@ -247,6 +251,40 @@ class AttemptDirectory:
             OSError: There are too few descriptors, or too little memory, to read that now.
         """
         return self._number(EXIT) if self.reported_exit is None else self.reported_exit
+
+    def note_started(self) -> None:
+        """Store that it was started, unless its supervisor did that.
+
+        A failure is logged: a later executor starts it again by the launcher, which knows it.
+        """
+        try:
+            if not self.was_started:
+                replace_file(self.path / STARTED, b"")
+        except OSError as error:
+            _log.debug("start_not_noted", directory=str(self.path), error=str(error))
+
+    def note_end(self, code: int | None, reason: str) -> None:
+        """Note how it ended; the exit code is stored, too, unless its supervisor did that.
+
+        A failure is logged: a later executor looks again.
+        """
+        self.reported_exit, self.ended_because = code, reason
+        try:
+            if code is not None and not (self.path / EXIT).exists():
+                replace_file(self.path / EXIT, str(code).encode())
+        except OSError as error:
+            _log.debug("end_not_noted", directory=str(self.path), error=str(error))
+
+    def write_log(self, data: bytes, most: int) -> None:
+        """Write the log so far, of which at most ``most`` bytes are kept, its end.
+
+        Raises:
+            OSError: It cannot be written.
+        """
+        omitted = len(data) - (most - _HEADER)
+        if omitted > 0:
+            data = b"(%d bytes are omitted here)\n" % omitted + data[omitted:]
+        replace_file(self.path / LOG, data)
 
     def running_for(self) -> float | None:
         """Seconds since the start of the attempt, also by an earlier executor; None before it.

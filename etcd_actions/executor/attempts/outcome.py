@@ -14,19 +14,14 @@ from typing import Final, NamedTuple
 from flyteidl2.core.execution_pb2 import ContainerError, ErrorDocument, ExecutionError
 from google.protobuf.message import DecodeError as BadMessage
 
-from etcd_actions._internal.untrusted_files import (
-    UnusableFile,
-    clear_away,
-    in_thread,
-    is_regular,
-    read_regular,
-)
+from etcd_actions._internal.untrusted_files import UnusableFile, in_thread, is_regular
 from etcd_actions.executor.attempts.attempt_directory import (
     STARTED,
     AttemptDirectory,
     lacks_resources,
 )
 from etcd_actions.executor.attempts.output_directories import taken_by
+from etcd_actions.executor.attempts.output_files import Outputs, has_file, read_file, remove_file
 from etcd_actions.model import ErrorState
 from etcd_actions.model.earlier_attempts import shortened
 
@@ -50,7 +45,7 @@ class Outcome(NamedTuple):
 
 
 async def find_outcome(
-    place: AttemptDirectory, outputs: Path, *, declares_outputs: bool
+    place: AttemptDirectory, outputs: Outputs, *, declares_outputs: bool
 ) -> Outcome:
     """Read the outcome of an attempt in a thread, which a cancellation leaves alone.
 
@@ -63,7 +58,7 @@ async def find_outcome(
         return _failed("OutputsUnreadable", error, recoverable=True)
 
 
-def outcome_of(place: AttemptDirectory, outputs: Path, *, declares_outputs: bool) -> Outcome:
+def outcome_of(place: AttemptDirectory, outputs: Outputs, *, declares_outputs: bool) -> Outcome:
     """Read the outcome of an attempt.
 
     Args:
@@ -73,9 +68,10 @@ def outcome_of(place: AttemptDirectory, outputs: Path, *, declares_outputs: bool
             failure.
 
     Raises:
-        OSError: There are too few descriptors, or too little memory, to read that now.
+        OSError: There are too few descriptors, or too little memory, to read that now; or the store
+            of a URL does not answer.
     """
-    if place.is_inferred:
+    if place.is_inferred and isinstance(outputs, Path):
         found = _own_files(place, outputs)
     else:
         found = _found(place, outputs, declares_outputs=declares_outputs)
@@ -89,23 +85,22 @@ def outcome_of(place: AttemptDirectory, outputs: Path, *, declares_outputs: bool
     return found
 
 
-def clear(outputs: Path) -> None:
+def clear(outputs: Outputs) -> None:
     """Remove the files that could be mistaken for the outcome of an attempt before its start.
 
-    A directory is renamed, since its contents are not ours.
-
     Raises:
+        UnusableFile: A URL cannot be used.
         OSError: One cannot be removed.
     """
     for name in (ERROR_FILE, OUTPUTS_FILE):
-        clear_away(outputs / name)
+        remove_file(outputs, name)
 
 
-def _found(place: AttemptDirectory, outputs: Path, *, declares_outputs: bool) -> Outcome:
-    if (failure := _read_error(outputs / ERROR_FILE)) is not None:
+def _found(place: AttemptDirectory, outputs: Outputs, *, declares_outputs: bool) -> Outcome:
+    if (failure := _read_error(outputs)) is not None:
         return failure
     try:
-        if is_regular(outputs / OUTPUTS_FILE):
+        if has_file(outputs, OUTPUTS_FILE):
             return Outcome(None)
     except (OSError, UnusableFile) as error:
         return _unreadable("OutputsUnreadable", error)
@@ -115,10 +110,12 @@ def _found(place: AttemptDirectory, outputs: Path, *, declares_outputs: bool) ->
     lines = place.last_lines()
     end = f"; its log ends with:\n{lines}" if lines else ""
     if code == 0:
-        message = f"the process exited with 0, and left no {outputs / OUTPUTS_FILE}{end}"
+        message = f"the process exited with 0, and left no {outputs}/{OUTPUTS_FILE}{end}"
         return _failed("OutputsNotFound", message, recoverable=True)
     # As Flyte's executor reports a container that disappeared.
-    return _failed("ProcessEnded", _how(code) + end, kind="SYSTEM", recoverable=True)
+    return _failed(
+        "ProcessEnded", _how(code, place.ended_because) + end, kind="SYSTEM", recoverable=True
+    )
 
 
 def _own_files(place: AttemptDirectory, outputs: Path) -> Outcome:
@@ -134,7 +131,7 @@ def _own_files(place: AttemptDirectory, outputs: Path) -> Outcome:
         with suppress(FileNotFoundError, NotADirectoryError, UnusableFile):
             if is_regular(outputs / name) and started is not None:
                 written = (outputs / name).lstat().st_mtime_ns
-                found = look(outputs / name) if written >= started else None
+                found = look(outputs) if written >= started else None
                 if found is not None:
                     return found
     message = (
@@ -144,14 +141,16 @@ def _own_files(place: AttemptDirectory, outputs: Path) -> Outcome:
     return _failed("ProcessEnded", message, kind="SYSTEM", recoverable=True)
 
 
-def _read_error(path: Path) -> Outcome | None:
+def _read_error(outputs: Outputs) -> Outcome | None:
     try:
-        data = read_regular(path, limit=_MOST_ERROR_FILE)
+        data = read_file(outputs, ERROR_FILE, limit=_MOST_ERROR_FILE)
+        if data is None:
+            return None
         found = ErrorDocument.FromString(data).error
-    except (FileNotFoundError, NotADirectoryError):
-        return None
     except BadMessage as error:
-        return _failed("ErrorUnreadable", f"{path} is not an ErrorDocument: {error}")
+        return _failed(
+            "ErrorUnreadable", f"{outputs}/{ERROR_FILE} is not an ErrorDocument: {error}"
+        )
     except (OSError, UnusableFile) as error:
         return _unreadable("ErrorUnreadable", error)
     return _failed(
@@ -175,9 +174,9 @@ def _failed(
     return Outcome(ErrorState(code=code, kind=kind, message=str(message)), recoverable)
 
 
-def _how(code: int | None) -> str:
+def _how(code: int | None, reason: str) -> str:
     if code is None:
-        return "the process ended unseen, and left neither outputs nor an error"
+        return reason or "the process ended unseen, and left neither outputs nor an error"
     if code < 0:
         try:
             name = signal.Signals(-code).name

@@ -21,6 +21,7 @@ import msgspec
 
 from etcd_actions._internal.untrusted_files import UnusableFile, read_regular, replace_file
 from etcd_actions.executor.attempts.attempt_directory import AttemptDirectory
+from etcd_actions.executor.attempts.output_files import Outputs
 
 OUTPUTS: Final = "outputs"
 """The directory of the state directory with a file for each directory of outputs."""
@@ -34,7 +35,7 @@ class _Taken(msgspec.Struct, frozen=True):
     """For people."""
 
 
-def take(place: AttemptDirectory, outputs: Path) -> AttemptDirectory | None:
+def take(place: AttemptDirectory, outputs: Outputs) -> AttemptDirectory | None:
     """Take a directory for an attempt whose lock the caller has.
 
     Returns:
@@ -54,7 +55,7 @@ def take(place: AttemptDirectory, outputs: Path) -> AttemptDirectory | None:
     return None
 
 
-def taken_by(place: AttemptDirectory, outputs: Path) -> AttemptDirectory | None:
+def taken_by(place: AttemptDirectory, outputs: Outputs) -> AttemptDirectory | None:
     """The attempt that took a directory after this one, if there is one.
 
     Raises:
@@ -81,8 +82,9 @@ def sweep_outputs(state_dir: Path, before: float) -> None:
                     file.unlink()
 
 
-def _file(place: AttemptDirectory, outputs: Path) -> Path:
-    name = hashlib.sha256(os.fsencode(os.path.realpath(outputs))).hexdigest()
+def _file(place: AttemptDirectory, outputs: Outputs) -> Path:
+    path = os.path.realpath(outputs) if isinstance(outputs, Path) else outputs
+    name = hashlib.sha256(os.fsencode(path)).hexdigest()
     return place.state_dir / OUTPUTS / name
 
 

@@ -20,13 +20,14 @@ from google.protobuf.message import DecodeError as BadMessage
 from etcd_actions._internal.untrusted_files import (
     UnusableFile,
     local_path,
-    read_regular,
     replace_file,
 )
 from etcd_actions.catalog import Entry, digest_of
 from etcd_actions.executor.attempts.attempt_directory import AttemptDirectory
 from etcd_actions.executor.attempts.outcome import OUTPUTS_FILE, clear
 from etcd_actions.executor.attempts.output_directories import take
+from etcd_actions.executor.attempts.output_files import Outputs as Place
+from etcd_actions.executor.attempts.output_files import read_file, write_file
 
 if TYPE_CHECKING:
     from flyteidl2.core.literals_pb2 import Literal
@@ -44,17 +45,14 @@ class Stale(Exception):
     """A cached result cannot be used any more."""
 
 
-def read_outputs(outputs: Path) -> bytes | None:
+def read_outputs(outputs: Place) -> bytes | None:
     """The outputs of an attempt; None if it has none.
 
     Raises:
         UnusableFile: They are not in a regular file, or larger than `MOST_OF_OUTPUTS`.
         OSError: They cannot be read.
     """
-    try:
-        return read_regular(outputs / OUTPUTS_FILE, limit=MOST_OF_OUTPUTS)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
+    return read_file(outputs, OUTPUTS_FILE, limit=MOST_OF_OUTPUTS)
 
 
 def store(state_dir: Path, data: bytes) -> None:
@@ -96,7 +94,7 @@ def fetch(state_dir: Path, entry: Entry, *, declares_outputs: bool) -> bytes | N
     return data
 
 
-def write_outputs(place: AttemptDirectory, outputs: Path, data: bytes | None) -> bool:
+def write_outputs(place: AttemptDirectory, outputs: Place, data: bytes | None) -> bool:
     """Write outputs in the place of an attempt that is not started.
 
     Args:
@@ -114,8 +112,7 @@ def write_outputs(place: AttemptDirectory, outputs: Path, data: bytes | None) ->
         return False
     clear(outputs)
     if data is not None:
-        outputs.mkdir(parents=True, exist_ok=True)
-        replace_file(outputs / OUTPUTS_FILE, data)
+        write_file(outputs, OUTPUTS_FILE, data)
     return True
 
 
@@ -133,16 +130,14 @@ def sweep_cache(state_dir: Path, keep: float) -> None:
 
 
 def _large(state_dir: Path, entry: Entry) -> bytes:
-    kept = state_dir / CACHE / _name(entry.digest)
-    left = local_path(entry.output_uri)
-    for path in (kept, None if left is None else left / OUTPUTS_FILE):
-        if path is None:
-            continue
-        with suppress(FileNotFoundError, NotADirectoryError, UnusableFile):
-            data = read_regular(path, limit=MOST_OF_OUTPUTS)
-            if digest_of(data) == entry.digest:
-                if path == kept:
-                    os.utime(path)
+    kept, name = state_dir / CACHE, _name(entry.digest)
+    left = local_path(entry.output_uri) or entry.output_uri
+    for directory, file in ((kept, name), (left, OUTPUTS_FILE)):
+        with suppress(UnusableFile):
+            data = read_file(directory, file, limit=MOST_OF_OUTPUTS)
+            if data is not None and digest_of(data) == entry.digest:
+                if directory == kept:
+                    os.utime(kept / name)
                 return data
     raise Stale("its outputs are gone, or were changed")
 

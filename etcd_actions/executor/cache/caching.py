@@ -36,11 +36,10 @@ from etcd_actions.executor.executor_settings import ExecutorSettings
 from etcd_actions.storage.claims import Claim, Claims
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from flyteidl2.core.tasks_pb2 import TaskTemplate
 
     from etcd_actions.executor.attempts.attempt_directory import AttemptDirectory
+    from etcd_actions.executor.attempts.output_files import Outputs
 
 # The numbers of ``flyteidl2.core.CatalogCacheStatus``.
 DISABLED: Final = 0
@@ -85,7 +84,7 @@ class Task(NamedTuple):
     action: StoredAction
     template: TaskTemplate
     place: AttemptDirectory
-    outputs: Path
+    outputs: Outputs
 
 
 class _Hangs(Exception):

@@ -183,15 +183,30 @@ class ImageEnvironments:
         try:
             stored = await self._read(digest)
             if stored is None:
-                raise _refused(reference, "its definition is not stored: run the program again")
+                raise refused(reference, "its definition is not stored: run the program again")
             definition = parse_image(stored.spec)
         except (DecodeError, InvalidArgument) as error:
-            raise _refused(reference, str(error)) from error
+            raise refused(reference, str(error)) from error
         # Another task may have started a build during the read.
         if digest not in self._builds or self._builds[digest].failure is not None:
             self._builds[digest] = _Build(now)
             self._nursery.start_soon(self._make, reference, stored, definition)
         raise NotBuiltYet(_LOOK_FIRST)
+
+    async def applied(
+        self, image: str, command: Callable[[Mapping[str, str]], Command], held: ExitStack
+    ) -> Command | None:
+        """See :meth:`~etcd_actions.executor.provisions.Images.applied`.
+
+        Raises:
+            NotBuiltYet, NotStarted, EtcdError: See :meth:`get`.
+        """
+        found = await self.get(image)
+        if found is None:
+            return None
+        applied = found.applied_to(command(found.variables))
+        self.hold(found, held)
+        return applied
 
     def hold(self, image: ImageEnvironment, held: ExitStack) -> None:
         """Keep an environment from being removed by any executor, until the stack is closed.
@@ -255,11 +270,11 @@ class ImageEnvironments:
             except NotStarted as error:
                 failure = error
             except BuildFailed as error:
-                failure = _refused(reference, str(error))
+                failure = refused(reference, str(error))
             except OSError as error:
                 if not is_of_machine(error):
                     raise
-                failure = _refused(reference, str(error), by_machine=True)
+                failure = refused(reference, str(error), by_machine=True)
             else:
                 if len(self._ready) >= _MOST_KNOWN:
                     self._ready.clear()
@@ -267,7 +282,7 @@ class ImageEnvironments:
                 del self._builds[reference.digest]
                 return
         if failure is None:
-            failure = _refused(reference, f"it cannot be made: {unit.error}")
+            failure = refused(reference, f"it cannot be made: {unit.error}")
         else:
             _log.warning("image_not_built", image=str(reference), error=str(failure))
         running.failure, running.failed_at = failure, trio.current_time()
@@ -371,7 +386,8 @@ class ImageEnvironments:
             await trio.sleep(every)
 
 
-def _refused(reference: ImageReference, why: str, *, by_machine: bool = False) -> NotStarted:
+def refused(reference: ImageReference, why: str, *, by_machine: bool = False) -> NotStarted:
+    """The error of an action whose image cannot be used."""
     message = why if why.startswith("image ") else f"image {reference.name}: {why}"
     return NotStarted.because(message, by_machine=by_machine, code=CODE)
 

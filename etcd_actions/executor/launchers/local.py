@@ -1,4 +1,4 @@
-"""Starts attempts, finds those that live, and waits for their ends."""
+"""Starts attempts on this machine: by the fork server, by a small server, or by exec."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
+from weakref import WeakKeyDictionary
 
 import structlog
 import trio
@@ -21,27 +22,17 @@ from etcd_actions._internal.untrusted_files import UnusableFile, in_thread
 from etcd_actions.executor.attempts.attempt_command import Command
 from etcd_actions.executor.attempts.attempt_directory import MARK, AttemptDirectory
 from etcd_actions.executor.attempts.environment import helper_environment
-from etcd_actions.executor.attempts.fork_server import ForkServer
-from etcd_actions.executor.attempts.outcome import clear
-from etcd_actions.executor.attempts.output_directories import take
-from etcd_actions.executor.attempts.start_errors import (
-    NotStarted,
-    OutputsInUse,
-    check_command,
-    not_started,
-    of_os_error,
-)
+from etcd_actions.executor.attempts.start_errors import NotStarted, not_started, of_os_error
+from etcd_actions.executor.launchers.fork_server import ForkServer
+from etcd_actions.executor.launchers.launcher import Look, State
 from etcd_actions.executor.supervision import supervisor
 
 _LOOK_EVERY: Final = 0.5
 _START_WITHIN: Final = 60.0
-_TRIES: Final = 3
 # A supervisor that is stopped or hangs is killed itself after so long.
 _KILLED_WITHIN: Final = 15.0
 _FILES_WITHIN: Final = 60.0
-# A supervisor reports the end of its attempt before it ends itself.
-_RELEASED_WITHIN: Final = 1.0
-_UNKNOWN: Final = object()
+_RUNNING: Final = Look(State.RUNNING)
 _MOST_REPORT: Final = 1 << 20
 _PROGRAM: Final = (
     "import sys; sys.path.append(sys.argv.pop(1)); import supervisor; supervisor.main()"
@@ -51,96 +42,64 @@ _DIRECTORY: Final = str(Path(supervisor.__file__).parent)
 _log = structlog.get_logger(__name__)
 
 
-class Attempts:
-    """Starts and follows attempts.
+class LocalLauncher:
+    """Starts processes of this machine; each has a supervisor, which outlives this process.
 
     Args:
-        fork_server: Starts the SDK's commands; None to execute them like others.
         nursery: Where the reports of supervisors are received.
         kill_grace: Seconds between SIGTERM and SIGKILL.
         log_bytes: The most bytes of an attempt's log, while it grows and afterwards.
-        launcher: Starts other commands, faster than executing a supervisor for each.
+        fork_server: Starts the SDK's commands; None to execute them like others.
+        plain_server: Starts other commands, faster than executing a supervisor for each.
         containment: Its boundaries.
-
-    Attributes:
-        started: Number of attempts that were started.
-        adopted: Number of attempts that another executor had started.
     """
 
     def __init__(
         self,
-        fork_server: ForkServer | None,
         nursery: trio.Nursery,
         kill_grace: float,
         log_bytes: int = 10 * 1024 * 1024,
-        launcher: ForkServer | None = None,
+        fork_server: ForkServer | None = None,
+        plain_server: ForkServer | None = None,
         containment: Containment | None = None,
     ) -> None:
-        self._fork_server = fork_server
-        self._launcher = launcher
-        self._containment = containment or Containment()
         self._nursery = nursery
         self._kill_grace = kill_grace
         self._log_bytes = log_bytes
-        self._reports: dict[Path, _Report] = {}
-        self.started = 0
-        self.adopted = 0
+        self._fork_server = fork_server
+        self._plain_server = plain_server
+        self._containment = containment or Containment()
+        self._reports: WeakKeyDictionary[AttemptDirectory, _Report] = WeakKeyDictionary()
 
-    async def begin(self, place: AttemptDirectory, command: Command) -> None:
-        """Start an attempt unless it was started before, also by an earlier executor.
-
-        Cancelled, it may have been started: then ``place.is_alive`` or ``place.was_started``.
-
-        Raises:
-            NotStarted: No process of it runs; ``by_machine`` is whether a retry may help.
-            OutputsInUse: No process of it runs, since another attempt has its outputs' directory.
-        """
-        for _ in range(_TRIES):
-            try:
-                place.make()
-                lock = place.try_lock()
-            except UnusableFile as error:
-                raise NotStarted.because(f"{place.path}: {error}") from error
-            except OSError as error:
-                raise of_os_error(place.path, error, "state") from error
-            if lock is None or place.was_started:
-                if lock is not None:
-                    os.close(lock)
-                self.adopted += 1
-                return
-            try:
-                if await self._start(place, command, lock):
-                    self.started += 1
-                    return
-            finally:
-                os.close(lock)
-        raise not_started(place.path, None, "its supervisor ended at once, each time", "supervisor")
-
-    async def wait_ended(self, place: AttemptDirectory) -> None:
-        """Return once no process of the attempt lives. Cancelled, it lives on."""
-        report = self._reports.get(place.path)
-        if report is not None:
-            await report.closed.wait()
-            place.reported_exit = report.code
-        if report is None or report.code is None:
-            while place.is_alive:  # noqa: ASYNC110 - another executor's process sends no report
+    async def look(self, place: AttemptDirectory, *, within: float) -> Look:
+        """See :meth:`Launcher.look`."""
+        report = self._reports.get(place)
+        with trio.move_on_after(within):
+            if report is not None:
+                await report.closed.wait()
+            while (report is None or report.code is None) and place.is_alive:  # noqa: ASYNC110
+                # Another executor's process sends no report.
                 await trio.sleep(_LOOK_EVERY)
-        while (code := _exit_code(place)) is _UNKNOWN:  # noqa: ASYNC110 - as above
-            await trio.sleep(_LOOK_EVERY)
+        code = None
+        if report is not None:
+            if not report.closed.is_set():
+                return _RUNNING
+            code = report.code
+        if code is None:
+            if place.is_alive:
+                return _RUNNING
+            try:
+                code = place.exit_code
+            except OSError:
+                # There are too few descriptors now.
+                return _RUNNING
         if code is None:
             # Its supervisor was killed, and with it the main process; others may live.
             await self._kill_left_behind(place)
+        return Look(State.ENDED, code)
 
-    def forget(self, place: AttemptDirectory) -> None:
-        """Release the report of an attempt that is not followed any more."""
-        self._reports.pop(place.path, None)
-
-    async def end(self, place: AttemptDirectory) -> None:
-        """End an attempt: all its processes get SIGTERM, after the grace SIGKILL.
-
-        Returns once they have ended. A process that the kernel does not end is left after 30
-        seconds; that is logged.
-        """
+    async def stop(self, place: AttemptDirectory) -> None:
+        """See :meth:`Launcher.stop`: a process that the kernel does not end is left after 30 s."""
         if await self._ended_within(place, self._kill_grace, signal.SIGTERM):
             return
         if await self._ended_within(place, _KILLED_WITHIN, signal.SIGKILL):
@@ -148,6 +107,9 @@ class Attempts:
         await self._kill_left_behind(place)
         if not await self._ended_within(place, _KILLED_WITHIN, None):
             _log.warning("attempt_not_ended", place=str(place.path))
+
+    async def logs(self, place: AttemptDirectory) -> None:
+        """None: the supervisor writes it."""
 
     async def _ended_within(
         self, place: AttemptDirectory, seconds: float, number: signal.Signals | None
@@ -157,8 +119,7 @@ class Attempts:
                 if number is not None:
                     place.kill(number)
                 # The supervisor of a new attempt may not receive signals yet.
-                with trio.move_on_after(_LOOK_EVERY):
-                    await self.wait_ended(place)
+                if (await self.look(place, within=_LOOK_EVERY)).state is State.ENDED:
                     return True
         return False
 
@@ -171,28 +132,11 @@ class Attempts:
         if count:
             _log.warning("processes_left_behind", place=str(place.path), killed=count)
 
-    async def _start(self, place: AttemptDirectory, command: Command, lock: int) -> bool:
-        """Start it; False if its supervisor, or the fork server, ended first."""
-        environment = command.environment | {MARK: place.mark}
-        check_command(command.arguments, environment, command)
-        try:
-            place.check_files()
-            if not place.note_object():
-                raise NotStarted.because(f"{place.path} has the note of another object")
-            await _take_outputs(place, command.outputs)
-        except UnusableFile as error:
-            raise NotStarted.because(str(error)) from error
-        except OSError as error:
-            raise of_os_error(place.path, error, "state") from error
-        try:
-            await in_thread(_FILES_WITHIN, command.outputs, clear, command.outputs)
-        except UnusableFile as error:
-            raise NotStarted.because(str(error)) from error
-        except OSError as error:
-            raise of_os_error(command.outputs, error, "outputs") from error
+    async def start(self, place: AttemptDirectory, command: Command, lock: int) -> bool:
+        """See :meth:`Launcher.start`; False if its supervisor, or the fork server, ended first."""
         request = {
             "arguments": command.arguments,
-            "environment": environment,
+            "environment": command.environment | {MARK: place.mark},
             "directory": str(command.directory or place.path / supervisor.WORK),
             "own_directory": command.directory is None,
             "kill_grace": self._kill_grace,
@@ -215,7 +159,7 @@ class Attempts:
         if report.failure is not None:
             raise _failed(report.failure, request, place, hint)
         if report.started or place.was_started:
-            self._reports[place.path] = report
+            self._reports[place] = report
             return True
         if not report.closed.is_set():
             await self._kill_left_behind(place)
@@ -234,7 +178,7 @@ class Attempts:
             if await server.start(descriptors):
                 return ""
             hint = server.trouble
-        if self._launcher is not None and await self._launcher.start(descriptors):
+        if self._plain_server is not None and await self._plain_server.start(descriptors):
             return hint
         launched: subprocess.CompletedProcess[bytes] = await trio.run_process(
             [sys.executable, "-I", "-S", "-c", _PROGRAM, _DIRECTORY, *map(str, descriptors)],
@@ -267,28 +211,6 @@ def _failed(
         f"{text}; {hint}" if hint else text,
         where,
     )
-
-
-async def _take_outputs(place: AttemptDirectory, outputs: Path) -> None:
-    """Take a directory of outputs; wait for an attempt that is about to end.
-
-    Raises:
-        OutputsInUse: Another attempt that lives has it.
-        UnusableFile: The file system does not answer.
-        OSError: The file of the directory cannot be written.
-    """
-    until = trio.current_time() + _RELEASED_WITHIN
-    while (holder := await in_thread(_FILES_WITHIN, outputs, take, place, outputs)) is not None:
-        if trio.current_time() >= until:
-            raise OutputsInUse(holder.path)
-        await trio.sleep(_RELEASED_WITHIN / 20)
-
-
-def _exit_code(place: AttemptDirectory) -> object:
-    try:
-        return place.exit_code
-    except OSError:
-        return _UNKNOWN
 
 
 class _Report:

@@ -1,0 +1,1 @@
+"""Launchers: each starts the commands of attempts somewhere, and reports how they end."""

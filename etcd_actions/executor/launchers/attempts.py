@@ -1,0 +1,178 @@
+"""Starts attempts by a launcher, finds those that were started before, and waits for their ends."""
+
+from __future__ import annotations
+
+import os
+from typing import Final
+
+import trio
+
+from etcd_actions._internal.containment import Containment
+from etcd_actions._internal.untrusted_files import UnusableFile, in_thread
+from etcd_actions.executor.attempts.attempt_command import Command
+from etcd_actions.executor.attempts.attempt_directory import AttemptDirectory
+from etcd_actions.executor.attempts.outcome import clear
+from etcd_actions.executor.attempts.output_directories import take
+from etcd_actions.executor.attempts.output_files import Outputs
+from etcd_actions.executor.attempts.start_errors import (
+    NotStarted,
+    OutputsInUse,
+    check_command,
+    not_started,
+    of_os_error,
+)
+from etcd_actions.executor.launchers.launcher import Launcher, LauncherUnavailable, State
+
+_TRIES: Final = 3
+_FILES_WITHIN: Final = 60.0
+# A supervisor reports the end of its attempt before it ends itself.
+_RELEASED_WITHIN: Final = 1.0
+# Seconds between two looks: at first, and later, since a long attempt may be noticed later.
+_LOOK_FIRST: Final = 0.2
+_LOOK_LAST: Final = 2.0
+_LOOK_GROWS: Final = 1.2
+# Seconds between two reads of a log that the launcher has.
+_LOG_EVERY: Final = 2.0
+UNIT: Final = "attempt"
+"""The kind of the boundary."""
+
+
+class Attempts:
+    """Starts and follows attempts.
+
+    Args:
+        launcher: Starts their commands.
+        log_bytes: The most bytes of a log that is copied from the launcher.
+        containment: Its boundaries.
+
+    Attributes:
+        started: Number of attempts that were started.
+        adopted: Number of attempts that another executor had started.
+    """
+
+    def __init__(
+        self,
+        launcher: Launcher,
+        log_bytes: int = 10 * 1024 * 1024,
+        containment: Containment | None = None,
+    ) -> None:
+        self._launcher = launcher
+        self._log_bytes = log_bytes
+        self._containment = containment or Containment()
+        self.started = 0
+        self.adopted = 0
+
+    async def begin(self, place: AttemptDirectory, command: Command) -> None:
+        """Start an attempt unless it was started before, also by an earlier executor.
+
+        Cancelled, it may have been started: then a second call starts nothing.
+
+        Raises:
+            NotStarted: No process of it runs; ``by_machine`` is whether a retry may help.
+            OutputsInUse: No process of it runs, since another attempt has its outputs' directory.
+        """
+        for _ in range(_TRIES):
+            try:
+                place.make()
+                lock = place.try_lock()
+            except UnusableFile as error:
+                raise NotStarted.because(f"{place.path}: {error}") from error
+            except OSError as error:
+                raise of_os_error(place.path, error, "state") from error
+            if lock is None or place.was_started:
+                if lock is not None:
+                    os.close(lock)
+                self.adopted += 1
+                return
+            try:
+                await _prepare(place, command)
+                if await self._launcher.start(place, command, lock):
+                    place.note_started()
+                    self.started += 1
+                    return
+            finally:
+                os.close(lock)
+        raise not_started(place.path, None, "its supervisor ended at once, each time", "supervisor")
+
+    async def wait_ended(self, place: AttemptDirectory, launched: trio.Event | None = None) -> None:
+        """Return once no process of the attempt lives. Cancelled, it lives on.
+
+        Args:
+            place: The attempt.
+            launched: Set once its command runs, or has ended.
+        """
+        within, read_log = 0.0, trio.current_time()
+        while True:
+            since = trio.current_time()
+            with self._containment.unit(UNIT, place.name) as unit:
+                try:
+                    seen = await self._launcher.look(place, within=within)
+                except LauncherUnavailable:
+                    seen = None
+            if unit.failed:
+                seen = None
+            if launched is not None and seen is not None and seen.state is not State.PENDING:
+                launched.set()
+            if seen is not None and seen.state is State.ENDED:
+                break
+            if trio.current_time() >= read_log + _LOG_EVERY:
+                await self._read_log(place)
+                # A long log is read less often.
+                read_log = trio.current_time() + (trio.current_time() - since - within)
+            await trio.sleep_until(since + within)
+            within = min(max(within * _LOOK_GROWS, _LOOK_FIRST), _LOOK_LAST)
+        await self._read_log(place)
+        place.note_end(seen.exit_code, seen.reason)
+
+    async def end(self, place: AttemptDirectory) -> None:
+        """End an attempt; returns once no process of it lives, or it was left."""
+        await self._launcher.stop(place)
+
+    async def _read_log(self, place: AttemptDirectory) -> None:
+        """Copy the log into the attempt's directory, if the launcher has it."""
+        with self._containment.unit(UNIT, place.name):
+            try:
+                data = await self._launcher.logs(place)
+            except LauncherUnavailable:
+                return
+            if data is not None:
+                place.write_log(data, self._log_bytes)
+
+
+async def _prepare(place: AttemptDirectory, command: Command) -> None:
+    """Check the command, and take and clear its directory of outputs.
+
+    Raises:
+        NotStarted, OutputsInUse: See :meth:`Attempts.begin`.
+    """
+    check_command(command.arguments, command.environment, command)
+    try:
+        place.check_files()
+        if not place.note_object():
+            raise NotStarted.because(f"{place.path} has the note of another object")
+        await _take_outputs(place, command.outputs)
+    except UnusableFile as error:
+        raise NotStarted.because(str(error)) from error
+    except OSError as error:
+        raise of_os_error(place.path, error, "state") from error
+    try:
+        await in_thread(_FILES_WITHIN, command.outputs, clear, command.outputs)
+    except UnusableFile as error:
+        raise NotStarted.because(str(error)) from error
+    except OSError as error:
+        raise of_os_error(command.outputs, error, "outputs") from error
+
+
+async def _take_outputs(place: AttemptDirectory, outputs: Outputs) -> None:
+    """Take a directory of outputs; wait for an attempt that is about to end.
+
+    Raises:
+        OutputsInUse: Another attempt that lives has it.
+        UnusableFile: The file system does not answer.
+        OSError: The file of the directory cannot be written.
+    """
+    until = trio.current_time() + _RELEASED_WITHIN
+    while (holder := await in_thread(_FILES_WITHIN, outputs, take, place, outputs)) is not None:
+        if trio.current_time() >= until:
+            raise OutputsInUse(holder.path)
+        await trio.sleep(_RELEASED_WITHIN / 20)
