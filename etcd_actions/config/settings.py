@@ -201,6 +201,14 @@ COLLECT_ORPHANS = _RUN.setting(
     "Whether to end and delete actions whose parent does not exist; Kubernetes does it for "
     "objects with an owner reference",
 )
+SHARDS = _RUN.optional(
+    "shards",
+    kinds.COUNT,
+    "Into how many shards, ranges of runs, the actions are divided, which all processes with this "
+    "setting share; at most 60. The number counts while there are no shards; later they are split "
+    "and merged by their sizes",
+    otherwise="one process at a time leads for all actions",
+)
 GRACE = _RUN.setting(
     "grace",
     kinds.SECONDS,

@@ -77,6 +77,7 @@ SAMPLES: dict[str, tuple[str, str]] = {
     "collect_uploads": ("no", "dry-run"),
     "etcd_quota": ("1GiB", "4194304"),
     "collect_orphans": ("true", "false"),
+    "shards": ("2", "16"),
     "grace": ("1s", "2"),
     "stats_interval": ("1s", "2"),
     "listen": ("127.0.0.1:1", "none"),
