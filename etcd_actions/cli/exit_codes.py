@@ -42,7 +42,11 @@ MEANINGS: tuple[tuple[str, str], ...] = (
     ("2", "a flag, a variable or the installation is unusable"),
     ("3", "etcd, or the service, cannot be reached (run and watch wait for etcd)"),
     ("4", "etcd, the service, or kubectl, rejects it: permission, authentication, quota"),
-    ("5", "the embedded etcd: data directory in use, no start, ended, not running"),
+    (
+        "5",
+        "the embedded etcd: its data directory is in use, it cannot start, it ended, or it is not "
+        "running",
+    ),
     ("6", "a file is unusable: it cannot be read or written, or has other contents"),
     ("7", "no such action or run"),
     ("8", "doctor found warnings, and nothing worse"),
