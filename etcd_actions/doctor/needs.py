@@ -48,6 +48,7 @@ NEEDS: dict[str, Allowed] = {
     "submit": _ALL,
     "run": _ALL,
     "run --executor": _ALL,
+    "worker": _ALL,
 }
 """The permissions of each command that uses etcd itself; with ``--service`` it needs none."""
 

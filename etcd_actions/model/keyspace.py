@@ -42,6 +42,7 @@ class Keyspace:
         histories: Histories of actions.
         dead_letters: Dead letters.
         elections: Elections.
+        workers: Offers of workers.
         shards: Shards, their owners and members.
         tasks: Deployed tasks.
         projects: Projects that clients created or changed.
@@ -65,6 +66,7 @@ class Keyspace:
         self.traces: bytes = self.own + b"traces/"
         self.aborts: bytes = self.own + b"aborts/"
         self.claims: bytes = self.own + b"claims/"
+        self.workers: bytes = self.own + b"workers/"
         self.dead_letters: bytes = self.own + b"dead-letters/"
         self.elections: bytes = self.own + b"election/"
         self.shards: bytes = self.own + b"shards/"
