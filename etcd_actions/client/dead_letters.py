@@ -59,7 +59,7 @@ class DeadLetterRequests(Requests):
         """Wait, without limit, until a request for another report is answered.
 
         Args:
-            pending: What :meth:`retry_dead_letter` returned.
+            pending: The result of :meth:`retry_dead_letter`.
 
         Returns:
             As :meth:`retry_dead_letter` with ``wait``.

@@ -97,7 +97,7 @@ class DeadLetterOperations:
         return None
 
     async def delete(self, dead_letter: DeadLetter) -> bool:
-        """Delete a dead letter, unless it changed since it was read; whether it was deleted."""
+        """Delete a dead letter unless it changed since it was read; return whether it did."""
         kv = await self._store.get(dead_letter.dead_letter_key)
         if kv is None or kv.mod_revision != dead_letter.dead_letter_revision:
             return False
