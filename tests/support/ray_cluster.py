@@ -50,10 +50,11 @@ class RayCluster:
             )
         await eventually(self._answers, within=_START_WITHIN)
         for number, name in enumerate(("node1", "node2"), 2):
-            # Ray gives a node 30 seconds, which a busy machine may need twice.
-            while name not in self._processes or self._processes[name].poll() is not None:
-                self.kill(name)
-                self._start(name, "--address", f"127.0.0.1:{self._port}", "--num-cpus", "3")
+            # A node ends if its head does, or if it needs more than 30 seconds on a busy machine.
+            while self.nodes() < number:
+                if name not in self._processes or self._processes[name].poll() is not None:
+                    self.kill(name)
+                    self._start(name, "--address", f"127.0.0.1:{self._port}", "--num-cpus", "3")
                 process = self._processes[name]
                 await eventually(
                     lambda: self.nodes() >= number or process.poll() is not None,  # noqa: B023
