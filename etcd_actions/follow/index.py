@@ -12,7 +12,7 @@ in which it accepts it: a change that was not noted is delivered again.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from typing import Final, Protocol
 
@@ -64,6 +64,8 @@ class Index:
         self._groups: defaultdict[bytes, _Siblings] = defaultdict(_Siblings)
         self._packing = Packing()
         self._count = 0
+        # By pool, the actions that are not started; a pool without one is absent.
+        self._queued: Counter[str] = Counter()
         # By key, the revision of a change that was put off; 0 for a deletion.
         self._delivered: dict[bytes, int] = {}
         # Keys that the present watch has yet to deliver again.
@@ -142,7 +144,9 @@ class Index:
             if not have_one_parent(before, packed):
                 self._remove_child(siblings, parent_of(name, before), name)
                 self._add_child(siblings, parent_of(name, packed), name)
+            self._count_queued(before, -1)
             self._packing.release(before)
+        self._count_queued(packed, 1)
         if self._delivered:
             self._delivered.pop(key, None)
         if self._again:
@@ -164,6 +168,7 @@ class Index:
             return
         self._count -= 1
         self._remove_child(siblings, parent_of(name, packed), name)
+        self._count_queued(packed, -1)
         self._packing.release(packed)
         if not siblings.facts:
             del self._groups[head]
@@ -178,6 +183,10 @@ class Index:
         """The facts of the last state that was handled and decoded; None without one."""
         packed = self._packed(key)
         return None if packed is None else self._packing.unpack(key.rpartition(b"/")[2], packed)
+
+    def queued(self) -> dict[str, int]:
+        """The number of actions that are not started, by pool; the empty name is the default."""
+        return dict(self._queued)
 
     def children(self, key: bytes) -> list[bytes]:
         """The keys of the children of a key's object, below the same prefix and of any run.
@@ -284,6 +293,13 @@ class Index:
             return 1
         first = self._by_revision.first()
         return None if first is None else first[1]
+
+    def _count_queued(self, packed: bytes, by: int) -> None:
+        pool = self._packing.queued_pool(packed)
+        if pool is not None:
+            self._queued[pool] += by
+            if not self._queued[pool]:
+                del self._queued[pool]
 
     def _packed(self, key: bytes) -> bytes | None:
         head, _, name = key.rpartition(b"/")

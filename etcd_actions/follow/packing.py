@@ -21,6 +21,10 @@ _COMPACT: Final = struct.Struct("<qBBBHIIqbI16s")
 _COMPLETE: Final = b"\x00"
 """The form of a summary that is packed completely; the compact form is 1."""
 _FORM: Final = _REVISION.size
+_PHASE: Final = _FORM + 1
+_FLAGS: Final = _PHASE + 1
+_NUMBER: Final = struct.Struct("<I")
+_NUMBER_AT: Final = _FLAGS + 3
 _PARENT: Final = _COMPACT.size
 _UID: Final = 36
 _RAW_UID: Final = 16
@@ -30,8 +34,8 @@ _RECORDED, _DELETING, _HELD, _HELD_BY_OTHERS, _STRAY, _CONDITION, _TEXT = (
     1 << bit for bit in range(7)
 )
 
-_Texts = tuple[str, str, str, str, str, str | None]
-"""Project, domain, organisation, version, and the output location before and behind the run."""
+_Texts = tuple[str, str, str, str, str, str, str | None]
+"""Project, domain, organisation, version, pool, the output location before and behind the run."""
 
 
 class Packing:
@@ -44,7 +48,7 @@ class Packing:
         self._free: list[int] = []
         # The texts of the last summary, and their source: the next one is mostly of the same run.
         self._last: tuple[str, ...] = ()
-        self._last_texts: _Texts = ("", "", "", "", "", None)
+        self._last_texts: _Texts = ("", "", "", "", "", "", None)
 
     def pack(self, name: bytes, summary: Summary) -> bytes:
         """Pack the summary of the object of a name; call :meth:`release` when it is replaced."""
@@ -105,7 +109,7 @@ class Packing:
             mark,
             raw,
         ) = _COMPACT.unpack_from(packed)
-        project, domain, org, version, before, behind = self._texts[number]
+        project, domain, org, version, pool, before, behind = self._texts[number]
         text = name.decode()
         run = text[:length]
         if flags & _TEXT:
@@ -135,7 +139,19 @@ class Packing:
             mark,
             bool(flags & _CONDITION),
             version,
+            pool,
         )
+
+    def queued_pool(self, packed: bytes) -> str | None:
+        """The pool of an action that was not started; None of another one, and of a condition."""
+        if packed[_FORM]:
+            if packed[_PHASE] >= Phase.INITIALIZING or packed[_FLAGS] & _CONDITION:
+                return None
+            number: int = _NUMBER.unpack_from(packed, _NUMBER_AT)[0]
+            return self._texts[number][4]
+        summary = unpack(packed[_FORM + 1 :])
+        is_queued = summary.phase < Phase.INITIALIZING and not summary.condition
+        return summary.pool if is_queued else None
 
     def release(self, packed: bytes) -> None:
         """Count off the shared texts of a packed summary that is not used any more."""
@@ -155,6 +171,7 @@ class Packing:
             summary.domain,
             summary.org,
             summary.other_version,
+            summary.pool,
         )
         if made_of != self._last:
             before, found, behind = summary.run_output_base.partition(summary.run)

@@ -23,6 +23,8 @@ class _Labels(msgspec.Struct, frozen=True, gc=False):
 
 class _Annotations(msgspec.Struct, frozen=True, gc=False):
     org: str = msgspec.field(default="", name=names.ANNOTATION_ORG)
+    queue: str = msgspec.field(default="", name=names.ANNOTATION_QUEUE)
+    run_queue: str = msgspec.field(default="", name=names.ANNOTATION_RUN_QUEUE)
 
 
 class _Metadata(msgspec.Struct, rename="camel", frozen=True, gc=False):
@@ -118,6 +120,7 @@ class Facts(msgspec.Struct, rename="camel", frozen=True, gc=False):
             mark,
             spec.action_type == names.ACTION_TYPE_CONDITION,
             names.other_version(self.api_version),
+            metadata.annotations.queue or metadata.annotations.run_queue,
         )
 
 

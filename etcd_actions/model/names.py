@@ -55,6 +55,10 @@ ANNOTATION_OVERWRITE_CACHE: Final = OWN_DOMAIN + "/overwrite-cache"
 """``true``: the run uses no cached results, and replaces them."""
 ANNOTATION_MOST_AT_ONCE: Final = OWN_DOMAIN + "/max-action-concurrency"
 """How many actions of the run may be busy at once, in decimal digits."""
+ANNOTATION_QUEUE: Final = OWN_DOMAIN + "/queue"
+"""The queue of the action's task; an action without one has that of its run."""
+ANNOTATION_RUN_QUEUE: Final = OWN_DOMAIN + "/run-queue"
+"""The queue, else the cluster pool, of the run."""
 ANNOTATION_RECOVERS: Final = OWN_DOMAIN + "/recovers"
 """The runs whose successful actions the run reuses, see `etcd_actions.actions.recovery`."""
 ANNOTATION_TRACEPARENT: Final = OWN_DOMAIN + "/traceparent"
@@ -64,6 +68,7 @@ RUN_ANNOTATIONS: Final = (
     ANNOTATION_OVERWRITE_CACHE,
     ANNOTATION_MOST_AT_ONCE,
     ANNOTATION_RECOVERS,
+    ANNOTATION_RUN_QUEUE,
 )
 """The run's specification as far as Flyte's object has no fields for it: the root has these
 annotations, and all tasks below inherit them."""

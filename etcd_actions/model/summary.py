@@ -15,6 +15,8 @@ from etcd_actions.model.mark import State
 from etcd_actions.model.names import (
     ACTION_TYPE_CONDITION,
     ANNOTATION_ORG,
+    ANNOTATION_QUEUE,
+    ANNOTATION_RUN_QUEUE,
     FINALIZER_RECORD,
     ActionId,
     other_version,
@@ -56,6 +58,8 @@ class Summary(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """Whether it waits for a signal instead of running a task."""
     other_version: str = ""
     """The API version of the stored object if it is not the known one; else empty."""
+    pool: str = ""
+    """The queue or cluster pool whose workers run it; empty for the default."""
 
     @property
     def action_id(self) -> ActionId:
@@ -87,14 +91,14 @@ def summary_of(action: Any, state: State, revision: int, create_revision: int) -
         create_revision: Its ``create_revision``; 0 if it is not known.
     """
     metadata, spec = action.metadata, action.spec
-    annotations, finalizers = metadata.annotations, metadata.finalizers
+    annotations, finalizers = metadata.annotations or {}, metadata.finalizers
     held = FINALIZER_RECORD in finalizers
     return Summary(
         spec.project,
         spec.domain,
         spec.run_name,
         spec.action_name,
-        annotations.get(ANNOTATION_ORG, "") if annotations else "",
+        annotations.get(ANNOTATION_ORG, ""),
         spec.parent_action_name,
         metadata.uid,
         state.phase,
@@ -111,6 +115,7 @@ def summary_of(action: Any, state: State, revision: int, create_revision: int) -
         state.mark,
         spec.action_type == ACTION_TYPE_CONDITION,
         other_version(action.api_version),
+        annotations.get(ANNOTATION_QUEUE, "") or annotations.get(ANNOTATION_RUN_QUEUE, ""),
     )
 
 

@@ -36,6 +36,10 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 
+_DEFAULT_POOL: Final = "default"
+_MOST_POOLS: Final = 100
+_LONGEST_POOL: Final = 100
+
 
 class Metrics(Collector):
     """All metrics of a process.
@@ -230,6 +234,9 @@ def _of_queues(statistics: WatchingStatistics) -> Iterator[Metric]:
 
 def _of_recording(statistics: WatchingStatistics) -> Iterator[Metric]:
     yield _gauge("etcd_actions_leader", "Whether this process is the leader.", statistics.elected)
+    text = "Actions that wait for a worker, by pool; of the leader, the others say 0."
+    queued = _largest(statistics.queued) if statistics.elected else {}
+    yield _gauge("etcd_actions_queued_actions", text, {_DEFAULT_POOL: 0, **queued}, "pool")
     yield _gauge("etcd_actions_checkpoint", "The saved checkpoint.", statistics.checkpoint)
     yield _gauge("etcd_actions_subscriptions", "Open subscriptions.", statistics.subscriptions)
     text = "Updates that subscribers have yet to receive."
@@ -326,6 +333,14 @@ def _of_executor(executor: ExecutorStatistics) -> Iterator[Metric]:
     )
     text = "Lookups and writes of cached results, by status."
     yield _counter("etcd_actions_executor_cache", text, executor.cache, "status")
+
+
+def _largest(queued: Mapping[str, int]) -> dict[str, int]:
+    """The pools with the most actions by their names; clients may request any pool."""
+    found: Counter[str] = Counter()
+    for pool, count in Counter(queued).most_common(_MOST_POOLS):
+        found[pool[:_LONGEST_POOL] or _DEFAULT_POOL] += count
+    return found
 
 
 _Values: TypeAlias = _T | Mapping[str, _T] | Mapping[tuple[str, str], _T]

@@ -218,6 +218,7 @@ class Processor:
             dropped_dead_letters=dead_letters.dropped if dead_letters else 0,
             marks=recording.recorder.statistics() if recording else {},
             elected=recording is not None and recording.leader.is_elected,
+            queued=self._index.queued(),
             checkpoint=recording.leader.checkpoint if recording else 0,
             subscriptions=len(self._subscriptions),
             undelivered=self._subscriptions.pending(),

@@ -82,6 +82,7 @@ class WatchingStatistics:
         dropped_dead_letters: Number of dead letters that were deleted for newer ones.
         marks: Number of marks by result, see :class:`~etcd_actions.record.recorder.MarkResult`.
         elected: Whether this process is the leader.
+        queued: Number of actions that are not started, by pool; the empty name is the default.
         checkpoint: Every deletion up to this revision is reported, as last saved or read.
         subscriptions: Number of open subscriptions.
         undelivered: Number of updates that their readers have yet to receive.
@@ -107,6 +108,7 @@ class WatchingStatistics:
     dropped_dead_letters: int
     marks: dict[str, int]
     elected: bool
+    queued: dict[str, int]
     checkpoint: int
     subscriptions: int
     undelivered: int

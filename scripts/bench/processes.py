@@ -147,6 +147,7 @@ class Server(NamedTuple):
     host: str
     port: int
     channel: grpc.Channel
+    pid: int
 
     @property
     def address(self) -> str:
@@ -208,11 +209,11 @@ def etcd_server(binary: str, directory: Path) -> Iterator[Server]:
     }
     log = directory / "etcd.log"
     command = [binary, *(f"--{name}={value}" for name, value in arguments.items())]
-    with process(command, log):
+    with process(command, log) as started:
         options = [("grpc.enable_http_proxy", 0), ("grpc.max_receive_message_length", -1)]
         channel = grpc.insecure_channel(f"{host}:{client_port}", options=options)
         try:
-            server = Server(host, client_port, channel)
+            server = Server(host, client_port, channel, started.pid)
             _await_server(server, log)
             yield server
         finally:

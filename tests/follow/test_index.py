@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tracemalloc
 import uuid
+from collections import Counter
 
 import msgspec
 import pytest
@@ -97,6 +98,37 @@ def test_after_a_new_start_all_is_to_come_again() -> None:
     index.note(put(other, 9))
     assert [index.revision_of(key) for key in (one, other)] == [7, 9]
     assert not index.is_redelivery(one)
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["a1", "a2", "a3"]),
+            st.sampled_from([None, Phase.QUEUED, Phase.RUNNING, Phase.SUCCEEDED]),
+            st.sampled_from(["", "gpu"]),
+            st.booleans(),
+        ),
+        max_size=12,
+    )
+)
+def test_the_queued_actions_are_counted_by_pool(
+    changes: list[tuple[str, Phase | None, str, bool]],
+) -> None:
+    """A phase of None is a deletion."""
+    index = Index()
+    queued: dict[bytes, str] = {}
+    for revision, (action, phase, pool, condition) in enumerate(changes, 1):
+        key, summary = facts("r1", action, revision)
+        queued.pop(key, None)
+        if phase is None:
+            index.remove(key)
+            continue
+        index.put(
+            key, msgspec.structs.replace(summary, phase=phase, pool=pool, condition=condition)
+        )
+        if phase is Phase.QUEUED and not condition:
+            queued[key] = pool
+    assert index.queued() == Counter(queued.values())
 
 
 class _Watching:

@@ -49,6 +49,7 @@ def summaries(draw: st.DrawFn) -> Summary:
         mark=draw(st.integers(0, 2**32 - 1)),
         condition=draw(st.booleans()),
         other_version=draw(st.sampled_from(["", "flyte.org/v2"])),
+        pool=draw(st.sampled_from(["", "gpu"])),
     )
 
 
@@ -64,6 +65,8 @@ def test_what_goes_in_comes_out_and_nothing_stays(facts: list[tuple[Summary, boo
     for name, summary, packed in kept:
         assert packing.unpack(name, packed) == summary
         assert revision_in(packed) == summary.revision
+        is_queued = summary.phase < Phase.INITIALIZING and not summary.condition
+        assert packing.queued_pool(packed) == (summary.pool if is_queued else None)
         parent = task_action_name(summary.run, summary.parent) if summary.parent else ""
         assert parent_of(name, packed) == parent.encode()
         for other_name, _, other in kept:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import math
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from typing import Any
 
@@ -23,8 +23,10 @@ from etcd_actions import (
     open_etcd,
 )
 from etcd_actions._internal.histogram import Distribution
+from etcd_actions.codecs import json as json_codec
 from etcd_actions.etcd.api import Etcd, KeyRange
 from etcd_actions.executor import ExecutorStatistics
+from etcd_actions.model.names import ANNOTATION_RUN_QUEUE
 from etcd_actions.monitoring import Monitoring, open_monitoring
 from etcd_actions.run_service import RunService
 from etcd_actions.runs.removal import Removed
@@ -33,7 +35,7 @@ from etcd_actions.testing import OwnEtcd
 from etcd_actions.uploads import SweepResult
 from etcd_actions.web import Bind
 from tests.support import flyte
-from tests.support.waiting import eventually
+from tests.support.waiting import eventually, eventually_holds
 
 ROOT = ActionId("p", "d", "r1", "a0", "o")
 LOOPBACK = Bind("127.0.0.1", 0)
@@ -323,6 +325,48 @@ async def test_metrics_follow_what_happens(client: ActionsClient, monitoring: Mo
     for call in ("record", "status"):
         accepted = found["etcd_actions_run_service_calls_total", call, "no_run_service"]
         assert found["etcd_actions_run_service_call_seconds_count", call] == accepted > 0
+
+
+async def test_the_leader_counts_the_queued_actions_by_pool(
+    client: ActionsClient, monitoring: Monitoring, etcd: Etcd, prefix: bytes
+) -> None:
+    """A pool has any name that a client gave it; an action that is started waits no more."""
+    await client.start_watching()
+    pools = {"r1": "", "r2": "gpu", "r3": "gpu", "r4": "x" * 500}
+    for run, pool in pools.items():
+        action_id = ActionId("p", "d", run, "a0")
+        await client.enqueue(flyte.task(action_id))
+        key = (await client.get_task_action(action_id)).key
+        (kv,) = (await etcd.range(KeyRange.of_key(key))).kvs
+        tree = json_codec.decode_tree(kv.value)
+        if pool:
+            tree["metadata"].setdefault("annotations", {})[ANNOTATION_RUN_QUEUE] = pool
+        await etcd.put(key, json_codec.encode_tree(tree))
+
+    async def counted() -> dict[str, float]:
+        found = await samples(monitoring)
+        return {
+            names[0]: value
+            for (name, *names), value in found.items()
+            if name == "etcd_actions_queued_actions"
+        }
+
+    await eventually(lambda: client.statistics().elected)
+    await eventually_holds(
+        lambda: _equal(counted, {"default": 1.0, "gpu": 2.0, "x" * 100: 1.0}),
+    )
+    await client.put_status(ActionId("p", "d", "r2", "a0"), 1, ActionStatus(Phase.RUNNING))
+    for run in ("r1", "r4"):
+        await client.abort_action(ActionId("p", "d", run, "a0"))
+    await eventually_holds(lambda: _equal(counted, {"default": 0.0, "gpu": 1.0}))
+    await client.stop_watching()
+    assert await counted() == {"default": 0.0}
+
+
+async def _equal(
+    look: Callable[[], Awaitable[dict[str, float]]], expected: dict[str, float]
+) -> bool:
+    return await look() == expected
 
 
 async def test_without_a_run_service_no_call_is_accepted(etcd: Etcd, prefix: bytes) -> None:
