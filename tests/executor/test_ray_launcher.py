@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -15,7 +16,7 @@ from etcd_actions._internal.backoff import Backoff
 from etcd_actions._internal.containment import Containment
 from etcd_actions.executor import RaySettings
 from etcd_actions.executor.attempts.attempt_command import Command
-from etcd_actions.executor.attempts.attempt_directory import AttemptDirectory
+from etcd_actions.executor.attempts.attempt_directory import STARTED, AttemptDirectory
 from etcd_actions.executor.attempts.outcome import find_outcome
 from etcd_actions.executor.attempts.start_errors import NotStarted
 from etcd_actions.executor.launchers import attempts as following
@@ -237,8 +238,13 @@ async def test_a_job_that_waits_for_resources_is_not_launched(head: RayHead, ben
         nursery.start_soon(bench.attempts.wait_ended, bench.place, launched)
         await trio.sleep(0.1)
         assert not launched.is_set()
+        # It was submitted long ago.
+        os.utime(bench.place.path / STARTED, (1, 1))
         head.set("RUNNING")
         await launched.wait()
+        ran = bench.place.running_for()
+        assert ran is not None
+        assert ran < 60
         head.set("SUCCEEDED")
 
 

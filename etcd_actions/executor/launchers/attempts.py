@@ -101,7 +101,7 @@ class Attempts:
             place: The attempt.
             launched: Set once its command runs, or has ended.
         """
-        within, read_log = 0.0, trio.current_time()
+        within, waited, read_log = 0.0, False, trio.current_time()
         while True:
             since = trio.current_time()
             with self._containment.unit(UNIT, place.name) as unit:
@@ -111,8 +111,15 @@ class Attempts:
                     seen = None
             if unit.failed:
                 seen = None
-            if launched is not None and seen is not None and seen.state is not State.PENDING:
-                launched.set()
+            if seen is not None and seen.state is State.PENDING:
+                waited = True
+            elif seen is not None:
+                if waited:
+                    # Its time counts from now on.
+                    place.note_start(0.0)
+                    waited = False
+                if launched is not None:
+                    launched.set()
             if seen is not None and seen.state is State.ENDED:
                 break
             if trio.current_time() >= read_log + _LOG_EVERY:
