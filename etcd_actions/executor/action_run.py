@@ -243,7 +243,8 @@ class ActionRun:
                 _log.info("attempt_waits", action=work.name, reason=str(busy))
                 return await self._wait(action, attempt, claim, work, _OUTPUTS_AGAIN)
             except NotStarted as failure:
-                work.place = None
+                if not failure.may_run:
+                    work.place = None
                 if not failure.by_machine:
                     return await self._shared.reports.report(
                         action, number, Phase.FAILED, claim, failure.error

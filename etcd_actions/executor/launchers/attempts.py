@@ -79,6 +79,8 @@ class Attempts:
                 raise NotStarted.because(f"{place.path}: {error}") from error
             except OSError as error:
                 raise of_os_error(place.path, error, "state") from error
+            if lock is None and not place.was_started and place.supervisor() is None:
+                raise not_started(place.path, None, "another executor starts it now", "process")
             if lock is None or place.was_started:
                 if lock is not None:
                     os.close(lock)
