@@ -98,7 +98,7 @@ class _OfEtcd:
             facts["etcd"] = f"{up} of {len(members)} members up, revision {found.revision}{size}"
         else:
             facts["etcd"] = f"revision {found.revision}"
-        facts |= await self._leader()
+        facts |= await self._shards() or await self._leader()
         facts |= await self._actions(found.total)
         facts["Executors"] = await self._executors()
         rejected = await self._etcd.range(
@@ -106,6 +106,15 @@ class _OfEtcd:
         )
         facts["Dead letters"] = str(rejected.total)
         return Cluster(facts, {"changes": found.revision})
+
+    async def _shards(self) -> dict[str, str]:
+        """The number of shards and of their owners; nothing without shards."""
+        found = await self._etcd.range(KeyRange.of_prefix(self._keys.shards), keys_only=True)
+        kinds = Counter(kv.key[len(self._keys.shards) :].split(b"/")[1] for kv in found.kvs)
+        if not kinds[b"range"]:
+            return {}
+        owned, members = kinds[b"owner"], kinds[b"member"]
+        return {"Shards": f"{kinds[b'range']}, {owned} with an owner, {members} members"}
 
     async def _leader(self) -> dict[str, str]:
         found = await self._etcd.range(KeyRange.of_prefix(self._keys.elections))

@@ -22,6 +22,7 @@ from etcd_actions.doctor import (
     objects,
     reach,
     response,
+    shards,
     storage,
 )
 from etcd_actions.doctor.api_server import ApiServer
@@ -57,6 +58,7 @@ _MODULES = (
     objects,
     dead_letters,
     kept,
+    shards,
     api_server,
 )
 KINDS: tuple[Kind, ...] = (
@@ -125,6 +127,7 @@ class _Examination:
                 checks["values"] = partial(objects.check_objects, subject, etcd, server)
                 checks["dead letters"] = partial(dead_letters.check_dead_letters, subject, etcd)
                 checks["what is kept"] = partial(kept.check_kept, subject, etcd)
+                checks["the shards"] = partial(shards.check_shards, subject, etcd)
                 for endpoint in usable:
                     check_response = partial(response.check_response, subject, endpoint)
                     checks[f"response of {endpoint}"] = check_response
