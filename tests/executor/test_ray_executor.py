@@ -31,6 +31,7 @@ from etcd_actions.executor.launchers import attempts as following
 from etcd_actions.images import StoredImage
 from tests.executor.tasks import ROOT, named, until
 from tests.support import flyte
+from tests.support.http_server import HttpRequest, answer
 from tests.support.ray_head import RayHead, open_ray_head
 from tests.support.waiting import eventually
 
@@ -184,3 +185,29 @@ async def test_packages_of_images_are_rays_and_the_rest_is_refused(
     assert bad.status.error_state is not None
     assert bad.status.error_state.code == "ImageNotAvailable"
     assert "with_pip_packages() alone" in bad.status.error_state.message
+
+
+async def test_an_abort_stops_a_job_whose_submission_was_not_answered(
+    client: ActionsClient, head: RayHead, base: str, tmp_path: Path
+) -> None:
+    is_away = True
+
+    async def lose(request: HttpRequest) -> bytes | None:
+        if not is_away:
+            return None
+        if request.method == "POST" and not head.jobs:
+            head.answer(request)
+            return b""
+        return answer(b"", "503 Service Unavailable")
+
+    head.fault = lose
+    async with executing(client, head, tmp_path):
+        await client.enqueue(task("a0", base))
+        await eventually(lambda: bool(head.jobs))
+        parked = client.containment
+        await eventually(lambda: {each.kind for each in parked.parked} == {"action", "ray"})
+        await client.abort_action(ROOT, "enough")
+        await eventually(lambda: {each.kind for each in parked.parked} == {"ray"})
+        is_away = False
+        await eventually(lambda: head.stopped == list(head.jobs))
+    assert len(head.submitted) == 1

@@ -159,7 +159,7 @@ async def test_an_answer_that_is_lost_is_no_second_job(head: RayHead, bench: Ben
 
     async def lose(request: HttpRequest) -> bytes | None:
         if request.method == "POST" and not lost:
-            lost.append(head._answer(request))
+            lost.append(head.answer(request))
             return b""
         return None
 

@@ -44,10 +44,11 @@ class RayHead:
         if instead is not None:
             await request.send(instead)
             return False
-        await request.send(self._answer(request))
+        await request.send(self.answer(request))
         return True
 
-    def _answer(self, request: HttpRequest) -> bytes:
+    def answer(self, request: HttpRequest) -> bytes:
+        """What Ray answers to a request, which takes effect."""
         name, _, part = request.path.removeprefix("/api/jobs/").partition("/")
         if not name:
             return self._submit(json.loads(request.body))
