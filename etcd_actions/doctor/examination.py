@@ -120,8 +120,9 @@ class _Examination:
         server = ApiServer()
         async with subject.connect(usable) as etcd:
             revision = allowed.revision
+            named = {each.status.member_id: each.endpoint for each in seen if each.status}
             checks["membership"] = partial(members.check_membership, subject, etcd)
-            checks["alarms"] = partial(alarms.check_alarms, etcd, revision)
+            checks["alarms"] = partial(alarms.check_alarms, etcd, revision, named)
             if allowed.reads:
                 checks["history"] = partial(compaction.check_history, subject, etcd, revision)
                 checks["values"] = partial(objects.check_objects, subject, etcd, server)
