@@ -399,3 +399,23 @@ def test_names_fit_and_differ() -> None:
     assert all(
         len(name) < 200 and name.replace("-", "").replace(".", "").isalnum() for name in names
     )
+
+
+async def test_another_executor_that_is_about_to_submit_it_is_awaited(
+    head: RayHead, bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has the lock, and may be stopped: the attempt is neither lost nor submitted by two."""
+    bench.place.make()
+    lock = bench.place.try_lock()
+    assert lock is not None
+    monkeypatch.setattr(following, "_STARTED_WITHIN", 0.1)
+    with pytest.raises(NotStarted, match="another executor starts it now") as raised:
+        await bench.attempts.begin(bench.place, bench.command)
+    assert raised.value.by_machine
+    monkeypatch.setattr(following, "_STARTED_WITHIN", 60.0)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(bench.attempts.begin, bench.place, bench.command)
+        await trio.sleep(0.1)
+        assert not head.submitted
+        os.close(lock)
+    assert len(head.submitted) == 1
