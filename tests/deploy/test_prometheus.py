@@ -57,14 +57,16 @@ class Prometheus:
 
 
 @asynccontextmanager
-async def scraping(directory: Path, target: str) -> AsyncIterator[Prometheus]:
+async def scraping(
+    directory: Path, target: str, rules: Path = DEPLOY / "alerts.yml"
+) -> AsyncIterator[Prometheus]:
     """Prometheus by docs/deploy/prometheus.yml, of one process, more often than there."""
     program = shutil.which("prometheus")
     if program is None:
         pytest.skip("there is no Prometheus: it is Debian's package prometheus")
     settings = yaml.safe_load((DEPLOY / "prometheus.yml").read_text())
     settings["global"] = {"scrape_interval": "200ms", "evaluation_interval": "200ms"}
-    settings["rule_files"] = [str(DEPLOY / "alerts.yml")]
+    settings["rule_files"] = [str(rules)]
     (job,) = settings["scrape_configs"]
     job["static_configs"] = [{"targets": [target]}]
     file = directory / "prometheus.yml"
