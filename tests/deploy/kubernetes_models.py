@@ -41,8 +41,10 @@ def mistakes(value: object, kind: Any, path: str = "") -> Iterator[str]:
     """The fields of a value that are unknown, missing, or of another type."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is typing.Union:
-        kind = next(each for each in arguments if each is not type(None))
-        yield from mistakes(value, kind, path)
+        kinds = [each for each in arguments if each is not type(None)]
+        found = [list(mistakes(value, each, path)) for each in kinds]
+        if all(found):
+            yield from found[0]
     elif origin is list:
         if not isinstance(value, list):
             yield f"{path}: no list"

@@ -91,10 +91,10 @@ def test_the_models_find_mistakes() -> None:
     pod["volumes"].append({"configMap": {"name": "x"}})
     wrong["spec"]["template"]["metadata"]["labels"] = {"pool": True}
     assert list(mistakes(wrong, model("apps_v1", "Deployment"))) == [
-        ".spec.template.metadata.labels.pool: True is no str",
+        ".spec.template.metadata.labels.pool: True is no text or number",
         ".spec.template.spec.terminationGracePeriod: unknown",
         ".spec.template.spec.containers[0].ports[0].containerPort: '8092' is no int",
-        ".spec.template.spec.volumes[4].name: missing",
+        ".spec.template.spec.volumes[5].name: missing",
     ]
 
 

@@ -26,12 +26,13 @@ from etcd_actions.config.settings import (
 from etcd_actions.etcd.api import Etcd
 from etcd_actions.testing import EtcdServer
 from tests.cli.command import ROOT, environment, until
+from tests.deploy.slurm_cluster import slurm
 from tests.executor.tasks import Machine
 from tests.executor.tasks import until as until_phase
 from tests.support.table import table
 
 SCRIPT = ROOT / "docs" / "deploy" / "worker.sbatch"
-ONE = ActionId("p", "d", "r1", "a0", "o")
+ONE, OTHER = ActionId("p", "d", "r1", "a0", "o"), ActionId("p", "d", "r2", "a0", "o")
 # Slurm's variables of an allocation.
 ALLOCATED = {
     "SLURM_JOB_ID": "17",
@@ -172,6 +173,8 @@ def settings_of(directory: Path, etcd: EtcdServer, prefix: bytes) -> dict[str, s
         "ETCD_ACTIONS_PREFIX": prefix.decode(),
         "ETCD_ACTIONS_BLOB_DIR": str(directory / "blobs"),
         "ETCD_ACTIONS_PYTHON": sys.executable,
+        # That interpreter has no SDK.
+        "ETCD_ACTIONS_EXECUTOR_FORK_SERVER": "false",
         "ETCD_ACTIONS_LOG_FORMAT": "json",
         "PYTHONPATH": str(ROOT),
     }
@@ -207,3 +210,48 @@ async def test_a_signal_for_the_script_drains_the_worker(
         process.kill()
         process.wait()
     assert len(machine.starts("a0")) == 1
+
+
+@pytest.mark.slow
+async def test_on_a_real_slurm(
+    shared_etcd: EtcdServer, etcd: Etcd, prefix: bytes, tmp_path: Path
+) -> None:
+    """Two workers: one is drained by a signal for the batch script, the other one is cancelled."""
+    machine, place = Machine(tmp_path), tmp_path / "slurm"
+    place.mkdir()
+    given = settings_of(tmp_path, shared_etcd, prefix) | {
+        "TMPDIR": str(place),
+        "ETCD_ACTIONS_EXECUTOR_CLAIM_TTL": "5",
+    }
+    options = ("--array=0-1", "--cpus-per-task=1", "--mem=500M", f"--output={place}/worker-%a.log")
+    with slurm(place) as cluster:
+        job = cluster.submit(SCRIPT, *options, **given)
+        async with open_actions_client(etcd, prefix=prefix) as client:
+            for action_id in (ONE, OTHER):
+                waits = f'while [ ! -e "{tmp_path}/{action_id.run}" ]; do sleep 0.05; done'
+                await client.enqueue(machine.task(action_id, waits))
+            # Each has the slot of one CPU.
+            for action_id in (ONE, OTHER):
+                await until_phase(client, action_id, Phase.RUNNING)
+            numbers = {each: await number_of(place, job, each) for each in (ONE, OTHER)}
+            assert set(numbers.values()) == {"0", "1"}
+            cluster.call("scancel", "--batch", "--signal=TERM", f"{job}_{numbers[ONE]}")
+            (tmp_path / ONE.run).touch()
+            assert (await until_phase(client, ONE)).phase is Phase.SUCCEEDED
+            await until(lambda: cluster.states(job).get(numbers[ONE]) == "COMPLETED")
+            cluster.call("scancel", f"{job}_{numbers[OTHER]}")
+            await until(lambda: cluster.states(job).get(numbers[OTHER]) == "CANCELLED")
+            # A new worker runs the next attempt.
+            (tmp_path / OTHER.run).touch()
+            later = cluster.submit(SCRIPT, "--array=2", *options[1:], **given)
+            ended = await until_phase(client, OTHER)
+            assert (ended.phase, ended.attempts) == (Phase.SUCCEEDED, 2)
+            cluster.call("scancel", "--batch", "--signal=TERM", f"{later}_2")
+            await until(lambda: cluster.states(later).get("2") == "COMPLETED")
+
+
+async def number_of(place: Path, job: str, action_id: ActionId) -> str:
+    """The number in the array of the worker that runs an action."""
+    pattern = f"etcd-actions-worker-{job}_*/attempts/*{action_id.run}-*"
+    (found,) = await until(lambda: list(place.glob(pattern)))
+    return found.parents[1].name.rpartition("_")[2]

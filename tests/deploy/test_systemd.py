@@ -75,7 +75,7 @@ def verified(directory: Path, change: tuple[str, str] = ("", "")) -> str:
 @pytest.mark.slow
 def test_systemd_accepts_it(tmp_path: Path) -> None:
     assert verified(tmp_path) == ""
-    assert "Unknown key name" in verified(tmp_path, ("KillMode=", "KilMode="))
+    assert "Unknown key" in verified(tmp_path, ("KillMode=", "KilMode="))
     assert "KillMode" in verified(tmp_path, ("KillMode=mixed", "KillMode=everything"))
 
 
