@@ -30,6 +30,7 @@ from etcd_actions.testing.plugin import MAY_PULL, requested_etcd
 from tests.support.budget import Budget
 from tests.support.conformance import ConformanceTable
 from tests.support.everyday import EVERYDAY, EXAMPLES, first_everyday
+from tests.support.forks import Forks
 from tests.support.warm import close_server
 
 pytest_plugins = ["etcd_actions.testing", "pytester"]
@@ -40,8 +41,6 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 
 _numbers = itertools.count()
-# Of pytest-xdist's processes each has a name of its own.
-_SESSION = os.environ.get("PYTEST_XDIST_WORKER", "")
 
 
 # The marks of all tests of a file, and those that the everyday suite leaves out.
@@ -58,11 +57,18 @@ _REAL = {"shared_etcd", "own_etcd", "etcd_server", "etcd_factory"}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add ``--follows-etcd``."""
+    """Add ``--follows-etcd`` and ``--forks``."""
     parser.getgroup("etcd").addoption(
         "--follows-etcd",
         action="store_true",
         help="run only the tests for which --etcd makes a difference",
+    )
+    parser.getgroup("xdist").addoption(
+        "--forks",
+        type=int,
+        default=0,
+        metavar="N",
+        help="run the tests file by file in N processes that are forked after the collection",
     )
 
 
@@ -142,6 +148,8 @@ def pytest_configure(config: pytest.Config) -> None:
     )
     config.pluginmanager.register(ConformanceTable(), "conformance-table")
     config.pluginmanager.register(Budget(), "budget")
+    if forks := config.getoption("forks"):
+        config.pluginmanager.register(Forks(forks), "forks")
     config.stash[MAY_PULL] = False
     if is_everyday:
         # One processor, and garbage that is collected later: a third less for each call.
@@ -236,4 +244,5 @@ async def etcd(etcd_or_memory: EtcdServer | MemoryStore) -> AsyncIterator[Etcd]:
 @pytest.fixture
 def prefix() -> bytes:
     """A key prefix that no other test uses, also where they share an etcd with --etcd."""
-    return f"/test-{_SESSION}{next(_numbers)}/taskactions/".encode()
+    # Processes that run tests side by side may have one etcd.
+    return f"/test-{os.getpid()}-{next(_numbers)}/taskactions/".encode()

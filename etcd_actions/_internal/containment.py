@@ -11,8 +11,9 @@ cancelled, and KeyboardInterrupt, which belongs to the operator.
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
-from collections.abc import Awaitable, Callable, Container, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final, NamedTuple
@@ -74,6 +75,17 @@ class Containment:
         self._failures: Counter[str] = Counter()
         self._parked: dict[tuple[str, str], Parked] = {}
         self._lines: dict[str, LineLimit] = {}
+        self._part = ""
+
+    def of(self, part: str) -> Containment:
+        """The same boundaries, for one of several equal parts of the process.
+
+        Args:
+            part: The name of the part; it is added to the identities of its tasks.
+        """
+        one = copy.copy(self)
+        one._part = f" of {part}"
+        return one
 
     @property
     def failures(self) -> dict[str, int]:
@@ -141,13 +153,12 @@ class Containment:
 
     def forget(self, kind: str, identity: str) -> None:
         """Remove a unit that has ended, or works again, from the parked ones."""
-        self._parked.pop((kind, identity[:_LONGEST]), None)
+        self._parked.pop((kind, self._named(kind, identity)), None)
 
-    def retain(self, kind: str, identities: Container[str]) -> None:
-        """Forget the parked units of a kind that are not among these."""
-        for unit in self.parked:
-            if unit.kind == kind and unit.identity not in identities:
-                self.forget(kind, unit.identity)
+    def forget_all(self, kind: str, identities: Iterable[str]) -> None:
+        """Remove some units of a kind from the parked ones."""
+        for identity in identities:
+            self.forget(kind, identity)
 
     async def keep(
         self,
@@ -194,7 +205,7 @@ class Containment:
             _log.error(
                 "unit_failed",
                 unit=kind,
-                identity=identity[:_LONGEST],
+                identity=self._named(kind, identity),
                 left_out=omitted,
                 exc_info=error,
             )
@@ -205,8 +216,11 @@ class Containment:
             if passing is not None:
                 raise passing from None
 
+    def _named(self, kind: str, identity: str) -> str:
+        return (identity + self._part if kind == "task" else identity)[:_LONGEST]
+
     def _park(self, kind: str, identity: str, error: BaseException) -> None:
-        identity = identity[:_LONGEST]
+        identity = self._named(kind, identity)
         before = self._parked.get((kind, identity))
         if before is None and len(self._parked) >= _MOST_PARKED:
             return

@@ -28,6 +28,11 @@ class Distribution(NamedTuple):
     counts: tuple[int, ...] = (0,) * (len(BOUNDS) + 1)
     seconds: float = 0.0
 
+    def plus(self, other: Distribution) -> Distribution:
+        """The counts of both; they have the same bounds."""
+        counts = map(sum, zip(self.counts, other.counts, strict=True))
+        return Distribution(tuple(counts), self.seconds + other.seconds)
+
 
 class Histogram:
     """Counts durations. Only one thread may use it."""

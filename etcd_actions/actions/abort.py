@@ -99,6 +99,8 @@ class Aborter:
         self._store = store
         self._keys = keys
         self._clock = clock
+        # The keys of the markers of the last call of resume().
+        self._resumed: set[str] = set()
 
     async def abort_action(
         self,
@@ -178,16 +180,19 @@ class Aborter:
                 return AbortResult(below, action.phase)
             return AbortResult((found.name, *below))
 
-    async def resume(self) -> None:
+    async def resume(self, markers: KeyRange | None = None) -> None:
         """Finish interrupted aborts, and delete the markers of deleted actions.
 
         Each abort is a unit of its own: a failed one delays no other. An abort with values that
         cannot be decoded is logged, and retried by the next call.
 
+        Args:
+            markers: The range of the markers; by default all.
+
         Raises:
             EtcdError: A request failed.
         """
-        kvs, _ = await self._store.read(KeyRange.of_prefix(self._keys.aborts))
+        kvs, _ = await self._store.read(markers or KeyRange.of_prefix(self._keys.aborts))
         failure: EtcdError | None = None
         seen: set[str] = set()
         for kv in kvs:
@@ -206,9 +211,15 @@ class Aborter:
                     failure = error
             if unit.failed:
                 failure = failure or EtcdError(f"the abort {key} failed unexpectedly")
-        self._containment.retain("abort", seen)
+        before, self._resumed = self._resumed, seen
+        self._containment.forget_all("abort", before - seen)
         if failure is not None:
             raise failure
+
+    def stop(self) -> None:
+        """Forget the failures: another process finishes aborts from now on."""
+        self._containment.forget_all("abort", self._resumed)
+        self._resumed.clear()
 
     async def _finish(self, key: bytes, marker: Marker) -> None:
         aborter = self._within(key, self._keys.aborts)

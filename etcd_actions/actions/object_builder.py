@@ -29,7 +29,9 @@ from etcd_actions.model import (
     ANNOTATION_MOST_AT_ONCE,
     ANNOTATION_ORG,
     ANNOTATION_OVERWRITE_CACHE,
+    ANNOTATION_QUEUE,
     ANNOTATION_RECOVERS,
+    ANNOTATION_RUN_QUEUE,
     ANNOTATION_RUN_START_TIME,
     ANNOTATION_SUBJECT,
     ANNOTATION_TRACEPARENT,
@@ -281,6 +283,8 @@ def build(
         annotations[ANNOTATION_RUN_START_TIME] = request.run_start_time or rfc3339(now)
     _annotate(annotations, request, parent)
     task = action.task if kind == ACTION_TYPE_TASK else None
+    if task is not None and task.queue:
+        annotations[ANNOTATION_QUEUE] = task.queue
     spec = task.spec if task is not None and task.spec.HasField("task_template") else None
     start_time = annotations.get(ANNOTATION_RUN_START_TIME, "")
     return ActionObject.new(
@@ -435,6 +439,8 @@ def _of_run(run_spec: RunSpec) -> dict[str, str]:
         noted[ANNOTATION_CACHE_SCOPE] = CACHE_SCOPE_GLOBAL
     if run_spec.max_action_concurrency:
         noted[ANNOTATION_MOST_AT_ONCE] = str(run_spec.max_action_concurrency)
+    if queue := run_spec.queue or run_spec.cluster_pool:
+        noted[ANNOTATION_RUN_QUEUE] = queue
     return noted
 
 

@@ -14,7 +14,7 @@ garbage collector collects such an orphan, so this module does it next to Kubern
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import aclosing
 from datetime import datetime
 from typing import NamedTuple
@@ -138,6 +138,8 @@ class OrphanCollector:
         self._keys = keys
         self._clock = clock
         self._listings = RunListings(self._list)
+        # The orphans of the last sweep.
+        self._swept: set[str] = set()
 
     async def on_owner_deleted(self, deleted: ActionUpdate) -> None:
         """Collect the direct children, and the traces, of an action that was deleted.
@@ -167,16 +169,20 @@ class OrphanCollector:
                     by_owner[one.owner_key].append(one)
         return Listed(revision, by_owner)
 
-    async def sweep(self) -> None:
+    async def sweep(self, ranges: Sequence[KeyRange] = ()) -> None:
         """Collect all orphans, also those whose parent was deleted while no process watched.
+
+        Args:
+            ranges: The ranges of objects and traces, with complete runs; by default all keys.
 
         Raises:
             EtcdError: A request failed; the call has to be repeated.
         """
         found: dict[bytes, Owner] = {}
         owned: list[_Owned] = []
-        for prefix in (self._keys.prefix, self._keys.traces):
-            async with aclosing(self._store.each(KeyRange.of_prefix(prefix))) as kvs:
+        everything = map(KeyRange.of_prefix, (self._keys.prefix, self._keys.traces))
+        for keys in ranges or everything:
+            async with aclosing(self._store.each(keys)) as kvs:
                 async for kv in kvs:
                     one = self._owned(kv, found)
                     if one is not None:
@@ -186,8 +192,14 @@ class OrphanCollector:
             for one in owned
             if one.owner_key not in found or not one.may_be(found[one.owner_key])
         ]
-        self._containment.retain("orphan", {_text(one) for one in orphans})
+        before, self._swept = self._swept, {_text(one) for one in orphans}
+        self._containment.forget_all("orphan", before - self._swept)
         await self._collect_all(orphans, parks=True)
+
+    def stop(self) -> None:
+        """Forget the failures: another process sweeps from now on."""
+        self._containment.forget_all("orphan", self._swept)
+        self._swept.clear()
 
     async def _collect_all(self, orphans: Iterable[_Owned], *, parks: bool = False) -> None:
         """Collect each orphan as a unit of its own: a failed one delays no other."""

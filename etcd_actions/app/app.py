@@ -170,6 +170,7 @@ class App:
                         collect_orphans=config[settings.COLLECT_ORPHANS],
                         finalizer=config[settings.FINALIZER],
                         retain_terminal=config[settings.RETAIN_TERMINAL],
+                        shards=config[settings.SHARDS] or 0,
                     ),
                     containment=self._containment,
                 ),

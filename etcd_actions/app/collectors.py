@@ -84,4 +84,4 @@ async def collect(
     client: ActionsClient, name: str, run: Callable[[Callable[[], bool]], Awaitable[None]]
 ) -> None:
     """Run a collector while this process is the leader; does not return."""
-    await client.containment.keep("task", name, lambda: run(lambda: client.statistics().elected))
+    await client.containment.keep("task", name, lambda: run(lambda: client.statistics().collects))

@@ -23,7 +23,7 @@ from etcd_actions.server import ServerSettings, open_actions_server
 from etcd_actions.web import Bind, HttpLimits, ListenerStatistics, descriptors
 
 if TYPE_CHECKING:
-    from etcd_actions.executor import Executor, ExecutorSettings, ImageSettings, RaySettings
+    from etcd_actions.executor import Executor, ExecutorSettings, ImageSettings, Offer, RaySettings
     from etcd_actions.server.front import FrontDoor
 
 _LEAST_TTL = 5
@@ -51,16 +51,25 @@ def check_executor(config: Config, served: ServerSettings | None) -> bool:
             f"client can run commands {where}: give {settings.TOKEN_FILE.flag} or "
             f"{settings.LISTEN_CLIENT_CA.flag}, or listen on 127.0.0.1"
         )
-    if config[settings.EXECUTOR_CLAIM_TTL] < _LEAST_TTL:
-        raise ConfigError(f"{settings.EXECUTOR_CLAIM_TTL.flag}: give {_LEAST_TTL} seconds or more")
     if kind == "ray":
         _check_ray(config)
-    else:
+    check_machine(config, runs_here=kind == "local")
+    return True
+
+
+def check_machine(config: Config, *, runs_here: bool = True) -> None:
+    """Check whether an executor can work on this machine by these settings.
+
+    Raises:
+        ConfigError: It cannot.
+    """
+    if config[settings.EXECUTOR_CLAIM_TTL] < _LEAST_TTL:
+        raise ConfigError(f"{settings.EXECUTOR_CLAIM_TTL.flag}: give {_LEAST_TTL} seconds or more")
+    if runs_here:
         sdk_python(config)
     _check_state_dir(state_dir_of(config))
     # A missing extra is reported before anything is started.
     import_module("etcd_actions.executor")
-    return True
 
 
 def _check_ray(config: Config) -> None:
@@ -146,26 +155,16 @@ async def open_local_executor(
     from etcd_actions.executor import open_executor  # noqa: PLC0415
 
     bind = config[settings.TASKS_LISTEN]
+    own = settings_for_tasks(config, served, bind)
     if bind is None and served.tls is None and not served.demands_token:
         host = address.host if address.is_loopback else "127.0.0.1"
-        async with open_executor(client, _settings(config, Bind(host, address.port))) as executor:
+        at_service = executor_settings(config, Bind(host, address.port))
+        async with open_executor(client, at_service) as executor:
             yield executor
         return
-    own = ServerSettings(
-        bind=bind or Bind("127.0.0.1", 0),
-        message_bytes=served.message_bytes,
-        max_streams=served.max_streams,
-        rate=0,
-        request_timeout=served.request_timeout,
-        keepalive=served.keepalive,
-        grace=served.grace,
-        http=HttpLimits(connections=_connections(), body_timeout=served.request_timeout),
-        users=admitted_users(config) if bind is None or bind.is_loopback else None,
-        projects=served.projects,
-    )
     async with (
         open_actions_server(client, own, front=front) as server,
-        open_executor(client, _settings(config, server.address)) as executor,
+        open_executor(client, executor_settings(config, server.address)) as executor,
     ):
         if listeners is not None:
             listeners["tasks"] = server.connections
@@ -177,11 +176,44 @@ def _connections() -> int:
     return max(1, min(_MOST_CONNECTIONS, descriptors.limit() // 8))
 
 
-def _settings(config: Config, service: Bind) -> ExecutorSettings:
+def settings_for_tasks(
+    config: Config, served: ServerSettings, bind: Bind | None = None
+) -> ServerSettings:
+    """The settings of a listener for tasks alone.
+
+    Args:
+        config: The settings.
+        served: Has the limits.
+        bind: Its address; None for the loopback interface, at a port that the system chooses.
+    """
+    return ServerSettings(
+        bind=bind or Bind("127.0.0.1", 0),
+        message_bytes=served.message_bytes,
+        max_streams=served.max_streams,
+        rate=0,
+        request_timeout=served.request_timeout,
+        keepalive=served.keepalive,
+        grace=served.grace,
+        http=HttpLimits(connections=_connections(), body_timeout=served.request_timeout),
+        users=admitted_users(config) if bind is None or bind.is_loopback else None,
+        projects=served.projects,
+    )
+
+
+def executor_settings(
+    config: Config, service: Bind, offer: Offer | None = None
+) -> ExecutorSettings:
+    """The settings of the executor.
+
+    Args:
+        config: The settings.
+        service: The address of the service for tasks.
+        offer: The offer of a worker; None for an executor that runs each action.
+    """
     from etcd_actions.executor import ExecutorSettings  # noqa: PLC0415
 
     secrets = config[settings.TASK_SECRETS]
-    ray = _ray(config) if config[settings.EXECUTOR] == "ray" else None
+    ray = _ray(config) if offer is None and config[settings.EXECUTOR] == "ray" else None
     return ExecutorSettings(
         python=sdk_python(config) if ray is None else Path(sys.executable),
         service=str(service),
@@ -195,6 +227,7 @@ def _settings(config: Config, service: Bind) -> ExecutorSettings:
         images=_images(config),
         secrets=() if secrets is None else secrets,
         ray=ray,
+        offer=offer,
     )
 
 
@@ -209,6 +242,30 @@ def _ray(config: Config) -> RaySettings:
         python=config[settings.PYTHON],
         images=config[settings.IMAGES],
     )
+
+
+def worker_offer(config: Config) -> Offer:
+    """The offer of a worker, by the settings; memory and CPUs are by default the machine's."""
+    from etcd_actions.executor import Offer  # noqa: PLC0415
+
+    memory = config[settings.EXECUTOR_MEMORY]
+    if memory is None:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    cpus, labels = config[settings.CPUS], config[settings.LABEL]
+    return Offer(
+        slots=config[settings.EXECUTOR_SLOTS],
+        cpus=float(_usable_cpus() if cpus is None else cpus),
+        memory=float(memory),
+        gpus=config[settings.GPUS],
+        pools=config[settings.POOL],
+        labels={} if labels is None else labels,
+    )
+
+
+def _usable_cpus() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 async def open_image_builds(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -73,7 +74,9 @@ async def open_front_door(
             signer=UrlSigner(client.store, keys),
             reads_local_files=config[settings.EXECUTOR] == "local",
             max_upload_bytes=config[settings.MAX_UPLOAD_BYTES],
-            logs=_logs(client, etcd, keys, config, is_here=config[settings.EXECUTOR] != "none"),
+            logs=_logs(
+                client, etcd, keys, config, blobs, is_here=config[settings.EXECUTOR] != "none"
+            ),
             index=index,
             registry=registry,
             paused=paused_runs(client, keys),
@@ -113,27 +116,44 @@ async def local_front_door(config: Config, client: ActionsClient, etcd: Etcd) ->
     """
     from etcd_actions.server.front import FrontDoor  # noqa: PLC0415
 
+    blobs = await trio.to_thread.run_sync(blob_store, config)
     return FrontDoor(
         client=client,
         keepalive=_KEEPALIVE,
-        blobs=await trio.to_thread.run_sync(blob_store, config),
+        blobs=blobs,
         reads_local_files=True,
-        logs=_logs(client, etcd, client.keys, config, is_here=True),
+        logs=_logs(client, etcd, client.keys, config, blobs, is_here=True),
     )
 
 
 def _logs(
-    client: ActionsClient, etcd: Etcd, keys: Keyspace, config: Config, *, is_here: bool
+    client: ActionsClient,
+    etcd: Etcd,
+    keys: Keyspace,
+    config: Config,
+    blobs: BlobStore,
+    *,
+    is_here: bool,
 ) -> Logs:
-    """The reader of the logs of attempts: those of this machine's executor, if there is one."""
+    """The reader of the logs of attempts.
+
+    They are those of this machine's executor, if there is one, and those of workers: in the blob
+    store, and anywhere if tasks run here, since a task could read them.
+    """
     from etcd_actions.runs.reading import history_of_action  # noqa: PLC0415
     from etcd_actions.server.front.attempt_logs import Logs  # noqa: PLC0415
 
     async def history(action_id: ActionId) -> ActionHistory | None:
         return await history_of_action(Store(etcd), keys, action_id)
 
-    if not is_here:
+    if not is_here and find_spec("psutil") is None:
+        # The extra "executor" is not installed.
         return Logs(client=client, history=history)
     from etcd_actions.executor.attempts.attempt_log import LocalLogs  # noqa: PLC0415
+    from etcd_actions.executor.shared_logs import SharedLogs  # noqa: PLC0415
 
-    return Logs(client=client, source=LocalLogs(state_dir_of(config)), history=history)
+    def is_readable(outputs: str) -> bool:
+        return is_here or blobs.key_of(outputs) is not None
+
+    source = LocalLogs(state_dir_of(config)) if is_here else None
+    return Logs(client=client, source=source, shared=SharedLogs(is_readable), history=history)

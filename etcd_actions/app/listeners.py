@@ -72,12 +72,17 @@ def server_settings(config: Config) -> ServerSettings | None:
         rate=config[settings.RATE_LIMIT],
         request_timeout=config[settings.REQUEST_TIMEOUT],
         keepalive=config[settings.STREAM_KEEPALIVE],
-        grace=min(_MOST_GRACE, config[settings.GRACE] * _PART_OF_GRACE),
+        grace=grace_of_requests(config),
         http=http,
         allowed_hosts=config[settings.ALLOWED_HOSTS],
         users=_users(config, bind),
         page=_page(config),
     )
+
+
+def grace_of_requests(config: Config) -> float:
+    """Seconds that requests in progress get after the end of the service is requested."""
+    return min(_MOST_GRACE, config[settings.GRACE] * _PART_OF_GRACE)
 
 
 def _page(config: Config) -> PageSettings | None:

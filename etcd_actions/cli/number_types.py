@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
-from typing import Final
+from collections.abc import Callable
+from typing import Any, Final, TypeVar
 
 import click
 
 from etcd_actions._internal.quoting import quoted
+
+_Value = TypeVar("_Value", bound=float)
 
 _MOST_COUNT: Final = 2**32 - 1
 # One event in some twelve days: a slower replay never ends.
@@ -15,75 +18,69 @@ _LEAST_RATE: Final = 1e-6
 _RATE: Final = r"(?:[0-9]{1,20}(?:\.[0-9]{0,20})?|\.[0-9]{1,20})(?:[eE][0-9]{1,2})?"
 
 
-class Count(click.ParamType[int]):
-    """A positive number, up to the limit of the fields of Flyte's messages."""
+class _Number(click.ParamType[_Value]):
+    """A number that a function reads.
 
-    name = "integer"
+    Args:
+        name: What click calls such a value.
+        parse: Reads it. The text of its ``ValueError`` names the value.
+    """
 
-    def convert(
-        self, value: str | int, param: click.Parameter | None, ctx: click.Context | None
-    ) -> int:
-        """The number; see click."""
-        if isinstance(value, int):
-            return value
-        if not re.fullmatch("[0-9]{1,10}", value) or not 1 <= int(value) <= _MOST_COUNT:
-            self.fail(f"{quoted(value)} is not a number from 1 to {_MOST_COUNT}.", param, ctx)
-        return int(value)
-
-
-class Rate(click.ParamType[float]):
-    """A number a second, above 0."""
-
-    name = "float"
+    def __init__(self, name: str, parse: Callable[[str], _Value]) -> None:
+        self.name = name
+        self._parse = parse
 
     def convert(
-        self, value: str | float, param: click.Parameter | None, ctx: click.Context | None
-    ) -> float:
-        """The number; see click."""
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> _Value:
+        """The number; a default is one already. See click."""
         if not isinstance(value, str):
-            return value
-        if not re.fullmatch(_RATE, value) or float(value) < _LEAST_RATE:
-            problem = "is not a number a second: give one above 0, such as 100."
-            self.fail(f"{quoted(value)} {problem}", param, ctx)
-        return float(value)
-
-
-class Seconds(click.ParamType[float]):
-    """A duration as in the settings, such as 90s, 5m or 1h30m; in seconds."""
-
-    name = "duration"
-
-    def convert(
-        self, value: str | float, param: click.Parameter | None, ctx: click.Context | None
-    ) -> float:
-        """The number of seconds; see click."""
-        if not isinstance(value, str):
-            return value
-        from etcd_actions.config.values import positive_duration  # noqa: PLC0415 (rarely needed)
-
+            number: _Value = value
+            return number
         try:
-            return positive_duration(value)
+            return self._parse(value)
         except ValueError as error:
-            self.fail(f"{quoted(value)} {error}.", param, ctx)
+            self.fail(f"{error}.", param, ctx)
 
 
-class Age(click.ParamType[float]):
-    """A time before now, such as ``12h``, ``30d`` or ``1d12h``, in seconds; 0 for now."""
+def _count(text: str) -> int:
+    if not re.fullmatch("[0-9]{1,10}", text) or not 1 <= int(text) <= _MOST_COUNT:
+        raise ValueError(f"{quoted(text)} is not a number from 1 to {_MOST_COUNT}")
+    return int(text)
 
-    name = "duration"
 
-    def convert(
-        self, value: str | float, param: click.Parameter | None, ctx: click.Context | None
-    ) -> float:
-        """The seconds; see click."""
-        if not isinstance(value, str):
-            return value
-        from etcd_actions.config.values import duration  # noqa: PLC0415 (slow to import)
+def _rate(text: str) -> float:
+    if not re.fullmatch(_RATE, text) or float(text) < _LEAST_RATE:
+        raise ValueError(f"{quoted(text)} is not a number a second: give one above 0, such as 100")
+    return float(text)
 
-        days, rest = 0, value
-        if match := re.match("([0-9]{1,5})d", value):
-            days, rest = int(match[1]), value[match.end() :]
-        try:
-            return days * 86_400 + (duration(rest) if rest or not days else 0.0)
-        except ValueError:
-            self.fail(f"{quoted(value)} is not an age: give one such as 12h or 30d.", param, ctx)
+
+def _seconds(text: str) -> float:
+    from etcd_actions.config.values import positive_duration  # noqa: PLC0415 (rarely needed)
+
+    return positive_duration(text)
+
+
+def _age(text: str) -> float:
+    from etcd_actions.config.values import duration  # noqa: PLC0415 (slow to import)
+
+    days, rest = 0, text
+    if match := re.match("([0-9]{1,5})d", text):
+        days, rest = int(match[1]), text[match.end() :]
+    try:
+        return days * 86_400 + (duration(rest) if rest or not days else 0.0)
+    except ValueError:
+        raise ValueError(f"{quoted(text)} is not an age: give one such as 12h or 30d") from None
+
+
+COUNT: Final = _Number("integer", _count)
+"""A positive number, up to the limit of the fields of Flyte's messages."""
+
+RATE: Final = _Number("float", _rate)
+"""A number a second, above 0."""
+
+SECONDS: Final = _Number("duration", _seconds)
+"""A duration as in the settings, such as 90s, 5m or 1h30m; in seconds."""
+
+AGE: Final = _Number("duration", _age)
+"""A time before now, such as ``12h``, ``30d`` or ``1d12h``, in seconds; 0 for now."""

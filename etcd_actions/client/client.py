@@ -40,7 +40,7 @@ from etcd_actions.model.flyte_types import (
     RunSpec,
 )
 from etcd_actions.model.flyte_types import Literal as LiteralValue
-from etcd_actions.pipeline.processor import Processor
+from etcd_actions.pipeline.sharded_processor import AnyProcessor
 from etcd_actions.storage.claims import Claim, Claims, claimed_by, open_claims
 from etcd_actions.storage.store import Store
 
@@ -75,7 +75,7 @@ class ActionsClient(WatchRequests):
         keys: Keyspace,
         cache: ReadCache,
         containment: Containment,
-        processor: Processor,
+        processor: AnyProcessor,
         enqueuer: Enqueuer,
         aborter: Aborter,
         lister: Lister,
@@ -331,8 +331,9 @@ class ActionsClient(WatchRequests):
     ) -> Listing:
         """Return an action and its children, at one revision; with their traces if requested."""
         parent = action_id_of(parent)
-        if self._processor.watching:
-            known = await self._processor.families.read(parent, self._keys, traces=traces)
+        processor = self._processor.serving(parent)
+        if processor is not None:
+            known = await processor.families.read(parent, self._keys, traces=traces)
             if known is not None:
                 return known
         return await self._lister.list_child_actions(parent, traces=traces)

@@ -21,8 +21,10 @@ from etcd_actions.errors import ConfigError
 from etcd_actions.etcd.api import Etcd
 from etcd_actions.etcd.group_commit import open_group_commit
 from etcd_actions.model import DEFAULT_KEY_PREFIX, DEFAULT_NAMESPACE, Keyspace, NamespaceTemplate
-from etcd_actions.pipeline.processor import Processor, open_processor
+from etcd_actions.pipeline.processor import Processor
+from etcd_actions.pipeline.sharded_processor import open_any_processor
 from etcd_actions.pipeline.shared_watches import Scope
+from etcd_actions.pipeline.watched_scope import scope_of, scope_of_run
 from etcd_actions.pipeline.watching_settings import WatchingSettings
 from etcd_actions.run_service import NullRunService, RunService
 from etcd_actions.storage.store import Store
@@ -63,7 +65,8 @@ async def open_actions_client(
         containment: Counts unexpected failures; by default one of its own.
 
     Raises:
-        ConfigError: There is no such codec, or the template makes no namespaces.
+        ConfigError: There is no such codec, or the template makes no namespaces, or the settings
+            have shards and no election.
         WrongType: An argument is of another type.
         BackgroundFailure: A background task failed unexpectedly.
     """
@@ -81,13 +84,13 @@ async def open_actions_client(
         keys = Keyspace(prefix, namespace, template=template)
         cache = ReadCache()
         async with (
-            open_processor(
+            open_any_processor(
                 etcd,
-                prefix=prefix,
+                store,
+                keys=keys,
                 namespace=None if all_namespaces else keys.namespace,
-                run_service=run_service,
+                run_service=run_service or NullRunService(),
                 settings=settings,
-                store=store,
                 containment=containment,
                 on_replaced=cache.clear,
             ) as processor,
@@ -100,9 +103,9 @@ async def open_actions_client(
                     etcd,
                     store,
                     None,
-                    prefix=prefix,
-                    namespace=scope.namespace,
-                    runs=scope.run,
+                    scope=scope_of(keys, scope.namespace)
+                    if scope.run is None
+                    else scope_of_run(keys.within(scope.namespace or namespace), scope.run),
                     run_service=NullRunService(),
                     settings=replace(settings, record=False),
                     containment=containment,

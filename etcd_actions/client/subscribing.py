@@ -15,6 +15,7 @@ from etcd_actions.errors import InvalidArgument
 from etcd_actions.follow.subscriptions import AnySubscription, RunActions, Subject
 from etcd_actions.model import ActionId, ActionUpdate, Keyspace, build_action_update
 from etcd_actions.pipeline.processor import Processor
+from etcd_actions.pipeline.sharded_processor import AnyProcessor
 from etcd_actions.pipeline.shared_watches import Scope, SharedWatches
 
 _BATCH: Final = 64
@@ -26,20 +27,21 @@ class Subscribing:
 
     Args:
         keys: The keyspace of the actions.
-        processor: The client's own processor. It serves all subscriptions while it watches.
+        processor: The client's own processor. It serves the subscriptions to the runs that it
+            watches.
         watcher: Makes a processor that only serves subscriptions.
         lister: Reads the snapshots.
         recovery: Reads the traces of a run that another one recovers.
 
     Attributes:
-        watches: The watches that serve subscriptions while the client does not watch.
+        watches: The watches that serve subscriptions to runs that the client does not watch.
         processors: The processor that serves each open subscription.
     """
 
     def __init__(
         self,
         keys: Keyspace,
-        processor: Processor,
+        processor: AnyProcessor,
         watcher: Callable[[Scope], Processor],
         lister: Lister,
         recovery: Recovery,
@@ -65,13 +67,15 @@ class Subscribing:
             EtcdError: A read failed, or etcd refused the watch.
         """
         async with AsyncExitStack() as stack:
-            processor = self._processor
-            if shared := not processor.watching:
+            own = self._processor.serving(subject)
+            if own is not None:
+                processor = own
+            else:
                 processor = await stack.enter_async_context(self.watches.of(self._scope(subject)))
             subscription = processor.subscribe(subject, snapshot=snapshot)
             self.processors[subscription] = processor
             await stack.enter_async_context(subscription)
-            if shared:
+            if own is None:
                 if not snapshot:
                     subscription.skip_to(await self._lister.revision())
                 await processor.start_watching()

@@ -23,7 +23,7 @@ from etcd_actions.follow.subscriptions import (
 )
 from etcd_actions.model import ActionId, ActionUpdate, RunId
 from etcd_actions.model.flyte_types import ActionIdentifier, RunIdentifier
-from etcd_actions.pipeline.processor import Processor
+from etcd_actions.pipeline.sharded_processor import AnyProcessor
 from etcd_actions.pipeline.watching_settings import WatchingStatistics
 
 
@@ -34,7 +34,7 @@ class WatchRequests(DeadLetterRequests):
         self,
         containment: Containment,
         dead_letters: DeadLetterOperations,
-        processor: Processor,
+        processor: AnyProcessor,
         subscribing: Subscribing,
     ) -> None:
         super().__init__(containment, dead_letters)

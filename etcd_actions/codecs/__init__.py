@@ -82,19 +82,6 @@ class Codec(Protocol):
         """Encode a new object."""
         ...
 
-    def add_label(
-        self, value: bytes, label: str, text: str, *, key: bytes = b"", revision: int = 0
-    ) -> bytes:
-        """Set a label and change nothing else.
-
-        Returns:
-            The new bytes; `value` itself if it has that label already.
-
-        Raises:
-            DecodeError: The value cannot be decoded.
-        """
-        ...
-
     def release(
         self,
         value: bytes,

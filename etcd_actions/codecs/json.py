@@ -29,7 +29,6 @@ from etcd_actions.model.taskaction import ActionObject
 
 __all__ = [
     "Number",
-    "add_label",
     "decode",
     "decode_tree",
     "encode",
@@ -125,19 +124,6 @@ def encode_tree(tree: dict[str, Any], *, unchanged: Iterable[object] = ()) -> by
 def encode(action: ActionObject) -> bytes:
     """Encode a new object. A stored one is changed by its tree, which has all fields."""
     return magic.written(_as_kubernetes(trees.to_json(action)))
-
-
-@refusing("")
-def add_label(value: bytes, label: str, text: str, *, key: bytes = b"", revision: int = 0) -> bytes:
-    """Set a label in ``metadata.labels`` and change nothing else.
-
-    Returns:
-        The new bytes; `value` itself if it has that label already.
-
-    Raises:
-        DecodeError: The value is not a JSON object with metadata, or gets too large.
-    """
-    return release(value, label, text, None, key=key, revision=revision).value
 
 
 @refusing("")

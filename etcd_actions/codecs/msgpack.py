@@ -43,7 +43,7 @@ def decode(value: bytes, *, key: bytes = b"", revision: int = 0) -> ActionObject
     """Decode the typed view of a stored TaskAction.
 
     A null counts as an absent field, as in JSON. Errors inside of fields that the view lacks go
-    unnoticed if the field's length is readable; `add_label` copies such fields.
+    unnoticed if the field's length is readable; `release` copies such fields.
 
     Raises:
         DecodeError: It is not of this form, another kind, lacks a field or has one of another
@@ -123,22 +123,6 @@ def encode(action: ActionObject) -> bytes:
 
 
 @refusing("msgpack")
-def add_label(value: bytes, label: str, text: str, *, key: bytes = b"", revision: int = 0) -> bytes:
-    """Set a label in ``metadata.labels`` and change nothing else.
-
-    Only the maps around the labels are encoded again; the bytes of all other fields are copied
-    without decoding.
-
-    Returns:
-        The new bytes; `value` itself if it has that label already.
-
-    Raises:
-        DecodeError: The value is not a map of this form with metadata, or gets too large.
-    """
-    return release(value, label, text, None, key=key, revision=revision).value
-
-
-@refusing("msgpack")
 def release(
     value: bytes,
     label: str,
@@ -150,6 +134,9 @@ def release(
     revision: int = 0,
 ) -> Released:
     """Set a label and annotations, remove a finalizer, and change nothing else; see `Codec`.
+
+    Only the maps around the changes are encoded again; the bytes of all other fields are copied
+    without decoding.
 
     Raises:
         DecodeError: The value is not a map of this form with metadata, or gets too large.

@@ -3,8 +3,8 @@
 ``ff 50 42 01`` ("PB" and the form's version), then the message's length, then the message. The
 comments of the schema explain its fields, and why nothing is lost.
 
-Fields of later versions: `decode` and `summarize` ignore them, `add_label` and `release` keep
-them, `decode_tree` refuses them, since a tree cannot have them.
+Fields of later versions: `decode` and `summarize` ignore them, `release` keeps them, `decode_tree`
+refuses them, since a tree cannot have them.
 """
 
 from __future__ import annotations
@@ -103,21 +103,6 @@ def encode_tree(tree: dict[str, Any], *, unchanged: Iterable[object] = ()) -> by
 def encode(action: ActionObject) -> bytes:
     """Encode a new object. A stored one is changed by its tree, which has all fields."""
     return _pack(protobuf_messages.message_of(trees.from_json(trees.to_json(action))))
-
-
-@refusing("protobuf")
-def add_label(value: bytes, label: str, text: str, *, key: bytes = b"", revision: int = 0) -> bytes:
-    """Set a label in ``metadata.labels`` and change nothing else.
-
-    Fields of later versions stay where they are.
-
-    Returns:
-        The new bytes; `value` itself if it has that label already.
-
-    Raises:
-        DecodeError: The value is not of this form, has no metadata, or gets too large.
-    """
-    return release(value, label, text, None, key=key, revision=revision).value
 
 
 @refusing("protobuf")

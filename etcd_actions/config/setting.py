@@ -11,7 +11,7 @@ from etcd_actions.config.kinds import Kind
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 
-Scope: TypeAlias = Literal["all", "run", "backend"]
+Scope: TypeAlias = Literal["all", "run", "backend", "worker"]
 
 # These have the names and the meaning of etcdctl's variables.
 _OF_ETCDCTL = re.compile(
@@ -31,8 +31,8 @@ class Setting(Generic[T_co]):
         default: The text of its default value; None for no value.
         otherwise: The effect of no value.
         group: Its heading in help and documents.
-        scope: The commands that have it: ``all``, only ``run``, or only those that can use the
-            service instead of etcd (``backend``).
+        scope: The commands that have it: ``all``, only ``run``, only ``worker``, or only those that
+            can use the service instead of etcd (``backend``).
     """
 
     name: str

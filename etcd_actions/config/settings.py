@@ -29,6 +29,7 @@ _RUN = Group("The process", scope="run")
 _SERVE = Group("The service for Flyte's SDK", scope="run")
 _MONITORING = Group("Health and metrics", scope="run")
 _EXECUTOR = Group("The local executor", scope="run")
+_WORKER = Group("The offer of a worker", scope="worker")
 _BACKEND = Group("The service instead of etcd", scope="backend")
 _LOGS = Group("Logs, on standard error")
 
@@ -200,6 +201,14 @@ COLLECT_ORPHANS = _RUN.setting(
     "true",
     "Whether to end and delete actions whose parent does not exist; Kubernetes does it for "
     "objects with an owner reference",
+)
+SHARDS = _RUN.optional(
+    "shards",
+    kinds.COUNT,
+    "Into how many shards, ranges of runs, the actions are divided, which all processes with this "
+    "setting share; at most 60. The number counts while there are no shards; later they are split "
+    "and merged by their sizes",
+    otherwise="one process at a time leads for all actions",
 )
 GRACE = _RUN.setting(
     "grace",
@@ -486,6 +495,25 @@ TASK_SECRETS = _EXECUTOR.optional(
     otherwise="tasks get no secrets",
 )
 
+CPUS = _WORKER.optional(
+    "cpus",
+    kinds.CPUS,
+    "How many CPUs the actions of a worker may request together",
+    otherwise="those that the process may use",
+)
+GPUS = _WORKER.setting(
+    "gpus", kinds.NUMBER, "0", "How many GPUs the actions of a worker may request together"
+)
+POOL = _WORKER.setting(
+    "pool",
+    kinds.NAMES,
+    "default",
+    "The queues or cluster pools whose actions a worker runs; an action without one is in default",
+)
+LABEL = _WORKER.optional(
+    "label", kinds.LABELS, "A label of a worker, for actions that require it, such as zone=a"
+)
+
 SERVICE = _BACKEND.optional(
     "service",
     kinds.SERVER,
@@ -523,11 +551,24 @@ SETTINGS: tuple[Setting[object], ...] = tuple(
 COMMON: tuple[Setting[object], ...] = tuple(each for each in SETTINGS if each.scope == "all")
 """The settings of every command."""
 
-BACKEND: tuple[Setting[object], ...] = tuple(each for each in SETTINGS if each.scope != "run")
+BACKEND: tuple[Setting[object], ...] = tuple(
+    each for each in SETTINGS if each.scope in ("all", "backend")
+)
 """The settings of the commands that can use the service instead of etcd."""
 
-RUN: tuple[Setting[object], ...] = tuple(each for each in SETTINGS if each.scope != "backend")
+RUN: tuple[Setting[object], ...] = tuple(each for each in SETTINGS if each.scope in ("all", "run"))
 """The settings of ``run``."""
+
+_OF_SERVICE = (EXECUTOR, RAY_ADDRESS, RAY_TOKEN_FILE, TASKS_LISTEN)
+WORKER: tuple[Setting[object], ...] = tuple(
+    each
+    for each in SETTINGS
+    if each.scope in ("all", "worker")
+    or each in (GRACE, STATS_INTERVAL, LISTEN_USERS, BLOB_DIR)
+    or each.group == _MONITORING.title
+    or (each.group == _EXECUTOR.title and each not in _OF_SERVICE)
+)
+"""The settings of ``worker``: those of the local executor, without those of the service."""
 
 SUBMIT: tuple[Setting[object], ...] = (*BACKEND, BLOB_DIR, PYTHON)
 """The settings of ``submit``, which needs Flyte's SDK and a store for the files of runs."""

@@ -235,6 +235,32 @@ def count(text: str) -> int:
     return int(_match(r"[1-9][0-9]{0,8}", text, "is not a number: give 1 or more")[0])
 
 
+def number(text: str) -> int:
+    """A number; 0 is one."""
+    return int(_match(r"[0-9]{1,9}", text, "is no number: give 0 or more")[0])
+
+
+def cpus(text: str) -> float:
+    """A positive number of CPUs, such as ``0.5``."""
+    problem = "is no number of CPUs: give one such as 4 or 0.5"
+    found = float(_match(r"[0-9]{1,6}(\.[0-9]{1,3})?", text, problem)[0])
+    if not found:
+        raise ValueError(f"{quoted(text)} {problem}")
+    return found
+
+
+def labels(text: str) -> dict[str, str]:
+    """Labels, ``KEY=VALUE`` between commas; each key once."""
+    found: dict[str, str] = {}
+    for each in utf8(text).split(","):
+        key, equals, value = each.strip().partition("=")
+        if not (equals and re.fullmatch(r"\S+", key)):
+            raise ValueError(f"{quoted(each)} is not a label: give one such as zone=a")
+        if found.setdefault(key, value) != value:
+            raise ValueError(f"{quoted(key)} has two values: give each label once")
+    return found
+
+
 def rate(text: str) -> float:
     """A number a second; 0 for no limit."""
     problem = "is not a valid rate: give a number a second, or 0 for no limit"

@@ -73,6 +73,7 @@ class DeadLetterStore:
         owns: See :class:`DeadLetterCache`.
         settings: How the dead letters are watched.
         containment: Counts unexpected failures.
+        ranges: The ranges of the dead letters; by default all.
         most: The most dead letters; the oldest are deleted.
         most_bytes: The most bytes of all of them.
     """
@@ -86,6 +87,7 @@ class DeadLetterStore:
         owns: Callable[[bytes], bool],
         settings: ReflectorSettings,
         containment: Containment,
+        ranges: Sequence[KeyRange] = (),
         most: int = MOST_DEAD_LETTERS,
         most_bytes: int = MOST_BYTES,
     ) -> None:
@@ -93,6 +95,7 @@ class DeadLetterStore:
         self._store = store
         self._keys = DeadLetterKeys(keys)
         self._cache = DeadLetterCache(self._keys, owns)
+        self._ranges = ranges or (KeyRange.of_prefix(self._keys.prefix),)
         self._settings = replace(settings, ranges=1, prev_kv=False)
         self._containment = containment
         self._most = most
@@ -262,7 +265,7 @@ class DeadLetterStore:
         async for attempt in retrying(_BACKOFF, on=EtcdError, report=self._report_unreadable):
             reflector = Reflector(
                 self._etcd,
-                KeyRange.of_prefix(self._keys.prefix),
+                self._ranges,
                 self._cache,
                 on_replaced=self._cache.clear,
                 settings=self._settings,

@@ -48,6 +48,7 @@ NEEDS: dict[str, Allowed] = {
     "submit": _ALL,
     "run": _ALL,
     "run --executor": _ALL,
+    "worker": _ALL,
 }
 """What each command needs where it uses etcd itself; with ``--service`` it needs nothing."""
 

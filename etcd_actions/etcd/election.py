@@ -11,6 +11,10 @@ at the first read after a stop of the process. A request that was sent before ma
 the next election. A write that must not be applied then has the compare :attr:`Leadership.fence`.
 A call to another server, which nothing fences, is made within :meth:`Term.sure_until`.
 
+A guard, compares of other keys, limits when the key may be created. A process whose guard does not
+hold is *refused*: it says so, and looks again from time to time. The guard is part of the
+transaction that creates the key, and does not end a term.
+
 Other clients may write the key. A leader that finds its key changed, and so perhaps detached from
 the lease, writes it again. A key without a lease would stay; a candidate deletes it after it was
 unchanged for the time to live of a lease. An unexpected failure ends the term, and the process
@@ -26,7 +30,7 @@ from __future__ import annotations
 import os
 import socket
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -43,9 +47,11 @@ from etcd_actions.etcd.api import (
     Compare,
     Delete,
     Etcd,
+    Get,
     KeyRange,
     KeyValue,
     Put,
+    RangeResult,
     Txn,
     WatchCreate,
 )
@@ -78,6 +84,7 @@ class ElectionStatistics:
         losses: How often it lost the leadership, by reason: ``not_renewed`` in time,
             ``lease_expired``, the key was ``deleted``, or the work ``failed``.
         failures: Number of requests that etcd did not answer, or refused.
+        refused: Whether there is no leader, and the guard does not hold.
     """
 
     is_leader: bool
@@ -85,6 +92,7 @@ class ElectionStatistics:
     terms: int
     losses: dict[str, int]
     failures: int
+    refused: bool
 
 
 @asynccontextmanager
@@ -94,6 +102,7 @@ async def open_election(
     *,
     name: str | None = None,
     ttl: int = 10,
+    guard: Sequence[Compare] = (),
     containment: Containment | None = None,
 ) -> AsyncIterator[Election]:
     """Stand for election until the context is left; leaving it resigns.
@@ -106,6 +115,7 @@ async def open_election(
         key: The key of the election: the process that creates it is the leader.
         name: The value of the key, for people; by default host and process.
         ttl: Seconds after which a silent leader is replaced; at least 2.
+        guard: Compares of other keys, which have to hold when the key is created.
         containment: Counts unexpected failures; by default one of its own.
 
     Raises:
@@ -118,6 +128,7 @@ async def open_election(
         key,
         name=name or f"{socket.gethostname()}/{os.getpid()}",
         ttl=ttl,
+        guard=guard,
         containment=containment or Containment(),
     )
     # This process leads until the body has ended, also while that is cancelled.
@@ -139,9 +150,18 @@ class Election:
     """The state of an election; :func:`open_election` makes it."""
 
     def __init__(
-        self, etcd: Etcd, key: bytes, *, name: str, ttl: int, containment: Containment
+        self,
+        etcd: Etcd,
+        key: bytes,
+        *,
+        name: str,
+        ttl: int,
+        guard: Sequence[Compare],
+        containment: Containment,
     ) -> None:
         self._containment = containment
+        self._guard = guard
+        self._is_refused = False
         self._identity = key.decode(errors="backslashreplace")
         # The key, when it was first read without a lease, and the time of that read.
         self._orphan: tuple[KeyValue, float] | None = None
@@ -162,6 +182,16 @@ class Election:
     def is_leader(self) -> bool:
         """Whether this process is the leader at this moment, by its clock."""
         return self.term is not None
+
+    @property
+    def is_refused(self) -> bool:
+        """Whether there is no leader, and the guard does not hold."""
+        return self._is_refused
+
+    @property
+    def leader(self) -> str:
+        """The last known name of the leader; empty if there is none."""
+        return self._leader
 
     @property
     def term(self) -> Term | None:
@@ -188,6 +218,7 @@ class Election:
             terms=self._terms,
             losses=dict(self._losses),
             failures=self._failures,
+            refused=self._is_refused,
         )
 
     async def wait_leader(self) -> Leadership:
@@ -249,19 +280,38 @@ class Election:
         if self._term is not None and self._term.given_up:
             self._term = None
             await trio.sleep(_AFTER_GIVING_UP)
-        found = await self._etcd.range(KeyRange.of_key(self._key))
-        if found.kvs:
-            self._leader = found.kvs[0].value[:_LONGEST_NAME].decode(errors="replace")
-            if not await self._delete_orphan(found.kvs[0]):
-                await self._wait_deleted(found.revision)
+        found, revision, is_allowed = await self._find()
+        if found is not None:
+            self._is_refused = False
+            self._leader = found.value[:_LONGEST_NAME].decode(errors="replace")
+            if not await self._delete_orphan(found):
+                await self._wait_deleted(revision)
             return
         self._leader = ""
         self._orphan = None
+        if not is_allowed:
+            if not self._is_refused:
+                _log.warning("election_refused", key=self._identity)
+            self._is_refused = True
+            await trio.sleep(self._ttl)
+            return
+        self._is_refused = False
         report = partial(self._log_failure, "election_not_renewed")
         async with open_session(
             self._etcd, self._ttl, report=report, unrevoked=self._not_resigned
         ) as session:
             await self._create(session)
+
+    async def _find(self) -> tuple[KeyValue | None, int, bool]:
+        """The key, the revision of the read, and whether the guard held."""
+        get = Get(KeyRange.of_key(self._key))
+        if not self._guard:
+            found = await self._etcd.range(get.keys)
+            return (found.kvs[0] if found.kvs else None), found.revision, True
+        result = await self._etcd.txn(Txn(self._guard, [get], [get]))
+        (answer,) = result.responses
+        kvs = answer.kvs if isinstance(answer, RangeResult) else []
+        return (kvs[0] if kvs else None), result.revision, result.succeeded
 
     def _not_resigned(self, lease_id: int, reason: str) -> None:
         self._unrevoked = lease_id
@@ -271,7 +321,7 @@ class Election:
         """Create the key; if that succeeded, lead until the term ends."""
         absent = Compare.incarnation(self._key, 0)
         create = Put(self._key, self._name.encode(), session.lease.id)
-        created = await self._etcd.txn(Txn([absent], [create]))
+        created = await self._etcd.txn(Txn([absent, *self._guard], [create]))
         if created.succeeded:
             await self._lead(Leadership(self._key, created.revision), session)
 

@@ -320,6 +320,7 @@ class GroupCommit:
         """Read for a group, and answer its members."""
         # In the order of the requests, each once.
         gets = list(dict.fromkeys(get for member in group for get in member.gets))
+        began = perf_counter()
         try:
             answers, revision = await self._get_all(gets)
         except Unavailable as error:
@@ -332,6 +333,7 @@ class GroupCommit:
             await self._halve(group, error, self._fetch)
         else:
             self._counts.add(len(group))
+            self._counts.times.observe(perf_counter() - began)
             size = sum(
                 len(kv.value)
                 for answer in answers.values()

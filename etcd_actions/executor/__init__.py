@@ -3,9 +3,11 @@
 from etcd_actions.executor.attempts.attempt_command import Command
 from etcd_actions.executor.attempts.attempt_directory import AttemptDirectory
 from etcd_actions.executor.attempts.start_errors import NotStarted
-from etcd_actions.executor.executor import Executor, ExecutorStatistics
+from etcd_actions.executor.executor import Executor
 from etcd_actions.executor.executor_settings import ExecutorSettings, ImageSettings, RaySettings
+from etcd_actions.executor.executor_statistics import ExecutorStatistics
 from etcd_actions.executor.launchers.launcher import Launcher, LauncherUnavailable, Look, State
+from etcd_actions.executor.offers import Offer
 from etcd_actions.executor.open_executor import open_executor
 
 __all__ = [
@@ -19,6 +21,7 @@ __all__ = [
     "LauncherUnavailable",
     "Look",
     "NotStarted",
+    "Offer",
     "RaySettings",
     "State",
     "open_executor",

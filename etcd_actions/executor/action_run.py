@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import AsyncIterator, Mapping
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import replace
 from functools import partial
 from time import perf_counter
@@ -31,9 +31,11 @@ from etcd_actions.executor.attempts.start_errors import (
 from etcd_actions.executor.cache.caching import HIT, Caching, Task
 from etcd_actions.executor.images.image_environments import NotBuiltYet
 from etcd_actions.executor.launchers.attempts import Attempts
+from etcd_actions.executor.lost_attempts import MOST_LOST, WORKER_LOST, loss_of, losses, noted_loss
 from etcd_actions.executor.provisions import Provisions
 from etcd_actions.executor.scheduling.schedule import Due
 from etcd_actions.executor.shared import Shared, Work
+from etcd_actions.executor.shared_logs import copied_log
 from etcd_actions.model import ANNOTATION_TRACEPARENT, ErrorState, Phase
 from etcd_actions.model import flyte as conversions
 from etcd_actions.storage.claims import Claim, Claims
@@ -78,6 +80,7 @@ class ActionRun:
     Attributes:
         retries: Number of attempts that were followed by another one.
         times: How long attempts were followed, by outcome; see ``ExecutorStatistics``.
+        lost_claims: Number of claims that another executor was faster to create.
     """
 
     def __init__(
@@ -94,6 +97,7 @@ class ActionRun:
         self._caching = caching
         self._provisions = provisions
         self.retries = 0
+        self.lost_claims = 0
         self.times: defaultdict[str, Histogram] = defaultdict(partial(Histogram, TASK_BOUNDS))
 
     async def run(self, action: StoredAction, work: Work) -> StoredAction | None:
@@ -118,6 +122,7 @@ class ActionRun:
         incarnation = action.incarnation
         claimed = await self._claims.claim_and_read(action.action_id, incarnation)
         if claimed is None:
+            self.lost_claims += 1
             work.elsewhere = True
             return None
         claim = claimed.claim
@@ -157,12 +162,14 @@ class ActionRun:
         return not await self._caching.is_known(action, template_of(action), name)
 
     def _limits(self, action: StoredAction, name: str, template: TaskTemplate) -> Limits:
-        return Limits.of(
+        limits = Limits.of(
             template,
             max(action.status.attempts, 1),
             created=self._shared.ages.created(name),
             queued=self._shared.ages.queued(name, action),
         )
+        # An attempt that was lost with its worker is none of the task's retries.
+        return replace(limits, attempts=limits.attempts + losses(action))
 
     def _is_delayed(self, action: StoredAction, work: Work) -> bool:
         """Whether the back-off after the last attempt lasts; such an action gets no slot."""
@@ -205,6 +212,9 @@ class ActionRun:
                 action, number, Phase.FAILED, claim, invalid_spec(error)
             )
         limits, place = attempt.limits, attempt.place
+        is_worker = self._shared.settings.offer is not None
+        if is_worker and (loss := loss_of(action, place)) is not None:
+            return await self._report_loss(action, number, claim, loss)
         task = Task(work.name, action, attempt.template, place, attempt.command.outputs)
         if not place.was_started and not place.is_alive:
             late = limits.late(self._shared.clock.monotonic())
@@ -229,6 +239,11 @@ class ActionRun:
         with below(created_by), span("task", about), ExitStack() as held:
             try:
                 attempt = await self._provide(action, attempt, held)
+                if is_worker and action.phase is not Phase.RUNNING:
+                    # Before the start: so no other worker ever repeats an attempt that may run.
+                    action = await self._shared.reports.report(
+                        action, number, Phase.RUNNING, claim, cache_status=attempt.cache_status
+                    )
                 await self._begin(place, attempt.command)
             except InvalidArgument as error:
                 work.place = None
@@ -308,12 +323,18 @@ class ActionRun:
         self._shared.capacity.began(work.name, place)
         began = perf_counter()
         _log.info("attempt", action=action.metadata.name, attempt=number)
-        action, outcome = await self._follow_process(action, attempt, claim, work)
+        async with self._with_shared_log(attempt):
+            action, outcome = await self._follow_process(action, attempt, claim, work)
         took = perf_counter() - began
         if outcome is None:
             self.times["ENDED_ELSEWHERE"].observe(took)
             # Another process ended the action: its object has the phase.
             return await self._shared.client.get_task_action(action.action_id)
+        if (loss := noted_loss(place)) is not None:
+            # It was ended for another worker.
+            self.times["RETRIED"].observe(took)
+            work.not_before = self._shared.clock.monotonic()
+            return await self._report_loss(action, number, claim, loss)
         if outcome.error is None:
             self.times[Phase.SUCCEEDED.name].observe(took)
             status = await self._caching.keep(task)
@@ -330,6 +351,30 @@ class ActionRun:
         phase = Phase.TIMED_OUT if timed_out else Phase.FAILED
         self.times[phase.name].observe(took)
         return await self._shared.reports.report(action, number, phase, claim, outcome.error)
+
+    @asynccontextmanager
+    async def _with_shared_log(self, attempt: _Attempt) -> AsyncIterator[None]:
+        """Have the log of a worker's attempt copied while the context is open."""
+        settings, outputs = self._shared.settings, attempt.command.outputs
+        if settings.offer is None or isinstance(outputs, str):
+            yield
+            return
+        containment = self._shared.client.containment
+        async with copied_log(attempt.place, outputs, settings.log_bytes, containment):
+            yield
+
+    async def _report_loss(
+        self, action: StoredAction, number: int, claim: Claim, loss: ErrorState
+    ) -> StoredAction:
+        """Report that an attempt was lost: the next one follows, or the action has failed."""
+        report = self._shared.reports.report
+        if loss.code == WORKER_LOST and losses(action, WORKER_LOST) + 1 >= MOST_LOST:
+            message = f"{MOST_LOST} workers were lost while they ran it: it may be what ends them"
+            error = ErrorState(code=WORKER_LOST, kind="SYSTEM", message=message)
+            return await report(action, number, Phase.FAILED, claim, error)
+        self.retries += 1
+        _log.warning("attempt_lost", action=action.metadata.name, attempt=number, code=loss.code)
+        return await report(action, number + 1, Phase.QUEUED, claim, error_before=loss)
 
     async def _follow_process(
         self, action: StoredAction, attempt: _Attempt, claim: Claim, work: Work

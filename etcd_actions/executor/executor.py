@@ -10,14 +10,12 @@ back-off until it has ended.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
 import trio
 
 from etcd_actions._internal.clock import Clock
-from etcd_actions._internal.histogram import Distribution
 from etcd_actions._internal.retrying import retrying, seldom
 from etcd_actions.actions.stored_action import StoredAction, same_run
 from etcd_actions.client import ActionsClient
@@ -30,8 +28,11 @@ from etcd_actions.executor.attempts.attempt_directory import (
 )
 from etcd_actions.executor.cache.caching import Caching
 from etcd_actions.executor.executor_settings import ExecutorSettings
+from etcd_actions.executor.executor_statistics import ExecutorStatistics
+from etcd_actions.executor.handover import Handover
 from etcd_actions.executor.intake import Intake
 from etcd_actions.executor.launchers.attempts import Attempts
+from etcd_actions.executor.placement import Placement
 from etcd_actions.executor.provisions import Provisions
 from etcd_actions.executor.reports import Reports
 from etcd_actions.executor.scheduling.ages import Ages
@@ -46,37 +47,12 @@ from etcd_actions.model import ActionUpdate, Phase
 from etcd_actions.storage.claims import Claims
 
 _NOT_STARTED = (Phase.UNSPECIFIED, Phase.QUEUED)
+# Seconds until an action that waits for a blocked one is examined again.
+_AFTER_BLOCKED = 1.0
+# Seconds that a worker leaves to another one for the report that an action waits.
+_VISIT_LATER = 5.0
 
 _log = structlog.get_logger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExecutorStatistics:
-    """The counts of an executor.
-
-    Attributes:
-        running: Number of actions that it runs.
-        waiting: Number of these that wait for children, and hold no slot.
-        open_actions: Number of actions that are not terminal.
-        started: Number of attempts that it started.
-        adopted: Number of attempts that another executor had started.
-        ended: Number of actions that it ended, by phase.
-        retries: Number of attempts that were followed by another one.
-        attempt_times: How long attempts were followed here, in seconds, by outcome: a phase,
-            ``RETRIED``, or ``ENDED_ELSEWHERE``.
-        cache: Number of reads and writes of results, by the names of Flyte's statuses; ``STALE``
-            counts the entries that could not be used any more.
-    """
-
-    running: int
-    waiting: int
-    open_actions: int
-    started: int
-    adopted: int
-    ended: dict[str, int]
-    retries: int
-    attempt_times: dict[str, Distribution]
-    cache: dict[str, int]
 
 
 class Executor:
@@ -85,6 +61,8 @@ class Executor:
     Attributes:
         intake: Follows all actions.
         visits: Reads the objects of actions that wait.
+        placement: Selects the actions of a worker; None for an executor that runs each action.
+        handover: Ends the attempts of a worker.
     """
 
     def __init__(
@@ -123,6 +101,10 @@ class Executor:
         self._caching = Caching(client, claims, settings, clock, self._hasten)
         self._runs = ActionRun(self._shared, claims, attempts, self._caching, provisions)
         self.visits = Visits(self._shared, self._runs)
+        self.placement = (
+            None if settings.offer is None else Placement(self._shared, claims, settings.offer)
+        )
+        self.handover = Handover(self._shared, claims, attempts)
         # The attempts of parked actions.
         self._left_running: dict[str, AttemptDirectory] = {}
         self._changed = trio.Event()
@@ -141,6 +123,10 @@ class Executor:
             retries=self._runs.retries,
             attempt_times={name: times.read() for name, times in self._runs.times.items()},
             cache=dict(self._caching.results),
+            queued=shared.schedule.ready_count
+            + (0 if self.placement is None else self.placement.blocked),
+            unplaced=0 if self.placement is None else self.placement.unplaced,
+            lost_claims=self._runs.lost_claims,
         )
 
     def open_actions(self) -> set[str] | None:
@@ -172,19 +158,27 @@ class Executor:
     async def follow_claims(self) -> None:
         """Detect claims that have ended, of other executors and of this one; does not return."""
         every = self._shared.settings.claim_ttl / 3
+        if self.placement is not None:
+            await self.placement.look()
         while True:
             lost = self._claims.lost
             with trio.move_on_after(every):
                 await lost.wait()
+                if self.placement is not None:
+                    await self.handover.give_up()
                 # The next owner of the claims finds the processes, also if it is this executor.
                 for work in self._shared.work.values():
                     work.scope.cancel("the claims are lost")
             try:
+                if self.placement is not None:
+                    await self.placement.look()
                 taken = await self._claims.taken()
             except EtcdError as error:
                 _log.debug("claims_unreadable", error=str(error))
                 continue
             for name in self._shared.schedule.keep_elsewhere(taken):
+                if self.placement is not None:
+                    self.placement.note_unclaimed(name)
                 self._admit(name, examine=True)
             self._wake()
             try:
@@ -214,6 +208,8 @@ class Executor:
         self._shared.schedule.drop(name)
         self._shared.ages.drop(name)
         self._shared.heal(name)
+        if self.placement is not None:
+            self.placement.drop(name)
         if (work := self._shared.work.get(name)) is not None:
             work.ended.set()
         if (place := self._left_running.pop(name, None)) is not None:
@@ -235,10 +231,13 @@ class Executor:
         known = self._shared.board.get(name)
         if known is None or name in self._shared.work or self._shared.schedule.keeps_waiting(name):
             return
+        placement = self.placement
+        if placement is not None and placement.keeps(name):
+            return
         if known.is_condition:
             # Only then: later visits follow from alarms, and from updates after a failure.
             if first or name in self._shared.failures:
-                self.visits.add(name)
+                self._visit(name)
         elif (
             examine
             or (first and not self.intake.is_synced)
@@ -247,6 +246,9 @@ class Executor:
             self._shared.schedule.examine(name)
         elif self._shared.schedule.is_ready(name):
             self._shared.schedule.reorder(name, self._shared.board.order(name))
+        elif first and placement is not None and (wait := placement.head_start(name)):
+            until = self._shared.clock.monotonic() + wait
+            self._shared.schedule.delay(name, until, wakes=False)
         else:
             self._ready(name)
 
@@ -268,10 +270,20 @@ class Executor:
                 )
             # Thousands may be due at once: let other tasks run.
             await trio.lowlevel.checkpoint()
+        if self.handover.draining:
+            return
+        if self.placement is not None:
+            for blocked in self.placement.unblocked():
+                if await self._shared.capacity.is_free():
+                    self._begin(blocked)
         while (
             name := self._shared.schedule.first()
         ) is not None and await self._shared.capacity.is_free():
             if not self._shared.schedule.is_ready(name):
+                continue
+            if self.placement is not None and self.placement.must_wait(name):
+                again = self._shared.clock.monotonic() + _AFTER_BLOCKED
+                self._shared.schedule.delay(name, again, wakes=False)
                 continue
             with self._containment.unit("action", name) as unit:
                 self._begin(name)
@@ -281,7 +293,15 @@ class Executor:
                 )
         for name in self._shared.schedule.take_unvisited():
             if name not in self._shared.failures:
-                self.visits.add(name)
+                self._visit(name)
+
+    def _visit(self, name: str) -> None:
+        """Have an action that waits reported; of several workers one does it first."""
+        if self.placement is None or not self.placement.head_start(name):
+            self.visits.add(name)
+        else:
+            later = self._shared.clock.monotonic() + _VISIT_LATER
+            self._shared.schedule.at(Due.VISIT, name, later)
 
     async def _examine(self) -> None:
         """Begin unexamined actions whose attempts were started: they need no slot for a process."""
@@ -302,6 +322,8 @@ class Executor:
                 continue
             if name in started:
                 self._begin(name)
+            elif self.placement is not None and self.placement.is_elsewhere(name):
+                self._shared.schedule.elsewhere(name)
             else:
                 self._ready(name)
 
@@ -348,6 +370,8 @@ class Executor:
         finally:
             del self._shared.work[name]
             self._shared.capacity.leave(name)
+            if self.placement is not None:
+                self.placement.left(name)
             self._reschedule(work, done=done, failed=failed)
             self._wake()
 
@@ -366,7 +390,12 @@ class Executor:
         elif failed:
             self._shared.schedule.delay(name, self._shared.failures.again(name, PARKED), wakes=True)
         elif work.elsewhere:
+            if self.placement is not None:
+                self.placement.drop(name)
             self._shared.schedule.elsewhere(name)
+        elif self.placement is not None and self.placement.keeps(name):
+            self._shared.failures.drop(name)
+            self._visit(name)
         elif work.not_before is not None:
             self._shared.failures.drop(name)
             self._shared.schedule.delay(name, work.not_before, wakes=False)
@@ -391,6 +420,8 @@ class Executor:
             ):
                 with attempt:
                     action = await self._shared.client.get_task_action(action_id)
+                    if self.placement is not None and not self.placement.admits(action, work):
+                        return
                     ended = await self._runs.run(action, work)
         except ClaimLost as error:
             _log.info("action_left", action=work.name, reason=str(error))

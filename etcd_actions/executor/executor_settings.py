@@ -8,6 +8,7 @@ from typing import Literal
 
 from etcd_actions._internal.argument_types import check_fields
 from etcd_actions._internal.secret_sources import SecretSource
+from etcd_actions.executor.offers import Offer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +82,8 @@ class ExecutorSettings:
         cache_keep: The time for which a cached result is kept after its use; 0 for no cache.
         images: The environments of images; None to run each task in that of ``python``.
         secrets: The sources of the secrets that tasks may request.
+        offer: What it offers, if it is one of several workers, each with a state directory of its
+            own; None for an executor that runs each action.
         ray: The Ray cluster that runs the attempts; None to run them on this machine.
     """
 
@@ -97,6 +100,7 @@ class ExecutorSettings:
     cache_keep: float = 30 * 24 * 3600.0
     images: ImageSettings | None = None
     secrets: tuple[SecretSource, ...] = ()
+    offer: Offer | None = None
     ray: RaySettings | None = None
 
     def __post_init__(self) -> None:

@@ -18,6 +18,7 @@ from etcd_actions._internal.owned_tasks import owned_tasks
 from etcd_actions.client import ActionsClient
 from etcd_actions.executor.executor import Executor
 from etcd_actions.executor.executor_settings import ExecutorSettings
+from etcd_actions.executor.guarding import Guard, open_guard
 from etcd_actions.executor.images.image_environments import ImageEnvironments
 from etcd_actions.executor.images.image_packages import ImagePackages
 from etcd_actions.executor.launchers.attempts import Attempts
@@ -31,6 +32,7 @@ from etcd_actions.executor.state_dir import keep_clean, prepare_state_dir
 
 # The number of objects that are read at once.
 _VISITORS: Final = 16
+_ENDED_WITHIN: Final = 10.0
 
 
 @checks_types
@@ -55,12 +57,15 @@ async def open_executor(
     await trio.to_thread.run_sync(prepare_state_dir, settings.state_dir)
     containment = client.containment
     async with AsyncExitStack() as stack:
+        guard = None
+        if settings.offer is not None:
+            guard = await stack.enter_async_context(open_guard(settings.state_dir))
         if launcher is None:
             launcher = await stack.enter_async_context(_open_launcher(settings, containment))
         nursery = await stack.enter_async_context(owned_tasks("the executor"))
         attempts = Attempts(launcher, settings.log_bytes, containment)
         executor = await stack.enter_async_context(
-            open_executor_with(client, settings, attempts, Clock())
+            open_executor_with(client, settings, attempts, Clock(), guard)
         )
         clean = partial(
             keep_clean,
@@ -101,9 +106,15 @@ async def _open_launcher(
 
 @asynccontextmanager
 async def open_executor_with(
-    client: ActionsClient, settings: ExecutorSettings, attempts: Attempts, clock: Clock
+    client: ActionsClient,
+    settings: ExecutorSettings,
+    attempts: Attempts,
+    clock: Clock,
+    guard: Guard | None = None,
 ) -> AsyncIterator[Executor]:
     """Run actions as :func:`open_executor` does, with other ``attempts`` and another clock.
+
+    An executor with an offer ends its attempts at the end, before its claims are released.
 
     Raises:
         EtcdError: etcd cannot be read or written.
@@ -123,10 +134,19 @@ async def open_executor_with(
             nursery.start_soon(keep, "executor", "images", environments.keep_clean)
         provisions = Provisions(images, Secrets(settings.secrets))
         executor = Executor(client, claims, attempts, settings, nursery, clock, provisions)
+        executor.handover.guard = guard
         nursery.start_soon(keep, "executor", "updates", executor.intake.follow)
         nursery.start_soon(keep, "executor", "schedule", executor.schedule)
         nursery.start_soon(keep, "executor", "claims", executor.follow_claims)
+        if settings.offer is not None:
+            nursery.start_soon(keep, "executor", "clock", executor.handover.watch_clock)
         for number in range(_VISITORS):
             nursery.start_soon(keep, "executor", f"visitor {number}", executor.visits.work)
-        yield executor
+        try:
+            yield executor
+        finally:
+            if settings.offer is not None:
+                # Another worker starts the next attempts once the claims are released.
+                with trio.move_on_after(_ENDED_WITHIN, shield=True):
+                    await executor.handover.give_up()
         nursery.cancel_scope.cancel("the context of the executor has ended")

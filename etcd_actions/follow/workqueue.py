@@ -152,6 +152,9 @@ class WorkQueue:
         self._waking = False
         self._startable = 0
         self._start: Callable[[], object] | None = None
+        self._paused = False
+        self._handling = 0
+        self._settled: trio.Event | None = None
         self._failing: dict[bytes, FailingKey] = {}
         self._retries: list[tuple[float, int, KeyChannel]] = []
         self._retry_added = trio.Event()
@@ -219,6 +222,23 @@ class WorkQueue:
             await self._idle.wait()
         await trio.lowlevel.checkpoint()
 
+    @property
+    def is_handling(self) -> bool:
+        """Whether a handler is running."""
+        return self._handling > 0
+
+    async def pause(self) -> None:
+        """Call the handler no more, and return once no handler is running.
+
+        It cannot be undone, also after a cancellation.
+        """
+        self._paused = True
+        while self._handling:
+            if self._settled is None:
+                self._settled = trio.Event()
+            await self._settled.wait()
+        await trio.lowlevel.checkpoint()
+
     def dispatch_if_idle(self, change: Change) -> bool:
         """Queue a change that was handled before, unless its key has work, which is newer.
 
@@ -258,12 +278,16 @@ class WorkQueue:
                         change = channel.receive_nowait()
                     except trio.WouldBlock:
                         change = await channel.receive()
+                    if self._paused:
+                        await trio.sleep_forever()
                     channel.handling = change
+                    self._handling += 1
                     began = perf_counter()
                     try:
                         await handler(change)
                     finally:
                         channel.handling = None
+                        self._handled_one()
                         took = perf_counter() - began
                         counts.turn_times.observe(took)
                     change = None
@@ -293,6 +317,12 @@ class WorkQueue:
                 channel.ready_at = perf_counter()
                 self._ready.append(channel)
             self._wake_one()
+
+    def _handled_one(self) -> None:
+        self._handling -= 1
+        if not self._handling and self._settled is not None:
+            self._settled.set()
+            self._settled = None
 
     async def _next(self) -> KeyChannel:
         """The next channel with work. The worker that parked last is woken first, one at a time."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from typing import Any, Final
+from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 from etcd_actions.errors import ConfigError, DecodeError, InvalidArgument
 from etcd_actions.model.flyte_types import (
@@ -23,6 +23,22 @@ _PRIMITIVES: Final = {
     float: "float_value",
     str: "string_value",
 }
+_Message = TypeVar("_Message")
+
+
+class _Kind(NamedTuple, Generic[_Message]):
+    """The module and the name of a message's class."""
+
+    module: str
+    name: str
+
+
+_LITERAL: Final[_Kind[Literal]] = _Kind("flyteidl2.core.literals_pb2", "Literal")
+_TASK_TEMPLATE: Final[_Kind[TaskTemplate]] = _Kind("flyteidl2.core.tasks_pb2", "TaskTemplate")
+_CONDITION: Final[_Kind[ConditionAction]] = _Kind(
+    "flyteidl2.workflow.run_definition_pb2", "ConditionAction"
+)
+_TRACE: Final[_Kind[TraceAction]] = _Kind("flyteidl2.workflow.run_definition_pb2", "TraceAction")
 
 
 def action_identifier(action_id: ActionId) -> ActionIdentifier:
@@ -49,15 +65,8 @@ def task_template(action: ActionObject) -> TaskTemplate | None:
         DecodeError: The field is not base64 or not a template.
         ConfigError: ``flyteidl2`` is not installed.
     """
-    if not action.spec.task_template:
-        return None
-    message: TaskTemplate = _parse(
-        "flyteidl2.core.tasks_pb2",
-        "TaskTemplate",
-        action.spec.task_template_bytes,
-        "spec.taskTemplate",
-    )
-    return message
+    data = action.spec.task_template_bytes
+    return _parse(_TASK_TEMPLATE, data, "spec.taskTemplate") if data else None
 
 
 def short_name(action: ActionObject) -> str:
@@ -82,15 +91,8 @@ def condition_action(action: ActionObject) -> ConditionAction | None:
         DecodeError: The field is not base64 or not a condition.
         ConfigError: ``flyteidl2`` is not installed.
     """
-    if not action.spec.condition_spec:
-        return None
-    message: ConditionAction = _parse(
-        "flyteidl2.workflow.run_definition_pb2",
-        "ConditionAction",
-        action.spec.condition_spec_bytes,
-        "spec.conditionSpec",
-    )
-    return message
+    data = action.spec.condition_spec_bytes
+    return _parse(_CONDITION, data, "spec.conditionSpec") if data else None
 
 
 def trace_action(action: ActionObject) -> TraceAction | None:
@@ -100,15 +102,8 @@ def trace_action(action: ActionObject) -> TraceAction | None:
         DecodeError: The field is not base64 or not a trace.
         ConfigError: ``flyteidl2`` is not installed.
     """
-    if not action.spec.trace_spec_bytes:
-        return None
-    message: TraceAction = _parse(
-        "flyteidl2.workflow.run_definition_pb2",
-        "TraceAction",
-        action.spec.trace_spec_bytes,
-        "spec.traceSpec",
-    )
-    return message
+    data = action.spec.trace_spec_bytes
+    return _parse(_TRACE, data, "spec.traceSpec") if data else None
 
 
 def signal_value(action: ActionObject) -> Literal | None:
@@ -129,8 +124,7 @@ def literal(data: bytes) -> Literal:
         DecodeError: It is not a literal.
         ConfigError: ``flyteidl2`` is not installed.
     """
-    message: Literal = _parse("flyteidl2.core.literals_pb2", "Literal", data, "status.signalValue")
-    return message
+    return _parse(_LITERAL, data, "status.signalValue")
 
 
 def literal_of(value: bool | float | str) -> Literal:
@@ -170,15 +164,16 @@ def recovered_from(action: ActionObject) -> ActionIdentifier | None:
     return action_identifier(ActionId(there.project, there.domain, run, there.name, there.org))
 
 
-def _parse(module: str, message: str, data: bytes, field: str) -> Any:
+def _parse(kind: _Kind[_Message], data: bytes, field: str) -> _Message:
     # Before protobuf's own import, so that a missing extra is named.
-    kind = getattr(_import(module), message)
+    message = getattr(_import(kind.module), kind.name)
     from google.protobuf.message import DecodeError as BadMessage  # noqa: PLC0415
 
     try:
-        return kind.FromString(data)
+        parsed: _Message = message.FromString(data)
     except BadMessage as error:
-        raise DecodeError(f"{field}: not a {message}: {error}") from None
+        raise DecodeError(f"{field}: not a {kind.name}: {error}") from None
+    return parsed
 
 
 def _import(module: str) -> Any:

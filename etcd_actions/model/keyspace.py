@@ -41,6 +41,7 @@ class Keyspace:
         histories: Histories of actions.
         dead_letters: Dead letters.
         elections: Elections.
+        workers: Offers of workers.
         shards: Shards, their owners and members.
         tasks: Deployed tasks.
         projects: Projects that clients created or changed.
@@ -64,6 +65,7 @@ class Keyspace:
         self.traces: bytes = self.side + b"traces/"
         self.aborts: bytes = self.side + b"aborts/"
         self.claims: bytes = self.side + b"claims/"
+        self.workers: bytes = self.side + b"workers/"
         self.dead_letters: bytes = self.side + b"dead-letters/"
         self.elections: bytes = self.side + b"election/"
         self.shards: bytes = self.side + b"shards/"

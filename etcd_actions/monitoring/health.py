@@ -102,7 +102,9 @@ class Health:
         """Make all checks; calls etcd at most once a second. Cancelled, nothing changes."""
         # An undecodable value affects one action only, and no other process could decode it.
         values = replace(self._made("values", self._values), is_vital=False)
-        return [*self._local_checks(), await self._check_etcd(), values]
+        # Clients are served nevertheless, and another process may record.
+        recording = replace(self._made("recording", self._recording), is_vital=False)
+        return [*self._local_checks(), await self._check_etcd(), values, recording]
 
     def _local_checks(self) -> list[Check]:
         return [
@@ -124,15 +126,20 @@ class Health:
         return Check(name, f"the check failed: {describe(failure)}")
 
     def _listed(self) -> str:
-        reflector = self._client.statistics().reflector
+        statistics = self._client.statistics()
+        reflector = statistics.reflector
+        if reflector is None and statistics.watching:
+            # Other processes watch all shards.
+            return ""
         if reflector is None or not reflector.synced:
             return "the first list is not finished"
         return ""
 
     def _stream(self) -> str:
-        reflector = self._client.statistics().reflector
+        statistics = self._client.statistics()
+        reflector = statistics.reflector
         if reflector is None:
-            return "nothing is watched"
+            return "" if statistics.watching else "nothing is watched"
         if reflector.failures >= _STREAM_FAILURES and not reflector.streaming:
             return self.quorum_loss() or (
                 f"no stream is open: {reflector.failures} attempts failed, the last with: "
@@ -173,6 +180,15 @@ class Health:
             f"{len(parked)} units failed unexpectedly and wait for a retry, such as "
             f"{first.kind} {first.identity}: {first.error}"
         )
+
+    def _recording(self) -> str:
+        statistics = self._client.statistics()
+        if statistics.refused:
+            return statistics.refused
+        problems = [
+            f"shard {each.id:04d}: {each.problem}" for each in statistics.shards if each.problem
+        ]
+        return "; ".join(problems[:3])
 
     def _values(self) -> str:
         statistics = self._client.statistics()

@@ -319,6 +319,12 @@ def _of_executor(executor: ExecutorStatistics) -> Iterator[Metric]:
     yield _gauge("etcd_actions_executor_waiting", text, executor.waiting)
     text = "Actions that are not terminal."
     yield _gauge("etcd_actions_executor_open_actions", text, executor.open_actions)
+    text = "Actions that wait here for a slot or another resource."
+    yield _gauge("etcd_actions_executor_queued", text, executor.queued)
+    text = "Actions that fit no live worker."
+    yield _gauge("etcd_actions_executor_unplaced", text, executor.unplaced)
+    text = "Claims that another executor was faster to create."
+    yield _counter("etcd_actions_executor_lost_claims", text, executor.lost_claims)
     yield _counter("etcd_actions_executor_started", "Attempts started.", executor.started)
     yield _counter("etcd_actions_executor_adopted", "Attempts found running.", executor.adopted)
     yield _counter("etcd_actions_executor_retries", "Attempts retried.", executor.retries)

@@ -27,7 +27,7 @@ import trio
 
 from etcd_actions._internal.containment import Containment
 from etcd_actions._internal.owned_tasks import owned_tasks
-from etcd_actions.etcd.api import Etcd, KeyRange
+from etcd_actions.etcd.api import Etcd
 from etcd_actions.etcd.group_commit import open_group_commit
 from etcd_actions.follow import FamilyReader, Handler, Index, SetAside
 from etcd_actions.follow.subscriptions import (
@@ -47,13 +47,20 @@ from etcd_actions.model import (
 )
 from etcd_actions.pipeline.recording import Recording
 from etcd_actions.pipeline.watch_run import WatchParts, WatchRun
+from etcd_actions.pipeline.watched_scope import WatchedScope, scope_of, scope_of_run
 from etcd_actions.pipeline.watching_settings import WatchingSettings, WatchingStatistics
+from etcd_actions.record.leader import Leader
 from etcd_actions.record.reporter import CallCounts
 from etcd_actions.run_service import NullRunService, RunService
+from etcd_actions.shards import ShardKeys
 from etcd_actions.storage.retention import Retention
 from etcd_actions.storage.store import Store
-from etcd_actions.storage.watched_keys import watched_keys
 from etcd_actions.watch import Reflector
+
+_SHARDS = (
+    "the actions are divided into shards, and this process works without: start it with shards, "
+    "or remove the shards"
+)
 
 
 @asynccontextmanager
@@ -88,6 +95,12 @@ async def open_processor(
     """
     settings = settings or WatchingSettings()
     containment = containment or Containment()
+    keys = Keyspace(prefix, namespace or DEFAULT_NAMESPACE)
+    if runs is not None:
+        scope = scope_of_run(keys, runs)
+    else:
+        # Without shards one process may lead only while there are none.
+        scope = scope_of(keys, namespace, guard=(ShardKeys(keys, namespace).no_table,))
     async with AsyncExitStack() as stack:
         if store is None:
             commit = await stack.enter_async_context(open_group_commit(etcd, containment))
@@ -100,9 +113,7 @@ async def open_processor(
             etcd,
             store,
             leases,
-            prefix=prefix,
-            namespace=namespace,
-            runs=runs,
+            scope=scope,
             run_service=run_service or NullRunService(),
             settings=settings,
             containment=containment,
@@ -132,20 +143,14 @@ class Processor:
         store: Store,
         leases: Retention | None,
         *,
-        prefix: bytes,
-        namespace: str | None,
-        runs: str | None,
+        scope: WatchedScope,
         run_service: RunService,
         settings: WatchingSettings,
         containment: Containment,
         on_replaced: Callable[[], None] | None = None,
     ) -> None:
-        keyspace = Keyspace(prefix, namespace or DEFAULT_NAMESPACE)
-        keys, likely_prefix = watched_keys(prefix, namespace)
-        traces, _ = watched_keys(keyspace.traces, namespace)
-        if runs is not None:
-            keys, traces = map(KeyRange.of_prefix, keyspace.run_prefixes(runs)[:2])
-            likely_prefix = keys.start
+        if scope.part:
+            containment = containment.of(scope.part)
         self._nursery = nursery
         self._on_replaced = on_replaced
         self._index = Index()
@@ -158,9 +163,7 @@ class Processor:
                 leases,
                 self._index,
                 self._set_aside,
-                keyspace,
-                namespace,
-                owns=lambda key: key in keys or key in traces,
+                scope,
                 run_service=run_service,
                 settings=settings,
                 containment=containment,
@@ -180,8 +183,7 @@ class Processor:
         )
         self._parts = WatchParts(
             etcd=etcd,
-            keys=(keys, traces),
-            likely_prefix=likely_prefix,
+            scope=scope,
             index=self._index,
             handler=self._handler,
             set_aside=self._set_aside,
@@ -218,6 +220,8 @@ class Processor:
             dropped_dead_letters=dead_letters.dropped if dead_letters else 0,
             marks=recording.recorder.statistics() if recording else {},
             elected=recording is not None and recording.leader.is_elected,
+            collects=recording is not None and recording.leader.is_elected,
+            refused=_SHARDS if recording is not None and recording.leader.is_refused else "",
             queued=self._index.queued(),
             checkpoint=recording.leader.checkpoint if recording else 0,
             subscriptions=len(self._subscriptions),
@@ -226,6 +230,29 @@ class Processor:
             undecodable=self._set_aside.keys.reasons(),
             undecodable_since=self._set_aside.keys.since,
         )
+
+    @property
+    def leader(self) -> Leader | None:
+        """The leader's part; None in a process that only serves subscribers."""
+        return None if self._recording is None else self._recording.leader
+
+    @property
+    def subscription_count(self) -> int:
+        """The number of open subscriptions."""
+        return len(self._subscriptions)
+
+    @property
+    def key_count(self) -> int:
+        """The number of keys that it has."""
+        return len(self._index)
+
+    def known_keys(self) -> list[bytes]:
+        """The keys that it has."""
+        return list(self._index)
+
+    def serving(self, subject: Subject) -> Processor | None:
+        """The processor that can serve subscriptions to a subject now; None for none."""
+        return self if self.watching else None
 
     @property
     def watching(self) -> bool:

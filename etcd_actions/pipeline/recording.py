@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from etcd_actions._internal.containment import Containment
 from etcd_actions.actions.abort import Aborter
 from etcd_actions.actions.condition_timeouts import ConditionTimeouts
@@ -11,7 +9,7 @@ from etcd_actions.actions.orphans import OrphanCollector
 from etcd_actions.dead_letters import DeadLetterStore
 from etcd_actions.etcd.api import Etcd
 from etcd_actions.follow import Index, SetAside
-from etcd_actions.model import Keyspace
+from etcd_actions.pipeline.watched_scope import WatchedScope
 from etcd_actions.pipeline.watching_settings import WatchingSettings
 from etcd_actions.record.checkpoint import Checkpoint
 from etcd_actions.record.deferred_reports import DeferredReports
@@ -42,15 +40,13 @@ class Recording:
         leases: Retention | None,
         index: Index,
         set_aside: SetAside,
-        keyspace: Keyspace,
-        namespace: str | None,
+        scope: WatchedScope,
         *,
-        owns: Callable[[bytes], bool],
         run_service: RunService,
         settings: WatchingSettings,
         containment: Containment,
     ) -> None:
-        fence = Fence()
+        fence, keyspace = Fence(), scope.keyspace
         store = FencedStore(store, fence)
         self.recorder = Recorder(store, leases)
         self.timeouts = ConditionTimeouts(store, clock=settings.clock, containment=containment)
@@ -66,9 +62,10 @@ class Recording:
             etcd,
             store,
             keyspace,
-            owns=owns,
+            owns=lambda key: key in scope.objects or key in scope.traces,
             settings=settings.reflector,
             containment=containment,
+            ranges=scope.dead_letters,
             most=settings.most_dead_letters,
         )
         reporter = Reporter(run_service, dead_letters, keyspace, containment)
@@ -96,12 +93,15 @@ class Recording:
         )
         self.leader = Leader(
             etcd,
-            keyspace.election(namespace),
-            Checkpoint(etcd, keyspace.checkpoint(namespace)),
+            scope.election,
+            Checkpoint(etcd, scope.checkpoint),
             self.outbox,
             index,
-            LeaderTasks(aborter, orphans, self.timeouts),
+            LeaderTasks(aborter, orphans, self.timeouts, scope.markers, scope.watched),
             fence=fence,
+            name=scope.member,
+            stands=scope.member is None,
+            guard=scope.guard,
             ttl=settings.election_ttl if settings.elect else None,
             save_every=settings.save_every,
             containment=containment,

@@ -13,9 +13,10 @@ from etcd_actions._internal.backoff import Backoff
 from etcd_actions._internal.containment import Containment
 from etcd_actions._internal.retrying import retrying, seldom
 from etcd_actions.errors import EtcdError, Unavailable, first_error
-from etcd_actions.etcd.api import Etcd, KeyRange
+from etcd_actions.etcd.api import Etcd
 from etcd_actions.follow import Handler, Index, SetAside
 from etcd_actions.pipeline.recording import Recording
+from etcd_actions.pipeline.watched_scope import WatchedScope
 from etcd_actions.pipeline.watching_settings import WatchingSettings
 from etcd_actions.watch import Reflector
 
@@ -32,8 +33,7 @@ class WatchParts:
 
     Attributes:
         etcd: The connection.
-        keys: The ranges to watch: of actions, and of traces.
-        likely_prefix: The start of most keys.
+        scope: The keys to watch.
         index: The facts of the keys.
         handler: Handles the changes. The changes that it put off outlive a stop: no later list may
             have a terminal state among them.
@@ -45,8 +45,7 @@ class WatchParts:
     """
 
     etcd: Etcd
-    keys: tuple[KeyRange, KeyRange]
-    likely_prefix: bytes
+    scope: WatchedScope
     index: Index
     handler: Handler
     set_aside: SetAside
@@ -165,13 +164,13 @@ class WatchRun:
         parts = self._parts
         reflector = Reflector(
             parts.etcd,
-            parts.keys,
+            parts.scope.watched,
             parts.handler,
             known=parts.index,
             start_revision=start_revision,
             merge=parts.handler.latest,
             on_replaced=parts.on_replaced,
-            likely_prefix=parts.likely_prefix,
+            likely_prefix=parts.scope.likely_prefix,
             settings=parts.settings.reflector,
             containment=parts.containment,
         )
@@ -192,7 +191,7 @@ class WatchRun:
         async for attempt in retrying(_BACKOFF, on=Unavailable, report=seldom(_log, "watch_lost")):
             with attempt:
                 # Raise a missing permission to read the actions before one to read the checkpoint.
-                await parts.etcd.range(parts.keys[0], limit=1, keys_only=True)
+                await parts.etcd.range(parts.scope.objects, limit=1, keys_only=True)
                 revision = await parts.recording.leader.start_at()
         return revision
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from datetime import datetime
 
 from etcd_actions._internal.argument_types import check_fields
 from etcd_actions._internal.clock import Clock
 from etcd_actions._internal.histogram import Distribution
 from etcd_actions.dead_letters import DeadLetter
+from etcd_actions.errors import ConfigError
 from etcd_actions.follow.workqueue import WorkQueueSettings, WorkQueueStatistics
 from etcd_actions.watch import ReflectorSettings, ReflectorStatistics
 
@@ -21,6 +23,11 @@ class WatchingSettings:
             subscribers only, and writes nothing.
         elect: Whether to record only as the leader of all processes on this prefix. Without it
             this process always records, and has no checkpoint.
+        shards: Into how many ranges of runs the actions are divided, which the processes share
+            among them; with 0 one process leads for all. The number counts only if there are no
+            shards yet: later they are split and merged by their sizes.
+        split_from: The least number of keys of a shard that is split because it has more than
+            twice the mean; None never to split or merge shards.
         collect_orphans: Whether to end and delete orphans. Choose False next to a Kubernetes
             cluster, whose garbage collector does that. An action without an owner reference that
             names a missing parent is collected in any case, because Kubernetes never does it.
@@ -40,6 +47,8 @@ class WatchingSettings:
 
     record: bool = True
     elect: bool = True
+    shards: int = 0
+    split_from: int | None = 10_000
     collect_orphans: bool = True
     finalizer: bool = True
     election_ttl: int = 10
@@ -54,6 +63,49 @@ class WatchingSettings:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        if self.shards < 0:
+            raise ConfigError(f"shards: {self.shards} is no number of shards: give 0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardStatistics:
+    """One shard, as this process knows it.
+
+    Attributes:
+        id: Its number.
+        start: The lowest end of its keys, ``<namespace>/<name>``; empty without a bound.
+        end: The end of its keys, which is not part of it; empty without a bound.
+        owner: The name of the member that owns it; empty if it has none.
+        target: The member that should own it; empty if there is none.
+        ready: The members whose watch of it has listed.
+        ownerless: Seconds without an owner; 0 with one.
+        problem: Why nothing is recorded there, or may not be soon; empty if all is well.
+        duty: Why this process watches it; empty if it does not.
+        owned: Whether this process owns it.
+        since: Seconds for which this process has watched it; 0 if it does not.
+        keys: Number of its keys; None if this process does not watch it.
+        revision: Every change up to it was delivered to this process; 0 for none.
+        silence: Seconds since etcd last sent something about it; None if it is not watched.
+        pending: Number of its changes that are queued for a report.
+        subscriptions: Number of subscriptions that its watch serves.
+    """
+
+    id: int
+    start: str
+    end: str
+    owner: str
+    target: str
+    ready: tuple[str, ...]
+    ownerless: float
+    problem: str
+    duty: str = ""
+    owned: bool = False
+    since: float = 0.0
+    keys: int | None = None
+    revision: int = 0
+    silence: float | None = None
+    pending: int = 0
+    subscriptions: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +133,13 @@ class WatchingStatistics:
             decoded; empty while another process leads.
         dropped_dead_letters: Number of dead letters that were deleted for newer ones.
         marks: Number of marks by result, see :class:`~etcd_actions.record.recorder.MarkResult`.
-        elected: Whether this process is the leader.
+        elected: Whether this process is the leader; with shards, whether it owns any.
+        collects: Whether this process is the one that collects old runs and uploads: the leader;
+            with shards, the owner of the first one.
+        refused: Why this process may not lead; empty if it may.
+        member: The name of this process among those that share the work; empty without shards.
+        members: The name of each of these processes, and since when it takes part.
+        shards: The shards, in the order of their keys; empty without shards.
         queued: Number of actions that are not started, by pool; the empty name is the default.
         checkpoint: Every deletion up to this revision is reported, as last saved or read.
         subscriptions: Number of open subscriptions.
@@ -108,6 +166,8 @@ class WatchingStatistics:
     dropped_dead_letters: int
     marks: dict[str, int]
     elected: bool
+    collects: bool
+    refused: str
     queued: dict[str, int]
     checkpoint: int
     subscriptions: int
@@ -115,3 +175,6 @@ class WatchingStatistics:
     decode_errors: int
     undecodable: dict[bytes, str]
     undecodable_since: float | None
+    member: str = ""
+    members: tuple[tuple[str, datetime], ...] = ()
+    shards: tuple[ShardStatistics, ...] = ()

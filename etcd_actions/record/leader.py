@@ -10,7 +10,7 @@ checkpoint passes them.
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -26,7 +26,7 @@ from etcd_actions.actions.abort import Aborter
 from etcd_actions.actions.condition_timeouts import ConditionTimeouts
 from etcd_actions.actions.orphans import OrphanCollector
 from etcd_actions.errors import EtcdError, Unavailable
-from etcd_actions.etcd.api import Etcd
+from etcd_actions.etcd.api import Compare, Etcd, KeyRange
 from etcd_actions.etcd.election import Election, open_election
 from etcd_actions.etcd.term import Leadership, Term
 from etcd_actions.follow import Index
@@ -68,11 +68,15 @@ class LeaderTasks:
         aborter: Completes aborts that were interrupted.
         orphans: Collects objects whose parent does not exist.
         timeouts: Ends conditions whose time has passed.
+        markers: The range of the markers of aborts.
+        objects: The ranges of the objects and of the traces.
     """
 
     aborter: Aborter
     orphans: OrphanCollector
     timeouts: ConditionTimeouts
+    markers: KeyRange
+    objects: Sequence[KeyRange]
 
     async def clean_up(self, listed: trio.Event) -> None:
         """Complete interrupted aborts, and collect orphans; retries failures without limit.
@@ -86,8 +90,13 @@ class LeaderTasks:
             with refused:
                 async for attempt in retrying(_BACKOFF, on=Unavailable, report=report):
                     with attempt:
-                        await self.aborter.resume()
-                        await self.orphans.sweep()
+                        await self.aborter.resume(self.markers)
+                        await self.orphans.sweep(self.objects)
+
+    def stop(self) -> None:
+        """Forget the failures: another process may lead from now on."""
+        self.aborter.stop()
+        self.orphans.stop()
 
 
 class Leader:
@@ -102,6 +111,9 @@ class Leader:
         tasks: The other tasks.
         fence: The compare of all writes; it is set to the leader's key in each term, and holds
             for no write before the first one.
+        name: The value of the election's key; by default host and process.
+        stands: Whether it stands for election before :meth:`stand` is called.
+        guard: Compares of other keys; this process leads only if they hold when it is elected.
         ttl: Seconds for which the leader may be silent; None to work without an election and
             without a checkpoint.
         save_every: Seconds between two writes of the checkpoint.
@@ -118,6 +130,9 @@ class Leader:
         tasks: LeaderTasks,
         *,
         fence: Fence,
+        name: str | None = None,
+        stands: bool = True,
+        guard: Sequence[Compare] = (),
         ttl: int | None,
         save_every: float,
         containment: Containment,
@@ -131,15 +146,31 @@ class Leader:
         self._fence = fence
         if ttl is not None:
             fence.compare = Leadership(key, -1).fence
+        self._name = name
+        self._guard = guard
         self._ttl = ttl
         self._save_every = save_every
         self._containment = containment
         self._election: Election | None = None
+        # Whether this process is to stand for election, and seconds for the calls in flight.
+        self._stands = stands
+        self._grace = 0.0
+        self._changed = trio.Event()
 
     @property
     def is_elected(self) -> bool:
         """Whether this process is the elected leader."""
         return self._election is not None and self._election.is_leader
+
+    @property
+    def is_refused(self) -> bool:
+        """Whether there is no leader, and this process may not lead."""
+        return self._election is not None and self._election.is_refused
+
+    @property
+    def known_leader(self) -> str:
+        """The last known name of the leader, while this process stands for election; else empty."""
+        return "" if self._election is None else self._election.leader
 
     @property
     def checkpoint(self) -> int:
@@ -154,6 +185,25 @@ class Leader:
         """
         return 0 if self._ttl is None else await self._checkpoint.load()
 
+    def stand(self) -> None:
+        """Stand for election, now or from the next start of the watch on."""
+        self._stands = True
+        self._signal()
+
+    async def resign(self, grace: float) -> None:
+        """Stand for election no more; as the leader finish the calls in flight, and resign.
+
+        States that are queued stay unmarked in etcd, and the next leader finds them. The watch
+        continues. After a cancellation the process resigns nevertheless.
+
+        Args:
+            grace: Seconds for the calls in flight. If some take longer, the next leader waits
+                until they cannot arrive any more.
+        """
+        self._stands, self._grace = False, grace
+        self._signal()
+        await self._wait(lambda: self._election is None)
+
     @asynccontextmanager
     async def standing(self, progress: WatchProgress) -> AsyncIterator[None]:
         """Stand for election, and work while this process is the leader.
@@ -167,16 +217,60 @@ class Leader:
                 yield
                 nursery.cancel_scope.cancel("the watch was stopped")
             return
-        async with (
-            open_election(
-                self._etcd, self._key, ttl=self._ttl, containment=self._containment
-            ) as self._election,
-            trio.open_nursery() as nursery,
-        ):
-            nursery.start_soon(self._serve_terms, self._election, progress)
+        stood = self._stands
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._take_part, progress)
             yield
-            await self._save_last(self._election, progress)
+            # The work is drained.
+            await self.resign(0)
+            self._stands = stood
             nursery.cancel_scope.cancel("the watch was stopped")
+
+    async def _take_part(self, progress: WatchProgress) -> None:
+        """Stand for election after :meth:`stand`; otherwise follow the leader's checkpoint."""
+        keep = self._containment.keep
+        assert self._ttl is not None
+        while True:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(
+                    keep, "task", "following the checkpoint", self._follow_checkpoint
+                )
+                await self._wait(lambda: self._stands)
+                nursery.cancel_scope.cancel("standing for election")
+            try:
+                async with (
+                    open_election(
+                        self._etcd,
+                        self._key,
+                        name=self._name,
+                        ttl=self._ttl,
+                        guard=self._guard,
+                        containment=self._containment,
+                    ) as self._election,
+                    trio.open_nursery() as nursery,
+                ):
+                    nursery.start_soon(self._serve_terms, self._election, progress)
+                    await self._wait(lambda: not self._stands)
+                    await self._hand_over(self._election, progress)
+                    nursery.cancel_scope.cancel("not standing any more")
+            finally:
+                self._election = None
+                self._signal()
+
+    async def _wait(self, condition: Callable[[], bool]) -> None:
+        while not condition():
+            await self._changed.wait()
+
+    def _signal(self) -> None:
+        self._changed.set()
+        self._changed = trio.Event()
+
+    async def _hand_over(self, election: Election, progress: WatchProgress) -> None:
+        """Wait for the calls in flight, save the checkpoint and close the term."""
+        if self._grace and election.is_leader:
+            with trio.move_on_after(self._grace):
+                await self._outbox.pause()
+        await self._save_last(election, progress)
 
     async def _serve_terms(self, election: Election, progress: WatchProgress) -> None:
         """Work while this process is the leader; otherwise follow the leader's checkpoint.
@@ -203,10 +297,13 @@ class Leader:
             nursery.cancel_scope.cancel("elected")
         if (term := election.term) is None:
             return
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._work, term, progress)
-            await term.over.wait()
-            nursery.cancel_scope.cancel("no longer elected")
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._work, term, progress)
+                await term.over.wait()
+                nursery.cancel_scope.cancel("no longer elected")
+        finally:
+            self._tasks.stop()
 
     async def _work(self, term: Term, progress: WatchProgress) -> None:
         keep, fence = self._containment.keep, term.leadership.fence

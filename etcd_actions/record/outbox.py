@@ -178,14 +178,22 @@ class Outbox:
         if self._queue is not None:
             await self._queue.wait_idle()
 
+    async def pause(self) -> None:
+        """Handle no more states, and return once none is being handled.
+
+        The others stay unmarked in etcd, for the next leader. It cannot be undone in this term.
+        """
+        if self._queue is not None:
+            await self._queue.pause()
+
     def close_if_settled(self) -> bool:
-        """Make no more calls, if the queue has no work and no call can still arrive.
+        """Make no more calls, if none is being made and no call can still arrive.
 
         Returns:
             Whether no call can arrive from now on.
         """
         calls = self.reporter.calls
-        busy = self._queue is not None and self._queue.has_work
+        busy = self._queue is not None and self._queue.is_handling
         if busy or len(self._deferred) or trio.current_time() < calls.uncertain_until:
             return False
         calls.close()

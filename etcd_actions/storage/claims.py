@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import NamedTuple
 
@@ -132,6 +132,11 @@ class Claims:
         """Set when all present claims are lost; later claims have another event."""
         return self._session.over
 
+    @property
+    def deadline(self) -> float:
+        """The time, on trio's clock, until which the claims surely exist; renewals move it."""
+        return self._session.deadline
+
     async def claim(self, action_id: ActionId, incarnation: Incarnation) -> Claim | None:
         """Claim an action; None if another process has it, or the incarnation is another one.
 
@@ -238,6 +243,20 @@ class Claims:
         claims = self._keys.claims
         kvs, _ = await self._store.read(KeyRange.of_prefix(self._keys.below(claims)))
         return {kv.key[len(claims) :].decode(errors="replace") for kv in kvs if kv.lease}
+
+    async def reserved(self, prefix: bytes) -> dict[bytes, str]:
+        """The subjects of the keys below a prefix that processes have reserved, by the key.
+
+        Raises:
+            EtcdError: The read failed.
+        """
+        kvs, _ = await self._store.read(KeyRange.of_prefix(prefix))
+        found: dict[bytes, str] = {}
+        for kv in kvs:
+            with suppress(msgspec.DecodeError, RecursionError, ValueError):
+                if kv.lease:
+                    found[kv.key] = msgspec.json.decode(kv.value, type=_Stored).object
+        return found
 
     async def _delete(self, found: KeyValue) -> None:
         """Delete a claim without a lease, which would never expire, if it is unchanged.

@@ -109,7 +109,8 @@ def etcd_prefix(pytestconfig: pytest.Config, etcd_server: EtcdServer) -> Iterato
 
     If the etcd was given by its endpoint, the remaining keys are deleted afterwards.
     """
-    prefix = f"/test-{_SESSION}-{next(_numbers)}/".encode()
+    # A process may be forked from one that has loaded this module.
+    prefix = f"/test-{_SESSION}-{os.getpid()}-{next(_numbers)}/".encode()
     yield prefix
     if is_endpoint(requested_etcd(pytestconfig)):
         (endpoint,) = parse_endpoints(etcd_server.endpoint)

@@ -17,7 +17,7 @@ from etcd_actions.model import LABEL_TERMINAL_STATUS_RECORDED
 from tests.data.captured import PUTS
 
 ROUND_SECONDS = 0.02
-OPERATIONS = ("summarize", "decode", "add_label", "encode", "decode_tree", "encode_tree")
+OPERATIONS = ("summarize", "decode", "release", "encode", "decode_tree", "encode_tree")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -82,7 +82,7 @@ def operations(codec: Codec, json_value: bytes) -> dict[str, Callable[[], object
     return {
         "summarize": lambda: codec.summarize(value),
         "decode": lambda: codec.decode(value),
-        "add_label": lambda: codec.add_label(value, label, "true"),
+        "release": lambda: codec.release(value, label, "true", None),
         "encode": lambda: codec.encode(action),
         "decode_tree": lambda: codec.decode_tree(value),
         "encode_tree": lambda: codec.encode_tree(tree),

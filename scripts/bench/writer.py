@@ -136,7 +136,7 @@ async def marks_alone(etcd: Etcd, work: Work) -> Figures:
 
     async def one(number: int) -> None:
         kv = ended[number]
-        value = stored.add_label(kv.value, LABEL_TERMINAL_STATUS_RECORDED, "true")
+        value = stored.release(kv.value, LABEL_TERMINAL_STATUS_RECORDED, "true", None).value
         unchanged = Compare(
             kv.key, CompareTarget.MOD_REVISION, CompareResult.EQUAL, kv.mod_revision
         )

@@ -40,7 +40,7 @@ def named(name: str) -> ActionId:
 
 def _waiting(client: ActionsClient) -> int:
     """How many conditions a client has noted."""
-    recording = client._processor._recording
+    recording = client._processor._recording  # type: ignore[union-attr]
     return len(recording.timeouts) if recording is not None else 0
 
 

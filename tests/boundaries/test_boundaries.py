@@ -411,6 +411,7 @@ async def test_a_check_and_a_metric_that_fail_hide_no_other(
             "stream",
             "handlers",
             "values",
+            "recording",
         }
         assert checks["listed"].startswith("the check failed: ")
         text = (await metrics.text()).decode()

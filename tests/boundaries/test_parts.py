@@ -384,5 +384,5 @@ async def test_what_was_caught_is_contained_and_what_passes_is_raised() -> None:
     failure = RuntimeError()
     assert containment.caught("change", "k", failure, parks=True) is failure
     containment.caught("change", "l", failure, parks=True)
-    containment.retain("change", {"l"})
+    containment.forget_all("change", ["k", "m"])
     assert [each.identity for each in containment.parked] == ["l"]

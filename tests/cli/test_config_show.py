@@ -252,7 +252,7 @@ def settings_of(name: str) -> list[str]:
 
 
 def test_run_has_its_settings_and_the_other_commands_the_common_ones() -> None:
-    of_run = [setting.flag for setting in SETTINGS if setting.scope != "backend"]
+    of_run = [setting.flag for setting in SETTINGS if setting.scope in ("all", "run")]
     assert settings_of("run") == of_run
     assert set(settings_of("submit")) == {setting.flag for setting in SUBMIT}
     for name in ("version", "replay"):
@@ -269,7 +269,7 @@ def test_help_tells_every_setting_and_no_value(
     for setting in SECRET:
         monkeypatch.setenv(setting.variable, PASSWORD)
     told = ""
-    for command in ("run", "submit"):
+    for command in ("run", "worker", "submit"):
         monkeypatch.setattr(sys, "argv", ["etcd-actions", command, "--help"])
         assert invoke() == 0
         told += " ".join(capfd.readouterr().out.split())

@@ -27,13 +27,16 @@ from etcd_actions.etcd.paging import open_pages
 from etcd_actions.etcd.quorum import open_quorum_monitor
 from etcd_actions.etcd.session import open_session
 from etcd_actions.executor import ExecutorSettings, open_executor
+from etcd_actions.model import Keyspace
 from etcd_actions.monitoring import open_monitoring
 from etcd_actions.pipeline.processor import open_processor
+from etcd_actions.pipeline.watching_settings import WatchingSettings
 from etcd_actions.registry.registry import open_registry
 from etcd_actions.run_service import open_run_service
 from etcd_actions.runs.own_run_service import open_own_run_service
 from etcd_actions.runs.run_index import open_run_index
 from etcd_actions.server import ServerSettings, open_actions_server
+from etcd_actions.shards import ShardKeys, open_membership
 from etcd_actions.testing import open_proxy
 from etcd_actions.web import Bind
 from tests.support.etcd_server import EtcdServer
@@ -74,6 +77,10 @@ CONTEXTS: dict[str, Callable[[Scene], Context]] = {
     "open_claims": lambda s: s.client.open_claims(),
     "open_run_service": lambda s: open_run_service("127.0.0.1:1"),
     "open_processor": lambda s: open_processor(s.etcd, prefix=s.prefix),
+    "open_membership": lambda s: open_membership(s.etcd, ShardKeys(Keyspace(s.prefix), "flyte")),
+    "open_any_processor": lambda s: open_actions_client(
+        s.etcd, prefix=s.prefix, settings=WatchingSettings(shards=2)
+    ),
     "open_group_commit": lambda s: open_group_commit(s.etcd),
     "open_election": lambda s: open_election(s.etcd, s.prefix + b"election"),
     "open_session": lambda s: open_session(s.etcd, 15),

@@ -15,6 +15,7 @@ from etcd_actions.model import (
     Phase,
     build_action_update,
 )
+from tests.codecs.labels import add_label
 from tests.data.captured import EVENTS, HERE, PUTS, Event
 from tests.support.table import table
 
@@ -136,9 +137,9 @@ def test_label_is_what_the_tree_route_gives(event: Event) -> None:
     """Verify the spliced label against decoding, setting and encoding; twice changes nothing."""
     tree = codec.decode_tree(event.value)
     tree["metadata"]["labels"][LABEL[0]] = LABEL[1]
-    labelled = codec.add_label(event.value, *LABEL)
+    labelled = add_label(codec, event.value, *LABEL)
     assert labelled == codec.encode_tree(tree)
-    assert codec.add_label(labelled, *LABEL) is labelled
+    assert add_label(codec, labelled, *LABEL) is labelled
     # On what is no ending the label says nothing.
     marked = codec.decode(labelled)
     assert marked.is_recorded is marked.is_terminal

@@ -13,6 +13,7 @@ from etcd_actions.codecs import Codec, codec_of
 from etcd_actions.codecs import json as json_codec
 from etcd_actions.errors import DecodeError
 from etcd_actions.model import LABEL_TERMINAL_STATUS_RECORDED
+from tests.codecs.labels import add_label
 from tests.codecs.strategies import (
     BINARY,
     CODECS,
@@ -131,15 +132,15 @@ def test_captured_values_are_read_the_same(event: Event, codec: Codec) -> None:
 @given(objects, texts | st.just(LABEL_TERMINAL_STATUS_RECORDED), texts | st.just("true"))
 def test_a_label_changes_nothing_else(tree: dict[str, Any], label: str, text: str) -> None:
     value = stored(tree)
-    expected = outcome(functools.partial(json_codec.add_label, label=label, text=text), value)
+    expected = outcome(functools.partial(add_label, JSON, label=label, text=text), value)
     for codec in BINARY:
         before = codec.encode_tree(JSON.decode_tree(value))
-        after = outcome(functools.partial(codec.add_label, label=label, text=text), before)
+        after = outcome(functools.partial(add_label, codec, label=label, text=text), before)
         if expected is None or expected is value:
             assert after is (None if expected is None else before)
         else:
             assert after == codec.encode_tree(JSON.decode_tree(expected))
-            assert codec.add_label(after, label, text) is after
+            assert add_label(codec, after, label, text) is after
 
 
 @each_put
@@ -147,9 +148,9 @@ def test_a_label_changes_nothing_else(tree: dict[str, Any], label: str, text: st
 def test_a_label_on_captured_values(event: Event, codec: Codec) -> None:
     label = (LABEL_TERMINAL_STATUS_RECORDED, "true")
     before = codec.encode_tree(JSON.decode_tree(event.value))
-    after = codec.add_label(before, *label)
-    assert through(after, []) == JSON.add_label(event.value, *label)
-    assert codec.add_label(after, *label) is after
+    after = add_label(codec, before, *label)
+    assert through(after, []) == add_label(JSON, event.value, *label)
+    assert add_label(codec, after, *label) is after
     marked = codec.decode(after)
     assert marked.is_recorded is marked.is_terminal
 
@@ -166,5 +167,5 @@ def test_a_label_on_captured_values(event: Event, codec: Codec) -> None:
 )
 def test_a_label_without_a_place(codec: Codec, tree: dict[str, Any], reason: str) -> None:
     with pytest.raises(DecodeError, match=reason) as caught:
-        codec.add_label(codec.encode_tree(tree), "l", "v", key=b"k", revision=3)
+        add_label(codec, codec.encode_tree(tree), "l", "v", key=b"k", revision=3)
     assert (caught.value.key, caught.value.revision) == (b"k", 3)

@@ -14,6 +14,7 @@ from etcd_actions.codecs import magic
 from etcd_actions.codecs.object_tree import Number, base64_bytes, base64_text
 from etcd_actions.errors import DecodeError
 from etcd_actions.model import ActionObject, ObjectMeta, TaskActionSpec, TaskActionStatus
+from tests.codecs.labels import add_label
 from tests.codecs.strategies import JSON, MSGPACK
 from tests.data.captured import PUTS
 from tests.support.table import table
@@ -101,7 +102,7 @@ def test_no_object_is_refused(tree: object) -> None:
     with pytest.raises(DecodeError, match="Expected `"):
         MSGPACK.decode_tree(packed(tree))
     with pytest.raises(DecodeError, match="Expected `"):
-        MSGPACK.add_label(packed(tree), "l", "v")
+        add_label(MSGPACK, packed(tree), "l", "v")
 
 
 def test_text_that_is_not_utf8() -> None:
@@ -114,9 +115,9 @@ def test_only_the_labels_are_written_anew() -> None:
     odd = b"\xdb" + struct.pack(">I", 1) + b"x"  # A text of one byte with four of length.
     head, tail = magic.MSGPACK + b"\x83\xa3odd" + odd + b"\xa8metadata", b"\xa4time\xd6\xff\0\0\0\1"
     value = head + b"\x82\xa6labels\x81\xa1a" + odd + b"\xa4name\xa1n" + tail
-    assert MSGPACK.add_label(value, "a", "x") is value
+    assert add_label(MSGPACK, value, "a", "x") is value
     labels = b"\x82\xa6labels\x82\xa1a" + odd + b"\xa1l\xa1v\xa4name\xa1n"
-    assert MSGPACK.add_label(value, "l", "v") == (
+    assert add_label(MSGPACK, value, "l", "v") == (
         magic.MSGPACK + b"\x83\xa8metadata" + labels + b"\xa3odd" + odd + tail
     )
 

@@ -11,6 +11,7 @@ from etcd_actions.codecs import magic, message_forms
 from etcd_actions.codecs._pb import etcd_actions_taskaction_pb2 as pb
 from etcd_actions.errors import DecodeError
 from etcd_actions.model import LABEL_TERMINAL_STATUS_RECORDED
+from tests.codecs.labels import add_label
 from tests.codecs.strategies import JSON, PROTOBUF
 from tests.data.captured import PUTS, Event
 from tests.support.table import table
@@ -206,9 +207,9 @@ def test_fields_of_later_versions(event: Event, field: str) -> None:
     assert later != value
     assert PROTOBUF.decode(later) == JSON.decode(event.value)
     assert PROTOBUF.summarize(later) == JSON.summarize(event.value)
-    marked = PROTOBUF.add_label(later, *LABEL)
-    assert marked == with_later_field(PROTOBUF.add_label(value, *LABEL), LATER[field])
-    assert PROTOBUF.add_label(marked, *LABEL) is marked
+    marked = add_label(PROTOBUF, later, *LABEL)
+    assert marked == with_later_field(add_label(PROTOBUF, value, *LABEL), LATER[field])
+    assert add_label(PROTOBUF, marked, *LABEL) is marked
     with pytest.raises(DecodeError, match=rf"a later version .* fields \({field}\).*: update"):
         PROTOBUF.decode_tree(later)
 
@@ -216,21 +217,21 @@ def test_fields_of_later_versions(event: Event, field: str) -> None:
 def test_a_label_that_needs_the_tree_keeps_no_later_field_from_being_lost() -> None:
     """Labels that are null are not typed: the change is refused, not made with a loss."""
     value = PROTOBUF.encode_tree({"metadata": {"labels": None}})
-    assert PROTOBUF.decode_tree(PROTOBUF.add_label(value, "l", "v")) == {
+    assert PROTOBUF.decode_tree(add_label(PROTOBUF, value, "l", "v")) == {
         "metadata": {"labels": {"l": "v"}}
     }
     with pytest.raises(DecodeError, match="a later version"):
-        PROTOBUF.add_label(with_later_field(value, LATER["TaskAction.99"]), "l", "v")
+        add_label(PROTOBUF, with_later_field(value, LATER["TaskAction.99"]), "l", "v")
 
 
 def test_a_label_beside_other_fields_of_the_metadata() -> None:
     """What `other_fields` holds beside the labels stays; labels in it are found, escaped too."""
     value = PROTOBUF.encode_tree({"metadata": {"later": 1, "name": "n"}})
-    assert PROTOBUF.decode_tree(PROTOBUF.add_label(value, "l", "v")) == {
+    assert PROTOBUF.decode_tree(add_label(PROTOBUF, value, "l", "v")) == {
         "metadata": {"labels": {"l": "v"}, "later": 1, "name": "n"}
     }
     odd = pb.TaskAction(metadata=pb.ObjectMeta(other_fields=rb'{"l\u0061bels":{"l":"v"}}'))
-    assert PROTOBUF.add_label(packed(odd), "l", "v") == packed(odd)
-    assert PROTOBUF.decode_tree(PROTOBUF.add_label(packed(odd), "m", "w")) == {
+    assert add_label(PROTOBUF, packed(odd), "l", "v") == packed(odd)
+    assert PROTOBUF.decode_tree(add_label(PROTOBUF, packed(odd), "m", "w")) == {
         "metadata": {"labels": {"l": "v", "m": "w"}}
     }

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from etcd_actions.codecs import Codec, codec_of, magic
 from etcd_actions.errors import DecodeError
+from tests.codecs.labels import add_label
 from tests.codecs.strategies import BINARY, CODECS, JSON, MSGPACK, PROTOBUF
 from tests.data.captured import PUTS
 from tests.support.table import table
@@ -29,7 +30,7 @@ def decoders(codec: Codec) -> list[Callable[[bytes], object]]:
         lambda value: codec.decode(value, **where),
         lambda value: codec.summarize(value, **where),
         lambda value: codec.decode_tree(value, **where),
-        lambda value: codec.add_label(value, "l", "v", **where),
+        lambda value: add_label(codec, value, "l", "v", **where),
         lambda value: codec.release(value, "l", "v", "f", **where),
     ]
 

@@ -15,6 +15,7 @@ from etcd_actions.codecs import json as json_codec
 from etcd_actions.codecs._pb import etcd_actions_taskaction_pb2 as pb
 from etcd_actions.errors import DecodeError
 from etcd_actions.model import FINALIZER_RECORD, LABEL_TERMINAL_STATUS_RECORDED
+from tests.codecs.labels import add_label
 from tests.codecs.strategies import (
     BINARY,
     CODECS,
@@ -222,7 +223,7 @@ def test_captured_values(event: Event) -> None:
     deleting = JSON.decode(event.value).is_deleting
     assert json_codec._spliced(value, {MARK[0]: MARK[1]}, {}, MARK[2]) is not None
     for codec in CODECS:
-        expected = codec.add_label(form(codec, event.value), *MARK[:2])
+        expected = add_label(codec, form(codec, event.value), *MARK[:2])
         released = codec.release(form(codec, value), *MARK)
         assert released == (expected, bool(others), deleting)
 
@@ -300,7 +301,7 @@ def test_what_has_no_place(codec: Codec, tree: dict[str, Any], reason: str) -> N
 def test_a_label_alone_leaves_the_finalizers(codec: Codec) -> None:
     """Even where they are odd."""
     value = codec.encode_tree({"metadata": {"finalizers": {"f": 1}}})
-    assert codec.decode_tree(codec.add_label(value, "l", "v"))["metadata"] == {
+    assert codec.decode_tree(add_label(codec, value, "l", "v"))["metadata"] == {
         "finalizers": {"f": 1},
         "labels": {"l": "v"},
     }

@@ -22,6 +22,7 @@ from etcd_actions.model import (
     unpack,
 )
 from etcd_actions.storage.store import Store
+from tests.codecs.labels import add_label
 from tests.data.captured import PUTS, Event
 from tests.record.test_outbox import Scripted, watching
 from tests.support import flyte
@@ -61,7 +62,7 @@ def test_captured_values_at_another_version_are_read_and_marked_without_a_loss(
     marked, expected = codec.release(value, *MARK), JSON.release(event.value, *MARK)
     assert codec.decode_tree(marked.value) == tree_at(expected.value, version)
     assert (marked.held, marked.deleting) == (expected.held, expected.deleting)
-    labelled = codec.add_label(value, "team", "blue")
+    labelled = add_label(codec, value, "team", "blue")
     assert codec.decode_tree(labelled)["apiVersion"] == version
 
 

@@ -149,7 +149,7 @@ async def load(client: ConnectClient, machine: Machine) -> None:
         for script in ("exit 0", "exit 3"):
             request = task(machine, f"r{number}{script[-1]}", script)
             await trio.to_thread.run_sync(partial(client.call, "Enqueue", request))
-        await trio.sleep(0.2)
+        await trio.sleep(0.2)  # The pace of the load.
 
 
 def real(found: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -73,7 +73,8 @@ async def test_users(guarded_etcd: OwnEtcd) -> None:
     reader = await diagnose(endpoint, user=user("reader"))
     assert reader.ill == {"write-denied", "commands-denied"}
     assert reader.one("commands-denied").seen == (
-        "replay, status, signal, enqueue, abort, delete, gc, submit, run, run --executor lack write"
+        "replay, status, signal, enqueue, abort, delete, gc, submit, run, run --executor, "
+        "worker lack write"
     )
     finding = reader.one("write-denied")
     assert "user reader may not write [/registry/flyte.org/taskactions/, " in finding.seen

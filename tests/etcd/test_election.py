@@ -174,6 +174,52 @@ async def test_a_process_that_was_stopped_knows_at_once(etcd: Etcd, prefix: byte
         assert not await holds(etcd, before.fence)
 
 
+async def test_a_guard_decides_who_may_be_elected(by_transport: Etcd, prefix: bytes) -> None:
+    """It is looked at again after a time, and does not end a term."""
+    key, other = prefix + b"election", prefix + b"other"
+    guard = (Compare.incarnation(other, 0),)
+    await by_transport.put(other, b"there")
+    async with open_election(by_transport, key, ttl=2, guard=guard) as election:
+        await eventually(lambda: election.statistics().refused)
+        assert election.is_refused
+        assert await stored(by_transport, key) == []
+        assert election.statistics().failures == 0
+        async with open_election(by_transport, key, name="free", ttl=LONG) as free:
+            with trio.fail_after(PATIENCE):
+                await free.wait_leader()
+            await eventually(lambda: election.statistics().leader == "free")
+            assert not election.is_refused
+        await eventually(lambda: election.is_refused)
+        await by_transport.delete(KeyRange.of_key(other))
+        with trio.fail_after(PATIENCE):
+            leadership = await election.wait_leader()
+        assert not election.is_refused
+        await by_transport.put(other, b"there")
+        assert await holds(by_transport, leadership.fence)
+        assert election.is_leader
+
+
+async def test_a_guard_that_fails_at_the_creation_elects_nobody(etcd: Etcd, prefix: bytes) -> None:
+    """It held when the process looked, and not when it created the key."""
+    key, other = prefix + b"election", prefix + b"other"
+
+    class Late:
+        """The other key is created before the first lease."""
+
+        async def lease_grant(self, ttl: int) -> object:
+            await etcd.put(other, b"there")
+            return await etcd.lease_grant(ttl)
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(etcd, name)
+
+    guard = (Compare.incarnation(other, 0),)
+    async with open_election(Late(), key, ttl=2, guard=guard) as election:  # type: ignore[arg-type]
+        await eventually(lambda: election.is_refused)
+        assert election.statistics().terms == 0
+        assert await stored(etcd, key) == []
+
+
 async def test_cancelled_it_resigns(etcd: Etcd, prefix: bytes) -> None:
     key = prefix + b"election"
     with trio.CancelScope() as scope:

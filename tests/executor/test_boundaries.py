@@ -23,6 +23,8 @@ from tests.executor.tasks import named, until
 from tests.support import flyte
 from tests.support.waiting import eventually
 
+pytestmark = pytest.mark.memory
+
 VICTIM = ActionId("p", "d", "victim", "a0", "o")
 OTHER = ActionId("p", "d", "other", "a0", "o")
 IDENTITY = "flyte/victim-a0"

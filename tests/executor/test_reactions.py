@@ -26,6 +26,8 @@ from tests.executor.tasks import ROOT, named, until
 from tests.support import flyte
 from tests.support.waiting import eventually
 
+pytestmark = pytest.mark.memory
+
 DAYS = 86400.0
 OTHER = ActionId("p", "d", "other", "a0", "o")
 

@@ -454,6 +454,36 @@ async def test_what_a_cancelled_worker_had_is_handled_by_the_next_one() -> None:
     assert sorted(change.key for change in gate.done) == [b"a", b"b"]
 
 
+async def test_a_pause_waits_for_what_is_being_handled_and_begins_no_more() -> None:
+    """Also what comes later, and what was to be retried."""
+    handled: list[bytes] = []
+    proceed = trio.Event()
+
+    async def handler(change: Change) -> None:
+        await proceed.wait()
+        handled.append(change.key)
+
+    async with running(handler, workers=1) as queue:
+        queue.dispatch([put(b"a", 1), put(b"b", 2)])
+        await trio.testing.wait_all_tasks_blocked()
+        paused = trio.Event()
+
+        async def pause() -> None:
+            await queue.pause()
+            paused.set()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(pause)
+            await trio.testing.wait_all_tasks_blocked()
+            assert queue.is_handling
+            assert not paused.is_set()
+            proceed.set()
+        queue.dispatch([put(b"a", 3), put(b"c", 4)])
+        await trio.testing.wait_all_tasks_blocked()
+        assert handled == [b"a"]
+        assert (queue.has_work, queue.is_handling) == (True, False)
+
+
 async def test_a_key_whose_failed_change_is_skipped_is_failing_no_more() -> None:
     """Else it would degrade readiness for ever."""
     outcomes = iter([Unavailable("away"), None])

@@ -15,6 +15,7 @@ from etcd_actions.codecs import json
 from etcd_actions.etcd.api import Etcd, KeyRange
 from etcd_actions.follow.workqueue import WorkQueueSettings
 from etcd_actions.pipeline.processor import open_processor
+from tests.codecs.labels import add_label
 from tests.pipeline.processing import (
     ALONE,
     FAST,
@@ -185,7 +186,7 @@ async def test_bad_data_hurts_only_itself(etcd: Etcd, prefix: bytes, value: byte
 async def test_a_change_by_another_writer_is_never_overwritten(etcd: Etcd, prefix: bytes) -> None:
     """The object changes between acceptance and mark: the mark goes onto the new bytes."""
     key = prefix + b"flyte/rh7k2m9p4qv3-a1"
-    edited = json.add_label(SUCCEEDED, "team", "blue")
+    edited = add_label(json, SUCCEEDED, "team", "blue")
     service = RecordingRunService()
     service.hang = trio.Event()
     async with open_processor(

@@ -21,7 +21,16 @@ _DEF = re.compile(r"\bdef (\w+)\(")
 _FUNCTION = re.compile(r"(?:\w+\.)?([a-z]\w*_\w+|\w+(?=\())(?:\(.*\))?")
 # Keys in etcd and parts of an address, which look like folders.
 _KEYS = {
-    *("traces/", "aborts/", "claims/", "dead-letters/", "election/", "position/", "runs/"),
+    *(
+        "traces/",
+        "aborts/",
+        "claims/",
+        "workers/",
+        "dead-letters/",
+        "election/",
+        "position/",
+        "runs/",
+    ),
     *("run-tasks/", "history/", "tasks/", "projects/", "catalog/", "images/", "signing/"),
 }
 # Fields, labels and messages of Flyte, gRPC and HTTP.

@@ -41,6 +41,7 @@ from etcd_actions.runs.own_run_service import open_own_run_service
 from etcd_actions.runs.run_record import FORM, RunRecord, decode_history, decode_record, encode
 from etcd_actions.storage.store import Fence, FencedStore, KeyChange, Store
 from etcd_actions.testing import EtcdFactory
+from tests.codecs.labels import add_label
 from tests.record.test_outbox import Scripted
 from tests.support import flyte
 from tests.support.endings import ENDING, ended, get, put, write_for_ever
@@ -197,7 +198,7 @@ async def test_a_concurrent_change_of_the_object_stays(
 
     async def edit(number: int) -> None:
         if number == 1:
-            await etcd.put(seen.key, json.add_label(seen.value, "team", "blue"))
+            await etcd.put(seen.key, add_label(json, seen.value, "team", "blue"))
 
     commit.before = edit
     result = await Recorder(Store(etcd, commit.txn)).mark(seen, ENDING, journal.companions())

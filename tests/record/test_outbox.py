@@ -201,7 +201,7 @@ async def test_what_another_leader_saw_deleted_is_forgotten(
             await second.start_watching()
             while not second.statistics().elected:
                 await etcd.delete(election)
-                await trio.sleep(0.1)
+                await trio.sleep(0.1)  # On a clock that jumps: one of the two is elected.
             deleted = await etcd.delete(KeyRange.of_key(key))
             await eventually(lambda: client.statistics().checkpoint >= deleted.revision)
             assert set(outbox._reported) == {key}

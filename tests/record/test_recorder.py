@@ -17,6 +17,7 @@ from etcd_actions.model import FINALIZER_PLUGIN, FINALIZER_RECORD
 from etcd_actions.record.recorder import MarkResult, Recorder
 from etcd_actions.storage.store import Store
 from etcd_actions.testing import EtcdFactory
+from tests.codecs.labels import add_label
 from tests.codecs.strategies import CODECS
 from tests.support.endings import ENDING, MARK, ended, get, marked, put, write_for_ever
 from tests.support.etcd_server import EtcdServer
@@ -104,7 +105,7 @@ async def test_many_recorders_write_once(
 @pytest.mark.parametrize(
     ("meanwhile", "result"),
     [
-        (json.add_label(ended(FINALIZER_RECORD), "team", "blue"), MarkResult.MARKED),
+        (add_label(json, ended(FINALIZER_RECORD), "team", "blue"), MarkResult.MARKED),
         (ended(FINALIZER_RECORD, deleting=True), MarkResult.DELETED),
         (ended(FINALIZER_RECORD, phase=Phase.RUNNING), MarkResult.SUPERSEDED),
         (b"garbage", MarkResult.SUPERSEDED),
@@ -313,16 +314,16 @@ async def test_a_lease_that_ends_under_the_mark(etcd: Etcd, prefix: bytes) -> No
 
 async def test_what_another_service_marked_is_let_go(etcd: Etcd, prefix: bytes) -> None:
     """Flyte's own knows nothing of our finalizer."""
-    seen = await put(etcd, prefix + b"k", json.add_label(ended(FINALIZER_RECORD), *MARK[:2]))
+    seen = await put(etcd, prefix + b"k", add_label(json, ended(FINALIZER_RECORD), *MARK[:2]))
     recorder = Recorder(Store(etcd))
     await recorder.maintain(seen)
     now = await get(etcd, seen.key)
     assert now is not None
-    assert now.value == json.add_label(ended(), *MARK[:2])
+    assert now.value == add_label(json, ended(), *MARK[:2])
     await recorder.maintain(now)
     assert await get(etcd, seen.key) == now
     deleted = await put(
-        etcd, seen.key, json.add_label(ended(FINALIZER_RECORD, deleting=True), *MARK[:2])
+        etcd, seen.key, add_label(json, ended(FINALIZER_RECORD, deleting=True), *MARK[:2])
     )
     await recorder.maintain(deleted)
     assert await get(etcd, seen.key) is None
@@ -332,7 +333,7 @@ async def test_a_lease_that_was_detached_comes_back(etcd: Etcd, prefix: bytes) -
     """An API server writes without it. The bytes stay."""
     lease = await etcd.lease_grant(60)
     recorder = Recorder(Store(etcd), FixedLeases(lease.id))
-    seen = await put(etcd, prefix + b"k", json.add_label(ended(), *MARK[:2]))
+    seen = await put(etcd, prefix + b"k", add_label(json, ended(), *MARK[:2]))
     assert recorder.needs_lease(seen.lease)
     await recorder.maintain(seen)
     now = await get(etcd, seen.key)
@@ -348,7 +349,7 @@ async def test_a_lease_that_was_detached_comes_back(etcd: Etcd, prefix: bytes) -
 @pytest.mark.parametrize(
     "value",
     [
-        json.add_label(ended(FINALIZER_RECORD, phase=Phase.RUNNING), *MARK[:2]),
+        add_label(json, ended(FINALIZER_RECORD, phase=Phase.RUNNING), *MARK[:2]),
         ended(FINALIZER_RECORD),
     ],
     ids=["goes on", "not recorded"],
@@ -363,9 +364,9 @@ async def test_only_what_is_over_and_recorded_is_let_go(
 
 async def test_what_changed_meanwhile_is_left_alone(etcd: Etcd, prefix: bytes) -> None:
     """Its newer state comes by the watch."""
-    recorded = json.add_label(ended(FINALIZER_RECORD), *MARK[:2])
+    recorded = add_label(json, ended(FINALIZER_RECORD), *MARK[:2])
     seen = await put(etcd, prefix + b"k", recorded)
-    newer = await put(etcd, seen.key, json.add_label(recorded, "team", "blue"))
+    newer = await put(etcd, seen.key, add_label(json, recorded, "team", "blue"))
     await Recorder(Store(etcd)).maintain(seen)
     assert await get(etcd, seen.key) == newer
 

@@ -43,16 +43,18 @@ async def test_what_the_server_holds_at_the_end_of_the_lease_is_not_applied(
     server: RunServiceServer,
 ) -> None:
     """It is given the deadline; a stream has no deadline by itself."""
-    held = threading.Event()
+    held, over = threading.Event(), threading.Event()
     async with connected(server, deadline=60) as service:
         await tell_within(service, 60, Phase.QUEUED)
-        server.script("status", Fault(hold=held, polite=True))
+        server.script("status", Fault(hold=held, polite=True, over=over))
         with trio.move_on_after(10):
             try:
                 await tell_within(service, 0.3, Phase.RUNNING)
             except RunServiceUnavailable as error:
                 assert "DEADLINE" in str(error)  # noqa: PT017 - or it was cancelled
-        await trio.sleep(0.5)  # The server's own deadline, which began when it got the call.
+        # The server's own deadline, which began when it got the call, if it did.
+        with trio.move_on_after(1):
+            await eventually(over.is_set)
         held.set()
         await tell_within(service, 60, Phase.FAILED)
     assert server.told_phases("c1") == [Phase.QUEUED, Phase.FAILED]

@@ -21,6 +21,7 @@ from etcd_actions.model import FINALIZER_RECORD
 from etcd_actions.record.recorder import MarkResult, Recorder
 from etcd_actions.storage.retention import Retention
 from etcd_actions.storage.store import Store
+from tests.codecs.labels import add_label
 from tests.support.endings import ENDING, ended, get, put
 
 pytestmark = pytest.mark.memory
@@ -213,7 +214,7 @@ async def test_an_old_lease_takes_nothing_that_was_written_anew(etcd: Etcd, pref
         assert await recorder.mark(seen, ENDING) is MarkResult.MARKED
     marked = await get(etcd, prefix + b"edited")
     assert marked is not None
-    await etcd.put(prefix + b"edited", json.add_label(marked.value, "team", "blue"))
+    await etcd.put(prefix + b"edited", add_label(json, marked.value, "team", "blue"))
     await etcd.put(prefix + b"goes on", ended(FINALIZER_RECORD))
     await etcd.delete(KeyRange.of_key(prefix + b"made again"))
     await etcd.put(prefix + b"made again", ended(FINALIZER_RECORD))

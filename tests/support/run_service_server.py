@@ -55,6 +55,7 @@ class Fault:
         hold: Applied and answered only when this is set, even if the client has gone: a late
             write. The end of the server sets it.
         polite: With ``delay`` or ``hold``: not applied when the client has gone meanwhile.
+        over: Set when the call is over, also by its deadline.
     """
 
     code: int = 0
@@ -64,6 +65,7 @@ class Fault:
     delay: float = 0.0
     hold: threading.Event | None = None
     polite: bool = False
+    over: threading.Event | None = None
 
 
 @dataclass
@@ -255,6 +257,8 @@ class RunServiceServer:
         fault = self._fault(what, name)
         if self.refuses(what, request):
             fault = Fault(code=14)
+        if fault.over is not None and not context.add_callback(fault.over.set):
+            fault.over.set()
         if delay := fault.delay or self._delay:
             time.sleep(delay)
         if fault.hold is not None:

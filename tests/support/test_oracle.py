@@ -12,6 +12,7 @@ from etcd_actions.etcd.api import KeyValue
 from etcd_actions.model import LABEL_TERMINAL_STATUS_RECORDED, build_action_update
 from etcd_actions.record.recorder import TerminalState
 from etcd_actions.watch import Change, ChangeKind
+from tests.codecs.labels import add_label
 from tests.support import oracle
 from tests.support.load import make_action, with_annotation
 from tests.support.oracle import Entry, Skipped
@@ -133,8 +134,8 @@ def test_a_broken_recording_of_skipped_history_is_found(given: list[Change], exp
 
 ACTION = make_action(b"/p/", "r1", "a1")
 ENDED = ACTION.states[5]
-MARKED = json.add_label(ENDED, LABEL_TERMINAL_STATUS_RECORDED, "true")
-EARLY = json.add_label(ACTION.states[4], LABEL_TERMINAL_STATUS_RECORDED, "true")
+MARKED = add_label(json, ENDED, LABEL_TERMINAL_STATUS_RECORDED, "true")
+EARLY = add_label(json, ACTION.states[4], LABEL_TERMINAL_STATUS_RECORDED, "true")
 
 
 def put(revision: int, value: bytes, version: int) -> Entry:

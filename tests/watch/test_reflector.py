@@ -199,7 +199,7 @@ async def test_being_stopped_for_longer_than_dead_after_is_no_crash(
         await eventually(lambda: reflector.statistics().streaming)
         for _ in range(2):
             stand_still(0.5)
-            await trio.sleep(0.15)
+            await trio.sleep(0.15)  # Half of what is accepted, in which nothing comes.
         await etcd.put(prefix + b"a", b"")
         await eventually(lambda: len(sink.changes) == 1)
 

@@ -7,7 +7,7 @@ from functools import partial
 import click
 
 from etcd_actions.cli.flags import command
-from etcd_actions.cli.number_types import Count
+from etcd_actions.cli.number_types import COUNT
 from etcd_actions.cli.options import CommonOptions, with_settings
 from etcd_actions.cli.parsing.run_async import run_async
 from etcd_actions.cli.printing import output_option
@@ -17,8 +17,8 @@ from etcd_actions.config.settings import FILES
 @command(example="etcd-actions logs r1/train -f --tail 20")
 @click.argument("action", metavar="ACTION")
 @click.option("-f", "--follow", is_flag=True, help="Write new lines, too, until the action ends.")
-@click.option("--attempt", type=Count(), metavar="N", help="[default: the present one]")
-@click.option("--tail", type=Count(), metavar="N", help="Begin with the last N lines.")
+@click.option("--attempt", type=COUNT, metavar="N", help="[default: the present one]")
+@click.option("--tail", type=COUNT, metavar="N", help="Begin with the last N lines.")
 @with_settings(FILES)
 def logs(
     common: CommonOptions, *, action: str, follow: bool, attempt: int | None, tail: int | None

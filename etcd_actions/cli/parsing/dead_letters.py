@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from etcd_actions.cli.flags import epilog, group
-from etcd_actions.cli.number_types import Count
+from etcd_actions.cli.number_types import COUNT
 from etcd_actions.cli.options import CommonOptions, with_settings
 from etcd_actions.cli.parsing.run_async import run_async
 from etcd_actions.cli.printing import change_output_option, output_option
@@ -41,7 +41,7 @@ def list_dead_letters(
 @click.option("--wait", is_flag=True, help="Wait for the results, and print them.")
 @click.option(
     "--timeout",
-    type=Count(),
+    type=COUNT,
     metavar="SECONDS",
     default=30,
     show_default=True,

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from etcd_actions.cli.flags import command
-from etcd_actions.cli.number_types import Age, Count
+from etcd_actions.cli.number_types import AGE, COUNT
 from etcd_actions.cli.options import CommonOptions, with_settings
 from etcd_actions.cli.parsing.run_async import run_async
 from etcd_actions.cli.printing import change_output_option
@@ -44,7 +44,7 @@ def delete(common: CommonOptions, *, runs: tuple[str, ...], **flags: Any) -> int
 )
 @click.option(
     "--older-than",
-    type=Age(),
+    type=AGE,
     metavar="AGE",
     default="30d",
     show_default=True,
@@ -59,7 +59,7 @@ def delete(common: CommonOptions, *, runs: tuple[str, ...], **flags: Any) -> int
 )
 @click.option("--project", metavar="NAME", help="Only runs of this project.")
 @click.option("--domain", metavar="NAME", help="Only runs of this domain.")
-@click.option("--limit", type=Count(), metavar="N", help="The most runs, the oldest first.")
+@click.option("--limit", type=COUNT, metavar="N", help="The most runs, the oldest first.")
 @click.option("--force", is_flag=True, help="Abort old runs that have not ended, and delete them.")
 @click.option("--dry-run", is_flag=True, help="Delete nothing, and print what would go.")
 @change_output_option

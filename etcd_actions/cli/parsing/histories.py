@@ -7,7 +7,7 @@ from functools import partial
 import click
 
 from etcd_actions.cli.flags import command
-from etcd_actions.cli.number_types import Rate
+from etcd_actions.cli.number_types import RATE
 from etcd_actions.cli.options import CommonOptions, with_settings
 from etcd_actions.cli.parsing.run_async import run_async
 from etcd_actions.config.settings import COMMON
@@ -43,7 +43,7 @@ def record(
 @click.argument("file", metavar="FILE", type=click.Path(allow_dash=True))
 @click.option(
     "--rate",
-    type=Rate(),
+    type=RATE,
     metavar="N",
     help="Events a second. [default: as fast as etcd accepts them]",
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from etcd_actions.cli.flags import command
-from etcd_actions.cli.number_types import Count
+from etcd_actions.cli.number_types import COUNT
 from etcd_actions.cli.options import CommonOptions, with_settings
 from etcd_actions.cli.parsing.run_async import run_async
 from etcd_actions.cli.printing import change_output_option
@@ -79,7 +79,7 @@ def signal(
 )
 @click.argument("action", metavar="ACTION")
 @click.argument("phase", type=click.Choice([phase.name for phase in Phase], case_sensitive=False))
-@click.option("--attempt", type=Count(), metavar="N", default=1, show_default=True)
+@click.option("--attempt", type=COUNT, metavar="N", default=1, show_default=True)
 @click.option("--message", metavar="TEXT", default="", help="A line for people.")
 @click.option("--error-code", metavar="CODE", default="", help="The code of the error.")
 @click.option("--error-message", metavar="TEXT", default="", help="The message of the error.")

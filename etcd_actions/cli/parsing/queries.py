@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from etcd_actions.cli.flags import command
-from etcd_actions.cli.number_types import Count
+from etcd_actions.cli.number_types import COUNT
 from etcd_actions.cli.options import CommonOptions, with_settings
 from etcd_actions.cli.parsing.labels import label_option, parse_labels
 from etcd_actions.cli.parsing.run_async import run_async
@@ -47,7 +47,7 @@ def watch(common: CommonOptions, *, output: str | None, prev_kv: bool) -> int:
 @click.option("--parent", metavar="ACTION", help="Only children of this action.")
 @label_option("Only actions whose object has this label; may be given several times.")
 @click.option("--unrecorded", is_flag=True, help="Only actions that are not recorded.")
-@click.option("--limit", type=Count(), metavar="N", help="The most actions.")
+@click.option("--limit", type=COUNT, metavar="N", help="The most actions.")
 @click.option("-w", "--watch", is_flag=True, help="Then show each action that changes.")
 @output_option(*FORMATS, elsewhere="jsonl")
 @with_settings(BACKEND)

@@ -7,7 +7,7 @@ from functools import partial
 import click
 
 from etcd_actions.cli.flags import command
-from etcd_actions.cli.number_types import Count, Seconds
+from etcd_actions.cli.number_types import COUNT, SECONDS
 from etcd_actions.cli.options import CommonOptions, with_settings
 from etcd_actions.cli.parsing.labels import label_option, parse_labels
 from etcd_actions.cli.parsing.run_async import run_async
@@ -30,10 +30,10 @@ PHASES = [phase.name for phase in Phase if phase]
 )
 @label_option("Only runs with this label; may be given several times.")
 @click.option(
-    "--newer-than", type=Seconds(), metavar="DURATION", help="Only runs created within this time."
+    "--newer-than", type=SECONDS, metavar="DURATION", help="Only runs created within this time."
 )
 @click.option(
-    "--older-than", type=Seconds(), metavar="DURATION", help="Only runs created before that time."
+    "--older-than", type=SECONDS, metavar="DURATION", help="Only runs created before that time."
 )
 @click.option(
     "--sort-by",
@@ -44,7 +44,7 @@ PHASES = [phase.name for phase in Phase if phase]
     "with - before it descending.",
 )
 @click.option(
-    "--limit", type=Count(), metavar="N", default=100, show_default=True, help="The most runs."
+    "--limit", type=COUNT, metavar="N", default=100, show_default=True, help="The most runs."
 )
 @click.option("--no-counts", is_flag=True, help="Do not count the actions of each run.")
 @click.option("-w", "--watch", is_flag=True, help="Then show each run that changes or is new.")
@@ -118,9 +118,7 @@ def describe(common: CommonOptions, *, names: tuple[str, ...], output: str | Non
     show_default=True,
     help="success is SUCCEEDED or RECOVERED, terminal any end.",
 )
-@click.option(
-    "--timeout", type=Seconds(), metavar="DURATION", help="The time limit. [default: none]"
-)
+@click.option("--timeout", type=SECONDS, metavar="DURATION", help="The time limit. [default: none]")
 @with_settings(BACKEND)
 def wait(common: CommonOptions, *, name: str, condition: str, timeout: float | None) -> int:
     """Wait until a run or an action has a phase.
@@ -151,7 +149,7 @@ def attach(common: CommonOptions, *, run: str, output: str | None) -> int:
 @command(example="etcd-actions top --interval 5s")
 @click.option(
     "--interval",
-    type=Seconds(),
+    type=SECONDS,
     metavar="DURATION",
     default="2s",
     show_default=True,

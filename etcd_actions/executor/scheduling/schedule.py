@@ -55,6 +55,11 @@ class Schedule:
         waiting = len(self._ready) + len(self._delayed) + len(self._elsewhere)
         return waiting + len(self._unexamined)
 
+    @property
+    def ready_count(self) -> int:
+        """The number of actions that wait for a slot."""
+        return len(self._ready)
+
     def ready(self, name: str, order: Order, run: str = "", most: int = 0) -> None:
         """Let an action start once a slot is free; see :meth:`Turns.ready`."""
         self._leave(name)

@@ -5,7 +5,12 @@ from __future__ import annotations
 import math
 import socket
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
+from contextlib import (
+    AbstractAsyncContextManager,
+    AsyncExitStack,
+    aclosing,
+    asynccontextmanager,
+)
 from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
@@ -33,6 +38,8 @@ _MOST_OPEN: Final = 1_000
 # Seconds between two reads of a file that grows, and of one that is quiet.
 _READ_SOON: Final = 0.1
 _READ_LATER: Final = 1.0
+# Seconds in which a worker copies the beginning of a log.
+_COPIED_WITHIN: Final = 5.0
 # Seconds between two reads of the action.
 _CHECK_EVERY: Final = 2.0
 # Flyte's SDK abandons a stream after 30 s of silence.
@@ -71,6 +78,14 @@ class LogSource(Protocol):
         ...
 
 
+class SharedLogSource(Protocol):
+    """The logs of workers' attempts, which are next to their outputs."""
+
+    def open(self, outputs: str) -> AbstractAsyncContextManager[Log]:
+        """Open the log next to the outputs of a URI; raises FileNotFoundError if there is none."""
+        ...
+
+
 HistoryOf = Callable[[ActionId], Awaitable["ActionHistory | None"]]
 """Reads the history of an action whose object was deleted."""
 
@@ -82,6 +97,7 @@ class Logs:
     Attributes:
         client: Reads the actions.
         source: The logs; None if no executor runs here.
+        shared: The logs of workers; None if they cannot be read here.
         history: Reads the history of deleted actions; None if none is stored.
         most_open: Logs that are read at once, at most: each takes a descriptor. None for a share
             of the descriptors that the process may have.
@@ -89,6 +105,7 @@ class Logs:
 
     client: ActionsClient
     source: LogSource | None = None
+    shared: SharedLogSource | None = None
     history: HistoryOf | None = None
     most_open: int | None = None
 
@@ -105,6 +122,7 @@ class _LogRequest:
         has_ended: Whether the attempt or its action has ended.
         attempts: The number of the action's newest attempt.
         is_task: Whether the action is a task.
+        outputs: The URI of the attempt's outputs; empty if it is not known.
     """
 
     action_id: ActionId
@@ -114,6 +132,7 @@ class _LogRequest:
     has_ended: bool
     attempts: int
     is_task: bool = True
+    outputs: str = ""
 
     def check(self) -> None:
         """Raise Refusal or InvalidArgument if the attempt cannot have a log."""
@@ -156,13 +175,12 @@ class LogService:
         with self._streams.open() as stream:
             target = await self._find(action_id, request.attempt)
             target.check()
-            quiet_since = trio.current_time()
+            began = quiet_since = trio.current_time()
             while not stream.has_ended:
-                source = self._logs.source
-                if source is not None and target.has_started:
+                if target.has_started:
                     try:
                         async with (
-                            self._opened(source, target) as log,
+                            self._opened(target) as log,
                             aclosing(self._follow(stream, log, target)) as responses,
                         ):
                             async for each in responses:
@@ -173,7 +191,7 @@ class LogService:
                         raise Refusal(Code.FAILED_PRECONDITION, f"the log: {error}") from error
                     else:
                         return
-                await self._check_whether_here(target)
+                await self._check_whether_here(target, began)
                 if trio.current_time() - quiet_since >= self._keepalive:
                     quiet_since = trio.current_time()
                     yield pb.TailLogsResponse()
@@ -182,8 +200,8 @@ class LogService:
                     target = await self._refreshed(target)
 
     @asynccontextmanager
-    async def _opened(self, source: LogSource, target: _LogRequest) -> AsyncIterator[Log]:
-        """Open a log, unless too many are open."""
+    async def _opened(self, target: _LogRequest) -> AsyncIterator[Log]:
+        """Open a log, unless too many are open; raises FileNotFoundError if there is none."""
         if self._open >= self._most_open:
             raise Refusal(
                 Code.RESOURCE_EXHAUSTED,
@@ -191,10 +209,23 @@ class LogService:
             )
         self._open += 1
         try:
-            async with source.open(target.incarnation, target.attempt) as log:
-                yield log
+            async with AsyncExitStack() as stack:
+                yield await self._entered(stack, target)
         finally:
             self._open -= 1
+
+    async def _entered(self, stack: AsyncExitStack, target: _LogRequest) -> Log:
+        source, shared = self._logs.source, self._logs.shared
+        if source is not None:
+            own = source.open(target.incarnation, target.attempt)
+            try:
+                return await stack.enter_async_context(own)
+            except FileNotFoundError:
+                if shared is None:
+                    raise
+        if shared is None or not target.outputs:
+            raise FileNotFoundError
+        return await stack.enter_async_context(shared.open(target.outputs))
 
     async def _follow(
         self, stream: Stream, log: Log, target: _LogRequest
@@ -262,8 +293,13 @@ class LogService:
             return replace(target, has_ended=True)
         return _of_action(target.action_id, target.attempt, action)
 
-    async def _check_whether_here(self, target: _LogRequest) -> None:
-        """Raise Refusal, with the place of the log, if it will not be on this machine."""
+    async def _check_whether_here(self, target: _LogRequest, began: float) -> None:
+        """Raise Refusal, with the place of the log, if it will not be on this machine.
+
+        Args:
+            target: The attempt.
+            began: When it was requested.
+        """
         what = f"attempt {target.attempt} of {describe(target.action_id)}"
         if target.attempt > target.attempts and target.has_ended:
             text = f"there is no {what}: it ended in attempt {target.attempts}"
@@ -279,6 +315,9 @@ class LogService:
             owner = await self._logs.client.claimed_by(target.action_id)
             if self._logs.source is not None and owner.rpartition("/")[0] in ("", here):
                 # The attempt waits, or is about to start.
+                return
+            if self._logs.shared is not None and trio.current_time() < began + _COPIED_WITHIN:
+                # A worker copies the log as it grows.
                 return
             if owner:
                 where = f"{owner} runs it: read it from the service there"
@@ -296,6 +335,7 @@ def _of_action(action_id: ActionId, attempt: int, action: StoredAction) -> _LogR
         has_ended=action.is_terminal or attempt < present,
         attempts=present,
         is_task=action.spec.kind == ACTION_TYPE_TASK,
+        outputs=action.outputs_of(attempt),
     )
 
 

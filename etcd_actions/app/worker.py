@@ -1,0 +1,265 @@
+"""The process of ``etcd-actions worker``: an executor without the service.
+
+It never stands for election: it watches, claims, runs and reports. Its tasks call a listener of its
+own on the loopback interface.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import structlog
+import trio
+
+from etcd_actions import __version__
+from etcd_actions._internal.backoff import Backoff
+from etcd_actions._internal.containment import Containment
+from etcd_actions._internal.retrying import retrying, seldom
+from etcd_actions.app.executor import (
+    check_machine,
+    executor_settings,
+    settings_for_tasks,
+    state_dir_of,
+    worker_offer,
+)
+from etcd_actions.app.front_door import local_front_door
+from etcd_actions.app.listeners import grace_of_requests
+from etcd_actions.app.stop import Stop
+from etcd_actions.app.telemetry import open_telemetry
+from etcd_actions.client import ActionsClient, open_actions_client
+from etcd_actions.config import Config, settings
+from etcd_actions.errors import ConfigError, EtcdError, first_error
+from etcd_actions.etcd import open_connection
+from etcd_actions.etcd.api import Etcd
+from etcd_actions.etcd.quorum import QuorumMonitor, open_quorum_monitor
+from etcd_actions.model import DEFAULT_NAMESPACE
+from etcd_actions.monitoring import Monitoring, open_monitoring
+from etcd_actions.pipeline.watching_settings import WatchingSettings
+from etcd_actions.server import ActionsServer, ServerSettings, open_actions_server
+from etcd_actions.web import Bind
+
+if TYPE_CHECKING:
+    from etcd_actions.executor import Executor, ExecutorStatistics
+    from etcd_actions.server.front import FrontDoor
+
+_BACKOFF: Final = Backoff(initial=0.5, cap=30.0)
+_PORT: Final = "port"
+"""The file in the state directory with the port of the listener for tasks."""
+_MOST_OF_A_PORT: Final = 65535
+
+_log = structlog.get_logger(__name__)
+
+
+class Worker:
+    """One worker.
+
+    Args:
+        config: The settings.
+        endpoints: The endpoints of etcd.
+        stop: The request to end.
+        containment: Counts and logs the failures of its parts.
+        lines_dropped: Returns the number of log lines that were dropped, for the metrics.
+    """
+
+    FOR_LEAVING: Final = 8.0
+    """Seconds after the grace in which the attempts that still run are ended."""
+
+    def __init__(
+        self,
+        config: Config,
+        endpoints: str,
+        stop: Stop,
+        containment: Containment,
+        lines_dropped: Callable[[], int],
+    ) -> None:
+        self._config = config
+        self._endpoints = endpoints
+        self._stop = stop
+        self._containment = containment
+        self._lines_dropped = lines_dropped
+        self._executor: Executor | None = None
+
+    async def run(self) -> dict[str, int]:
+        """Run actions until the end is requested; returns the final counts.
+
+        Raises:
+            ConfigError: The settings contradict each other.
+            EtcdActionsError: A part cannot start.
+        """
+        check_machine(self._config)
+        with self._stop.interrupts() as let_finish:
+            async with AsyncExitStack() as stack:
+                await self._work(stack, let_finish)
+        return self._counts()
+
+    async def _work(self, stack: AsyncExitStack, let_finish: Callable[[], None]) -> None:
+        config, stop = self._config, self._stop
+        enter = partial(stop.enter, stack)
+        namespace, template = config[settings.NAMESPACE], config.namespace_template
+        await enter(open_telemetry(config[settings.OTLP_ENDPOINT]), "the collector of traces")
+        etcd = await enter(
+            open_connection(config.connection(self._endpoints)), "the connection to etcd"
+        )
+        quorum = await enter(open_quorum_monitor(etcd), "the monitor of the quorum")
+        client = await enter(
+            open_actions_client(
+                etcd,
+                prefix=config[settings.PREFIX],
+                namespace=namespace or DEFAULT_NAMESPACE,
+                namespace_template=template,
+                all_namespaces=namespace is None,
+                codec=config[settings.CODEC],
+                settings=WatchingSettings(record=False, finalizer=config[settings.FINALIZER]),
+                containment=self._containment,
+            ),
+            "writes to etcd",
+        )
+        offer = worker_offer(config)
+        _log.info(
+            "started",
+            version=__version__,
+            endpoints=self._endpoints,
+            prefix=config[settings.PREFIX].decode(),
+            slots=offer.slots,
+            cpus=offer.cpus,
+            memory=int(offer.memory),
+            gpus=offer.gpus,
+            pools=",".join(offer.pools),
+            labels=",".join(f"{key}={value}" for key, value in offer.labels.items()),
+        )
+        monitoring = await enter(
+            self._open_monitoring(client, etcd, quorum), "clients of the monitoring port"
+        )
+        await client.start_watching()
+        let_finish()
+        front = await local_front_door(config, client, etcd)
+        async with trio.open_nursery() as tasks:
+            tasks.start_soon(self._execute, client, front, monitoring)
+            if interval := config[settings.STATS_INTERVAL]:
+                tasks.start_soon(self._log_progress, interval)
+            await stop.wait()
+            if monitoring is not None:
+                monitoring.health.draining = True
+            if stop.failure is None:
+                await trio.sleep(config[settings.DRAIN_DELAY])
+            stop.doing = "the attempts that run"
+            if self._executor is not None:
+                failed = stop.failure is not None
+                await self._executor.handover.drain(0.0 if failed else config[settings.GRACE])
+            stop.doing = "the executor"
+            tasks.cancel_scope.cancel("stopping")
+        await client.stop_watching(0)
+
+    async def _execute(
+        self, client: ActionsClient, front: FrontDoor, monitoring: Monitoring | None
+    ) -> None:
+        """Run actions, without end. While etcd rejects requests, only this task waits."""
+
+        def report(error: Exception, failures: int, delay: float) -> None:
+            self._containment.park("executor", "worker", error)
+            seldom(_log, "executor_waits")(error, failures, delay)
+
+        async def execute() -> None:
+            try:
+                async for attempt in retrying(_BACKOFF, on=EtcdError, report=report):
+                    with attempt:
+                        async with self._open_executor(client, front) as (executor, server):
+                            attempt.recovered()
+                            self._containment.forget("executor", "worker")
+                            self._executor = executor
+                            if monitoring is not None:
+                                monitoring.metrics.executor = executor.statistics
+                                monitoring.metrics.listeners["tasks"] = server.connections
+                            _log.info("working", tasks=str(server.address))
+                            await trio.sleep_forever()
+            except* ConfigError as group:
+                self._stop.request(first_error(group))
+
+        await self._containment.keep("executor", "worker", execute)
+
+    @asynccontextmanager
+    async def _open_executor(
+        self, client: ActionsClient, front: FrontDoor
+    ) -> AsyncIterator[tuple[Executor, ActionsServer]]:
+        from etcd_actions.executor import open_executor  # noqa: PLC0415
+
+        async with AsyncExitStack() as stack:
+            server = await self._open_listener(client, front, stack)
+            own = executor_settings(self._config, server.address, worker_offer(self._config))
+            yield await stack.enter_async_context(open_executor(client, own)), server
+
+    async def _open_listener(
+        self, client: ActionsClient, front: FrontDoor, stack: AsyncExitStack
+    ) -> ActionsServer:
+        """The listener for tasks: by preference at the port of the last worker on the directory.
+
+        A task calls the address that its worker had when the task was started.
+        """
+        file = state_dir_of(self._config) / _PORT
+        usual = ServerSettings(bind=Bind("127.0.0.1", 0), grace=grace_of_requests(self._config))
+        for port in (_noted(file), 0):
+            served = settings_for_tasks(self._config, usual, Bind("127.0.0.1", port))
+            try:
+                server = await stack.enter_async_context(
+                    open_actions_server(client, served, front=front)
+                )
+            except ConfigError:
+                if not port:
+                    raise
+                # Another process has the port.
+                continue
+            with suppress(OSError):
+                file.write_text(f"{server.address.port}\n")
+            return server
+        raise AssertionError("the system chose no port")
+
+    @asynccontextmanager
+    async def _open_monitoring(
+        self, client: ActionsClient, etcd: Etcd, quorum: QuorumMonitor
+    ) -> AsyncIterator[Monitoring | None]:
+        config = self._config
+        bind: Bind | None = config[settings.MONITORING_LISTEN]
+        if bind is None:
+            yield None
+            return
+        async with open_monitoring(
+            client,
+            etcd,
+            bind,
+            prefix=config[settings.PREFIX],
+            silence_limit=config[settings.READY_WITHIN],
+        ) as monitoring:
+            monitoring.metrics.lines_dropped = self._lines_dropped
+            monitoring.health.quorum_loss = lambda: quorum.loss
+            yield monitoring
+
+    async def _log_progress(self, interval: float) -> None:
+        while True:
+            await trio.sleep(interval)
+            _log.info("statistics", **self._counts())
+
+    def _counts(self) -> dict[str, int]:
+        return {} if self._executor is None else counts(self._executor.statistics())
+
+
+def counts(found: ExecutorStatistics) -> dict[str, int]:
+    """The counts of an executor for a line of the log."""
+    return {
+        "running": found.running,
+        "open": found.open_actions,
+        "started": found.started,
+        "ended": sum(found.ended.values()),
+        "retries": found.retries,
+    }
+
+
+def _noted(file: Path) -> int:
+    try:
+        port = int(file.read_text())
+    except (OSError, ValueError):
+        return 0
+    return port if 0 < port <= _MOST_OF_A_PORT else 0

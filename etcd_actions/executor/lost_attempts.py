@@ -1,0 +1,70 @@
+"""Attempts that end without an outcome: their worker died, or could not renew its claims.
+
+Another worker has neither their directory nor their processes. So it never repeats an attempt: it
+starts the next one, whose outputs have a directory of their own, and a process of the lost attempt
+that still writes harms nothing. A lost attempt is none of the task's own retries.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from etcd_actions.actions.stored_action import StoredAction
+from etcd_actions.executor.attempts.attempt_directory import AttemptDirectory
+from etcd_actions.model import ErrorState, Phase
+from etcd_actions.model.earlier_attempts import earlier_attempts
+
+WORKER_LOST: Final = "WorkerLost"
+"""The worker died, or its claim could expire before it was renewed."""
+WORKER_STOPPED: Final = "WorkerStopped"
+"""The worker was stopped, and the attempt ran longer than its grace."""
+MOST_LOST: Final = 5
+"""Workers that one action may lose before it fails: it may be what ends them."""
+
+_FILE: Final = "lost"
+_MESSAGES: Final = {
+    WORKER_LOST: "its worker died, or could not renew its claim: its outcome is unknown",
+    WORKER_STOPPED: "its worker was stopped before it ended",
+}
+_STARTED: Final = (Phase.INITIALIZING, Phase.RUNNING)
+
+
+def note_lost(place: AttemptDirectory, code: str) -> None:
+    """Note that an attempt is lost, before its processes are ended.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    (place.path / _FILE).write_text(code)
+
+
+def loss_of(action: StoredAction, place: AttemptDirectory) -> ErrorState | None:
+    """The error of the present attempt if it is lost; None if it runs, has ended or can start.
+
+    Args:
+        action: The action, claimed by this worker.
+        place: The attempt's directory here.
+    """
+    found = noted_loss(place)
+    if found is None and action.phase in _STARTED and not place.path.is_dir():
+        return _error(WORKER_LOST)
+    return found
+
+
+def noted_loss(place: AttemptDirectory) -> ErrorState | None:
+    """The error of an attempt that :func:`note_lost` noted; None if there is no note."""
+    try:
+        text = (place.path / _FILE).read_text()
+    except (OSError, ValueError):
+        return None
+    return _error(text if text in _MESSAGES else WORKER_LOST)
+
+
+def losses(action: StoredAction, code: str = "") -> int:
+    """The number of attempts that were lost, as far as the object has notes of them."""
+    codes = [each.code for each in earlier_attempts(action)]
+    return sum(each == code if code else each in _MESSAGES for each in codes)
+
+
+def _error(code: str) -> ErrorState:
+    return ErrorState(code=code, kind="SYSTEM", message=_MESSAGES[code])

@@ -1,0 +1,191 @@
+"""Several workers on one etcd, each with a state directory of its own."""
+
+from __future__ import annotations
+
+from collections import Counter
+from contextlib import AsyncExitStack
+from functools import partial
+from pathlib import Path
+
+import trio
+from flyteidl2.actions.actions_service_pb2 import Action
+from flyteidl2.core.tasks_pb2 import Resources
+from flyteidl2.task.run_pb2 import RunSpec
+
+from etcd_actions import ActionId, ActionsClient, Phase
+from etcd_actions.etcd.api import Etcd
+from etcd_actions.executor.lost_attempts import WORKER_LOST, WORKER_STOPPED
+from etcd_actions.model.earlier_attempts import earlier_attempts
+from tests.executor.fakes import Bench
+from tests.executor.tasks import ROOT, named, until
+from tests.executor.workers import GIBIBYTE, FakeWorker, fake_worker, offer
+from tests.support.waiting import eventually, eventually_holds
+
+GPU = Resources.GPU
+
+
+def requests(action: Action, name: Resources.ResourceName, value: str) -> None:
+    action.task.spec.task_template.container.resources.requests.add(name=name, value=value)
+
+
+def started(worker: FakeWorker) -> list[str]:
+    return worker.attempts.begun
+
+
+async def test_an_action_runs_where_it_fits(
+    etcd: Etcd, prefix: bytes, bench: Bench, tmp_path: Path
+) -> None:
+    async with (
+        fake_worker(etcd, prefix, tmp_path / "small") as small,
+        fake_worker(etcd, prefix, tmp_path / "big", offer(gpus=1)) as big,
+    ):
+        for number in range(3):
+            await bench.enqueue(
+                ActionId("p", "d", f"r{number}", "a0", "o"),
+                change=partial(requests, name=GPU, value="1"),
+            )
+            await eventually(lambda: len(started(big)) > number)  # noqa: B023 - waited for at once
+            big.attempts.finish(f"r{number}-a0")
+        assert started(small) == []
+        assert small.executor.statistics().unplaced == 0
+
+
+async def test_what_does_not_fit_now_waits_and_others_pass_it(
+    etcd: Etcd, prefix: bytes, bench: Bench, tmp_path: Path
+) -> None:
+    async with fake_worker(etcd, prefix, tmp_path / "w", offer(memory=4 * GIBIBYTE)) as worker:
+        three = partial(requests, name=Resources.MEMORY, value="3Gi")
+        await bench.enqueue(ROOT, change=three)
+        await eventually(lambda: started(worker) == ["r1-a0"])
+        second, third = (ActionId("p", "d", run, "a0", "o") for run in ("r2", "r3"))
+        await bench.enqueue(second, change=three)
+        await eventually(lambda: worker.executor.statistics().queued == 1)
+        await bench.enqueue(third, change=partial(requests, name=Resources.MEMORY, value="1Gi"))
+        await eventually(lambda: started(worker) == ["r1-a0", "r3-a0"])
+        worker.attempts.finish("r1-a0")
+        await eventually(lambda: started(worker) == ["r1-a0", "r3-a0", "r2-a0"])
+        assert worker.executor.statistics().queued == 0
+
+
+async def test_what_fits_no_worker_says_so_until_one_joins(
+    etcd: Etcd, prefix: bytes, bench: Bench, client: ActionsClient, tmp_path: Path
+) -> None:
+    async with fake_worker(etcd, prefix, tmp_path / "small", ttl=1) as small:
+        await bench.enqueue(ROOT, change=partial(requests, name=GPU, value="2"))
+        action = await until(client, ROOT, Phase.WAITING_FOR_RESOURCES)
+        assert any("--gpus 2" in each.message for each in action.status.conditions)
+        await eventually(lambda: small.executor.statistics().unplaced == 1)
+        async with fake_worker(etcd, prefix, tmp_path / "big", offer(gpus=2)) as big:
+            await eventually(lambda: started(big) == ["r1-a0"])
+            big.attempts.finish("r1-a0")
+            await until(client, ROOT, Phase.SUCCEEDED)
+    assert started(small) == []
+
+
+async def test_the_queue_of_a_run_and_of_a_task_is_a_pool(
+    etcd: Etcd, prefix: bytes, bench: Bench, tmp_path: Path
+) -> None:
+    def in_queue(action: Action) -> None:
+        action.task.queue = "own"
+
+    async with (
+        fake_worker(etcd, prefix, tmp_path / "a", offer(pools=("of-run",))) as of_run,
+        fake_worker(etcd, prefix, tmp_path / "b", offer(pools=("own",))) as own,
+    ):
+        await bench.enqueue(ROOT, run_spec=RunSpec(queue="of-run"))
+        await eventually(lambda: started(of_run) == ["r1-a0"])
+        await bench.enqueue(named("c1"), "a0", change=in_queue)
+        await bench.enqueue(named("c2"), "a0")
+        await eventually(lambda: started(own) == ["r1-c1"])
+        # A child of neither has the queue of its run.
+        await eventually(lambda: started(of_run) == ["r1-a0", "r1-c2"])
+
+
+async def test_each_action_starts_once_and_no_worker_starves(
+    etcd: Etcd, prefix: bytes, bench: Bench, tmp_path: Path
+) -> None:
+    async with AsyncExitStack() as stack:
+        workers = [
+            await stack.enter_async_context(
+                fake_worker(etcd, prefix, tmp_path / f"w{number}", offer(slots=3))
+            )
+            for number in range(3)
+        ]
+        nursery = await stack.enter_async_context(trio.open_nursery())
+
+        async def finish_each(worker: FakeWorker) -> None:
+            done = 0
+            while True:
+                for name in started(worker)[done:]:
+                    await trio.sleep(0.01)
+                    worker.attempts.finish(name)
+                    done += 1
+                await trio.sleep(0.005)
+
+        for worker in workers:
+            nursery.start_soon(finish_each, worker)
+        for number in range(60):
+            await bench.enqueue(ActionId("p", "d", f"r{number}", "a0", "o"))
+
+        def ended() -> int:
+            return sum(sum(w.executor.statistics().ended.values()) for w in workers)
+
+        await eventually(lambda: ended() == 60)
+        starts = Counter(name for worker in workers for name in started(worker))
+        assert set(starts.values()) == {1}
+        assert len(starts) == 60
+        assert all(len(started(worker)) >= 5 for worker in workers)
+        nursery.cancel_scope.cancel("all have ended")
+
+
+async def test_another_worker_starts_the_next_attempt_of_a_lost_one(
+    etcd: Etcd, prefix: bytes, bench: Bench, client: ActionsClient, tmp_path: Path
+) -> None:
+    dies = trio.Event()
+
+    async def first_worker(task_status: trio.TaskStatus[FakeWorker]) -> None:
+        async with fake_worker(etcd, prefix, tmp_path / "a") as worker:
+            task_status.started(worker)
+            await dies.wait()
+
+    async with trio.open_nursery() as nursery:
+        first: FakeWorker = await nursery.start(first_worker)
+        await bench.enqueue(ROOT)
+        await until(client, ROOT, Phase.RUNNING)
+        async with fake_worker(etcd, prefix, tmp_path / "b", ttl=1) as other:
+            dies.set()
+            await eventually(lambda: started(other) == ["r1-a0"])
+            assert started(first) == ["r1-a0"]
+            action = await until(client, ROOT, Phase.RUNNING)
+            assert action.status.attempts == 2
+            assert [each.code for each in earlier_attempts(action)] == [WORKER_LOST]
+            # The template allows one attempt: the lost one does not count.
+            other.attempts.fail("r1-a0")
+            action = await until(client, ROOT)
+            assert (action.phase, action.status.attempts) == (Phase.FAILED, 2)
+
+
+async def test_a_drained_worker_hands_over_what_does_not_end(
+    etcd: Etcd, prefix: bytes, bench: Bench, client: ActionsClient, tmp_path: Path
+) -> None:
+    async with fake_worker(etcd, prefix, tmp_path / "a") as stops:
+        await bench.enqueue(ROOT)
+        await bench.enqueue(ActionId("p", "d", "r2", "a0", "o"))
+        await eventually(lambda: len(started(stops)) == 2)
+        await until(client, ROOT, Phase.RUNNING)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(stops.executor.handover.drain, 1.0)
+            await eventually(lambda: stops.executor.handover.draining)
+            stops.attempts.finish("r2-a0")
+            await until(client, ActionId("p", "d", "r2", "a0", "o"), Phase.SUCCEEDED)
+        assert stops.attempts.ended == ["r1-a0"]
+        action = await client.get_task_action(ROOT)
+        assert (action.phase, action.status.attempts) == (Phase.QUEUED, 2)
+        assert [each.code for each in earlier_attempts(action)] == [WORKER_STOPPED]
+
+        async def unclaimed() -> bool:
+            return await client.claimed_by(ROOT) == ""
+
+        await eventually_holds(unclaimed)
+        async with fake_worker(etcd, prefix, tmp_path / "b") as other:
+            await eventually(lambda: started(other) == ["r1-a0"])
