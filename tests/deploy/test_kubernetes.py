@@ -104,7 +104,7 @@ def test_the_times_and_sizes_fit(resolved: Resolution) -> None:
     assert pod["terminationGracePeriodSeconds"] >= grace + 10
     # The pod has what the worker offers, and some memory more.
     resources = container()["resources"]
-    assert float(resources["requests"]["cpu"]) >= resolved[CPUS].value
+    assert float(resources["requests"]["cpu"]) == resolved[CPUS].value
     assert resources["limits"]["memory"] == resources["requests"]["memory"] == "8Gi"
     memory = resolved[EXECUTOR_MEMORY].value
     assert memory is not None

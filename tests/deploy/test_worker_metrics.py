@@ -40,8 +40,10 @@ async def test_the_demand_of_a_pool(
     """It counts actions without a worker, stays while they run, and is none without a leader."""
     machine = Machine(tmp_path)
     go, port = tmp_path / "go", free_port()
-    common = ("--endpoints", shared_etcd.endpoint, "--prefix", prefix.decode())
-    common = (*common, "--blob-dir", str(tmp_path / "blobs"))
+    common = (
+        *("--endpoints", shared_etcd.endpoint, "--prefix", prefix.decode()),
+        *("--blob-dir", str(tmp_path / "blobs")),
+    )
     offering = (
         *("--executor-slots", "2", "--cpus", "100", "--python", sys.executable),
         *("--executor-state-dir", str(machine.state_dir)),

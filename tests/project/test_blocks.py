@@ -58,6 +58,7 @@ REASONS = {
     "it needs grpcurl": r"^\$ grpcurl",
     "it needs root": r"^useradd ",
     "it needs a cluster": r"^(kubectl|sbatch|nomad) ",
+    "it needs a Ray cluster": r"--ray-address",
 }
 
 # Programs of others, whose arguments are not looked at.
