@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import msgspec
 
+from etcd_actions.cli.formats.changes import plural
 from etcd_actions.cli.options import CommonOptions
 from etcd_actions.codecs import codec_of
 from etcd_actions.config.settings import SERVICE, SERVICE_CACERT, SERVICE_TOKEN_FILE
@@ -98,7 +99,7 @@ class _OfEtcd:
             facts["etcd"] = f"{up} of {len(members)} members up, revision {found.revision}{size}"
         else:
             facts["etcd"] = f"revision {found.revision}"
-        facts |= await self._leader()
+        facts |= await self._shards() or await self._leader()
         facts |= await self._actions(found.total)
         facts["Executors"] = await self._executors()
         rejected = await self._etcd.range(
@@ -106,6 +107,15 @@ class _OfEtcd:
         )
         facts["Dead letters"] = str(rejected.total)
         return Cluster(facts, {"changes": found.revision})
+
+    async def _shards(self) -> dict[str, str]:
+        """The number of shards and of their owners; nothing without shards."""
+        found = await self._etcd.range(KeyRange.of_prefix(self._keys.shards), keys_only=True)
+        kinds = Counter(kv.key[len(self._keys.shards) :].split(b"/")[1] for kv in found.kvs)
+        if not kinds[b"range"]:
+            return {}
+        owned, members = kinds[b"owner"], kinds[b"member"]
+        return {"Shards": f"{kinds[b'range']}, {owned} with an owner, {members} members"}
 
     async def _leader(self) -> dict[str, str]:
         found = await self._etcd.range(KeyRange.of_prefix(self._keys.elections))
@@ -162,7 +172,7 @@ class _OfService:
 
         status, line = await first_line(self._service, self._ca, "/page/cluster", self._token)
         if status == 404:
-            note = "the service shows no state of the cluster: it runs with --page no"
+            note = "the service shows no state of the cluster: it runs with --page=false"
             return Cluster({}, note=note)
         if status in (401, 403):
             raise ServiceRefused(f"the service: it does not accept the token ({status})")
@@ -185,9 +195,8 @@ def _facts(state: dict[str, Any]) -> dict[str, str]:
         )
     watch, queues = state.get("watch") or {}, state.get("queues") or {}
     if watch:
-        facts["Lag"] = (
-            f"{watch.get('lagRevisions', 0)} revisions, {watch.get('lagSeconds', 0):.1f} s"
-        )
+        behind, seconds = watch.get("lagRevisions", 0), watch.get("lagSeconds", 0)
+        facts["Lag"] = f"{plural(behind, 'revision')}, for {seconds:.1f} s" if behind else "none"
     facts["Leader"] = "this process" if state.get("leader") else "another process, or none"
     reports, handlers = queues.get("reports") or {}, queues.get("handlers") or {}
     facts["Queues"] = f"{handlers.get('keys', 0)} to handle, {reports.get('keys', 0)} to report"

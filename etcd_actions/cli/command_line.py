@@ -52,6 +52,7 @@ _COMMANDS = {
         "dead_letters",
         "Show the reports that the run service rejected for good, and retry them.",
     ),
+    "shards": ("shards", "Show the shards of the processes that share the work."),
     "logs": ("data", "Write the log of an action's attempt: what its process printed."),
     "io": ("data", "Show the inputs and outputs of an action as values."),
     "delete": ("deletion", "Delete runs: their actions, histories, files and records."),

@@ -22,6 +22,7 @@ from etcd_actions.doctor import (
     objects,
     reach,
     response,
+    shards,
     storage,
 )
 from etcd_actions.doctor.api_server import ApiServer
@@ -57,6 +58,7 @@ _MODULES = (
     objects,
     dead_letters,
     kept,
+    shards,
     api_server,
 )
 KINDS: tuple[Kind, ...] = (
@@ -118,13 +120,15 @@ class _Examination:
         server = ApiServer()
         async with subject.connect(usable) as etcd:
             revision = allowed.revision
+            named = {each.status.member_id: each.endpoint for each in seen if each.status}
             checks["membership"] = partial(members.check_membership, subject, etcd)
-            checks["alarms"] = partial(alarms.check_alarms, etcd, revision)
+            checks["alarms"] = partial(alarms.check_alarms, etcd, revision, named)
             if allowed.reads:
                 checks["history"] = partial(compaction.check_history, subject, etcd, revision)
                 checks["values"] = partial(objects.check_objects, subject, etcd, server)
                 checks["dead letters"] = partial(dead_letters.check_dead_letters, subject, etcd)
                 checks["what is kept"] = partial(kept.check_kept, subject, etcd)
+                checks["the shards"] = partial(shards.check_shards, subject, etcd)
                 for endpoint in usable:
                     check_response = partial(response.check_response, subject, endpoint)
                     checks[f"response of {endpoint}"] = check_response

@@ -6,23 +6,24 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
 
+from etcd_actions.doctor import reach
 from etcd_actions.doctor.findings import Finding, Kind
 from etcd_actions.doctor.reach import Reached
 from etcd_actions.doctor.scan import side_by_side
 from etcd_actions.doctor.subject import Subject
-from etcd_actions.errors import EtcdError, InvalidRequest, PermissionDenied, Unauthenticated
+from etcd_actions.errors import (
+    EtcdError,
+    InvalidRequest,
+    PermissionDenied,
+    Unauthenticated,
+    Unavailable,
+)
 from etcd_actions.etcd import EtcdClient
 from etcd_actions.etcd.api import Status
 from etcd_actions.etcd.endpoints import Endpoint
 from etcd_actions.etcd.quorum import quorum_loss
 from etcd_actions.etcd.versions import Effect, EtcdVersion, free_of_known_bugs, known_bugs
 
-NO_ANSWER = Kind.error(
-    "no-answer",
-    "The endpoint takes connections, and does not answer etcd's API.",
-    "see whether it is an etcd, see its log, and see whether a proxy before it passes HTTP/2; "
-    "if only HTTP/1.1 passes use --transport gateway",
-)
 STATUS_HIDDEN = Kind.note(
     "status-not-permitted",
     "Size, leader and revision of this member were not examined.",
@@ -94,6 +95,9 @@ MIXED_VERSIONS = Kind.warning(
     "finish the update of all members",
 )
 
+# Why etcd authenticates no user: at a learner, and at a member without a majority.
+_NO_USERS = ("not supported for learner", "etcdserver: no leader", "etcdserver: request timed out")
+
 
 class MemberSeen(NamedTuple):
     """An endpoint that answers etcd's API; ``status`` is None if we may not read it."""
@@ -125,7 +129,7 @@ async def check_member(
     try:
         status = await _read_status(subject, endpoint)
     except EtcdError as error:
-        return None, [NO_ANSWER.found(str(error), subject=endpoint)]
+        return None, [reach.NO_ANSWER.found(str(error), subject=endpoint)]
     member = MemberSeen(reached, status)
     findings = list(_judge_version(member))
     if status is None:
@@ -156,6 +160,9 @@ async def _read_status(subject: Subject, endpoint: Endpoint) -> Status | None:
                 continue
             except (PermissionDenied, InvalidRequest):
                 return None
+            except Unavailable as error:
+                if anonymous or not any(each in str(error) for each in _NO_USERS):
+                    raise
     return None
 
 

@@ -98,6 +98,13 @@ FILE_UNUSABLE = Kind.error(
     "A file that the settings name cannot be used.",
     "correct the file, or the setting that names it",
 )
+NO_ANSWER = Kind.error(
+    "no-answer",
+    "The endpoint takes connections, and does not answer etcd's API.",
+    "see whether its process is stopped (ps shows state T: kill -SIGCONT), whether its log has "
+    "slow disks, whether it is an etcd, and whether a proxy before it passes HTTP/2; if only "
+    "HTTP/1.1 passes use --transport gateway",
+)
 
 # X509_V_ERR_* of OpenSSL.
 _NOT_YET_VALID, _HAS_EXPIRED = 9, 10
@@ -178,6 +185,11 @@ async def _why_silent(
     seen = f"no connection within {subject.settings.dial_timeout:g} s"
     if tls is not None and await _speaks_plain(subject, endpoint):
         return TLS_NOT_SPOKEN.found(f"{seen}; a plain request is answered", subject=endpoint)
+    if tls is not None and await _accepts(subject, endpoint):
+        # As one whose process is stopped: its system still completes connections.
+        within = subject.settings.dial_timeout
+        seen = f"it accepts connections, and no TLS handshake within {within:g} s"
+        return NO_ANSWER.found(seen, subject=endpoint)
     return NO_CONNECTION.found(seen, subject=endpoint)
 
 
@@ -317,6 +329,13 @@ async def _speaks_tls(subject: Subject, endpoint: Endpoint) -> bool:
         except (OSError, trio.BrokenResourceError) as error:
             # An alert about our certificate proves TLS, too.
             return "ALERT" in str(getattr(error.__cause__, "reason", ""))
+    return False
+
+
+async def _accepts(subject: Subject, endpoint: Endpoint) -> bool:
+    with trio.move_on_after(subject.settings.dial_timeout), suppress(*_NO_STREAM):
+        async with probe.open_stream(endpoint, None):
+            return True
     return False
 
 

@@ -32,6 +32,7 @@ class Limits:
         short_history: With fewer revisions than this, a short disconnect needs a relist.
         slow_note: The median time of a read that is a note.
         slow_warning: The median time of a read that is a warning.
+        hand_over: A shard without an owner for this time is not being handed over.
         large_value: A value of this size is near the most that a request may have.
     """
 
@@ -48,6 +49,7 @@ class Limits:
     short_history: int = 1_000
     slow_note: float = 0.1
     slow_warning: float = 1.0
+    hand_over: float = 3.0
     large_value: int = 1 << 20
 
 

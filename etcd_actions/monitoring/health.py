@@ -14,6 +14,7 @@ from etcd_actions.client import ActionsClient
 from etcd_actions.errors import EtcdError
 from etcd_actions.etcd.api import Etcd, KeyRange
 from etcd_actions.monitoring.lag import Heads, Lag
+from etcd_actions.watch import ReflectorStatistics
 
 _CALL_ETCD_EVERY = 1.0
 _ETCD_ANSWERS_WITHIN = 2.0
@@ -23,6 +24,10 @@ _PARKED_AGAIN = 10.0
 """Seconds for which a unit that has failed repeatedly may be parked."""
 _PARKED_ONCE = 90.0
 """Seconds for which a unit that has failed once may be parked."""
+_PROGRESS_WITHIN = 6.0
+"""Seconds in which a watch without lag reaches a revision that is not of its keys."""
+_IDLE_WITHIN = 60.0
+"""The same for an etcd whose progress notifications are not reliable: idle ranges are read."""
 
 
 @dataclass(frozen=True)
@@ -94,9 +99,10 @@ class Health:
         """Whether all checks pass; for etcd, its last answer counts."""
         return self.is_serving and self._answer.ok
 
-    def lag(self, revision: int) -> Lag:
-        """The lag of a watch that delivered a revision, at the last read of :meth:`ready`."""
-        return self._heads.lag(revision, trio.current_time())
+    def lag(self, reflector: ReflectorStatistics) -> Lag:
+        """The lag of the watch, at the last read of :meth:`ready`."""
+        patience = _PROGRESS_WITHIN if reflector.reports_progress else _IDLE_WITHIN
+        return self._heads.lag(reflector.revision, trio.current_time(), patience)
 
     async def ready(self) -> list[Check]:
         """Make all checks; calls etcd at most once a second. Cancelled, nothing changes."""

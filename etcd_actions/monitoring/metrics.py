@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from functools import cache
 from itertools import accumulate
 from typing import TYPE_CHECKING, Final, TypeAlias, TypeVar
@@ -23,6 +23,7 @@ from etcd_actions._internal.containment import Containment
 from etcd_actions._internal.histogram import BOUNDS, TASK_BOUNDS, Distribution
 from etcd_actions.client import ActionsClient
 from etcd_actions.etcd.group_commit import GroupCommitStatistics
+from etcd_actions.etcd.member_states import MemberState
 from etcd_actions.follow.workqueue import WorkQueueStatistics
 from etcd_actions.monitoring.health import Health
 from etcd_actions.pipeline.watching_settings import WatchingStatistics
@@ -53,6 +54,7 @@ class Metrics(Collector):
             `collected` (the collector of runs) and `swept` (the collector of uploads).
         listeners: Return the statistics of each HTTP listener, by its name.
         lines_dropped: Returns how many log lines were lost; None if they are not counted.
+        members: Reads the states of etcd's members; None if they are not read.
     """
 
     def __init__(self, client: ActionsClient, health: Health) -> None:
@@ -64,10 +66,14 @@ class Metrics(Collector):
         self.swept: Callable[[], SweepResult] | None = None
         self.listeners: dict[str, Callable[[], ListenerStatistics]] = {}
         self.lines_dropped: Callable[[], int] | None = None
+        self.members: Callable[[], Awaitable[Sequence[MemberState]]] | None = None
+        self._member_states: Sequence[MemberState] = ()
 
     async def text(self) -> bytes:
         """All metrics in Prometheus' text format; runs the checks of /readyz, which call etcd."""
         await self._health.ready()
+        if self.members is not None:
+            self._member_states = await self.members()
         # One by one: a metric that cannot be written hides no other.
         return b"".join(self._written(metric) for metric in self.collect())
 
@@ -82,6 +88,7 @@ class Metrics(Collector):
         statistics = cache(self._client.statistics)
         for name, metrics in (
             ("build", _of_build),
+            ("members", lambda: _of_members(self._member_states)),
             ("watch", lambda: _of_watch(statistics(), self._health)),
             ("queues", lambda: _of_queues(statistics())),
             ("recording", lambda: _of_recording(statistics())),
@@ -123,6 +130,12 @@ def _of_build() -> Iterator[Metric]:
     yield _gauge("etcd_actions_build_info", "The version.", {__version__: 1}, "version")
     tasks = trio.lowlevel.current_statistics().tasks_living
     yield _gauge("etcd_actions_trio_tasks", "Trio's tasks, all that are open.", tasks)
+
+
+def _of_members(states: Sequence[MemberState]) -> Iterator[Metric]:
+    text = "Whether a member of etcd answers, has a leader, a vote and no alarm."
+    healthy = {each.member.name or f"{each.member.id:x}": each.is_healthy for each in states}
+    yield _gauge("etcd_actions_etcd_member_healthy", text, healthy, "member")
 
 
 def _of_log(lines_dropped: int) -> Iterator[Metric]:
@@ -168,13 +181,13 @@ def _of_watch(statistics: WatchingStatistics, health: Health) -> Iterator[Metric
     yield _gauge("etcd_actions_quorum_lost", text, bool(health.quorum_loss()))
     if reflector is None:
         return
-    lag = health.lag(reflector.revision)
+    lag = health.lag(reflector)
     yield _gauge(
         "etcd_actions_watch_synced", "Whether the first list was delivered.", reflector.synced
     )
     yield _gauge("etcd_actions_watch_streaming", "Whether a stream is open.", reflector.streaming)
     yield _gauge("etcd_actions_watch_revision", "All up to it was delivered.", reflector.revision)
-    text = "How far behind the store's newest revision that is; what others write counts."
+    text = "How far behind the store's newest revision that is, if for more than a moment."
     yield _gauge("etcd_actions_watch_lag_revisions", text, lag.revisions)
     yield _gauge("etcd_actions_watch_lag_seconds", "For how long it has been behind.", lag.seconds)
     text = "Since etcd last sent a message."

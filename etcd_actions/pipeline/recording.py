@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from etcd_actions._internal.containment import Containment
 from etcd_actions.actions.abort import Aborter
 from etcd_actions.actions.condition_timeouts import ConditionTimeouts
@@ -21,6 +23,9 @@ from etcd_actions.record.reporter import Reporter
 from etcd_actions.run_service import RunService
 from etcd_actions.storage.retention import Retention
 from etcd_actions.storage.store import Fence, FencedStore, Store
+
+_IDLE: Final = 12
+"""The multiple of the time between two checkpoints, for a shard without changes."""
 
 
 class Recording:
@@ -104,5 +109,7 @@ class Recording:
             guard=scope.guard,
             ttl=settings.election_ttl if settings.elect else None,
             save_every=settings.save_every,
+            # The checkpoints of many shards would move each other for ever.
+            save_idle=settings.save_every * (_IDLE if scope.part else 1),
             containment=containment,
         )

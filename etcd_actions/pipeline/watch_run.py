@@ -95,6 +95,10 @@ class WatchRun:
         revision = self.reflector.revision if self.reflector else 0
         return revision if put_off is None else min(revision, put_off - 1)
 
+    def received(self) -> int:
+        """The number of changes that the present watch delivered."""
+        return self.reflector.statistics().events if self.reflector else 0
+
     async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
         """Watch until stopped; after an unexpected failure start again, with a delay.
 

@@ -279,14 +279,31 @@ def merged_checkpoint(kvs: Sequence[KeyValue], *, newest: int, cluster_id: int) 
     revisions: list[int] = []
     terms: list[_StoredTerm] = []
     for kv in kvs:
-        stored = _Stored(0, "")
-        with suppress(msgspec.MsgspecError, RecursionError, ValueError):
-            stored = msgspec.json.decode(kv.value, type=_Stored)
-        if stored.cluster_id != f"{cluster_id:x}" or stored.revision > newest:
-            stored = _Stored(0, "")
+        stored = _usable(kv, newest, cluster_id)
         revisions.append(stored.revision)
         terms.append(stored.term or _StoredTerm(0, 0))
     # A checkpoint without a revision promises nothing, so it takes nothing from the others.
     lowest = min((revision for revision in revisions if revision), default=0)
     term = max(terms, key=lambda each: (not each.closed, each.ttl))
     return msgspec.json.encode(_Stored(lowest, f"{cluster_id:x}", term))
+
+
+def revision_in(kv: KeyValue, *, newest: int, cluster_id: int) -> int:
+    """The revision of a checkpoint that a command has read; 0 if it cannot be used.
+
+    Args:
+        kv: Its key.
+        newest: The revision of the store.
+        cluster_id: The id of the cluster.
+    """
+    return _usable(kv, newest, cluster_id).revision
+
+
+def _usable(kv: KeyValue, newest: int, cluster_id: int) -> _Stored:
+    """The value of a checkpoint's key; one without a revision if it cannot be used."""
+    stored = _Stored(0, "")
+    with suppress(msgspec.MsgspecError, RecursionError, ValueError):
+        stored = msgspec.json.decode(kv.value, type=_Stored)
+    if stored.cluster_id != f"{cluster_id:x}" or stored.revision > newest:
+        return _Stored(0, "")
+    return stored

@@ -59,6 +59,10 @@ class WatchProgress(Protocol):
         """Every change up to this revision was handled; 0 for none."""
         ...
 
+    def received(self) -> int:
+        """The number of changes that were delivered."""
+        ...
+
 
 @dataclass(frozen=True)
 class LeaderTasks:
@@ -117,6 +121,7 @@ class Leader:
         ttl: Seconds for which the leader may be silent; None to work without an election and
             without a checkpoint.
         save_every: Seconds between two writes of the checkpoint.
+        save_idle: The same while no change arrives.
         containment: Counts unexpected failures.
     """
 
@@ -135,6 +140,7 @@ class Leader:
         guard: Sequence[Compare] = (),
         ttl: int | None,
         save_every: float,
+        save_idle: float,
         containment: Containment,
     ) -> None:
         self._etcd = etcd
@@ -150,6 +156,7 @@ class Leader:
         self._guard = guard
         self._ttl = ttl
         self._save_every = save_every
+        self._save_idle = save_idle
         self._containment = containment
         self._election: Election | None = None
         # Whether this process is to stand for election, and seconds for the calls in flight.
@@ -314,7 +321,7 @@ class Leader:
             trio.open_nursery() as nursery,
         ):
             self._start_work(nursery, progress)
-            current = partial(self._done_up_to, progress)
+            current = self._to_save(progress)
             save = partial(
                 self._checkpoint.save_periodically, current, fence, every=self._save_every
             )
@@ -394,6 +401,25 @@ class Leader:
                     await self._checkpoint.close_term(election.fence)
             except EtcdError as error:
                 _log.info("position_not_saved", error=str(error))
+
+    def _to_save(self, progress: WatchProgress) -> Callable[[], int]:
+        """Returns the checkpoint to save; 0 if nothing changed since the last save, and it is new.
+
+        Without a change only writes of others move the checkpoint: those of other leaders, too.
+        """
+        state: tuple[int, int | None] = (-1, None)
+        due = -math.inf
+
+        def revision() -> int:
+            nonlocal state, due
+            now, before = trio.current_time(), state
+            state = progress.received(), self._index.oldest_deletion
+            if state == before and now < due:
+                return 0
+            due = now + self._save_idle
+            return self._done_up_to(progress)
+
+        return revision
 
     def _done_up_to(self, progress: WatchProgress) -> int:
         """Every deletion up to this revision is reported.

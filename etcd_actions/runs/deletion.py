@@ -29,13 +29,18 @@ from etcd_actions.runs.run_record import RunRecord, encode
 
 REASON: Final = "deleted"
 _BACKOFF: Final = Backoff(initial=0.05, cap=1.0)
+_MOST_FRESH: Final = 5.0
 
 
 class Result(Enum):
-    """What became of a run; in a dry run, what would."""
+    """What became of a run; in a dry run, what would.
+
+    FAILED: it stays although no rule keeps it, since a part cannot be decoded or deleted.
+    """
 
     DELETED = "deleted"
     KEPT = "kept"
+    FAILED = "failed"
     MISSING = "missing"
 
 
@@ -74,7 +79,8 @@ class RunDeleter:
         client: Reads and aborts actions.
         blobs: The store of the runs' data; None keeps the data.
         wait: Seconds for the leader to record the ends of aborted actions.
-        fresh: Seconds for which the references of other runs are not read again.
+        fresh: Seconds for which the references of other runs are not read again; more if the read
+            takes longer.
         clock: The time, aware.
     """
 
@@ -174,9 +180,11 @@ class RunDeleter:
     async def _read_needed(self) -> Needed:
         """The references, which a new run may have changed since an earlier read."""
         if trio.current_time() >= self._needed_until:
-            until = trio.current_time() + self._fresh
+            began = trio.current_time()
             self._needed = await self._references.read()
-            self._needed_until = until
+            # Reading them costs as much for one run as for many: it takes half of the time at most.
+            now = trio.current_time()
+            self._needed_until = max(began + self._fresh, now + min(now - began, _MOST_FRESH))
         return self._needed
 
     async def _delete_later(self, run: ActionId, removal: Removal) -> Removal:
@@ -189,6 +197,7 @@ class RunDeleter:
                     removal.removed + last.removed,
                     last.kept,
                     removal.blob_bytes + last.blob_bytes,
+                    last.has_failed,
                 )
                 tries += 1
                 await trio.sleep(_BACKOFF.delay(tries) if last.kept else 0)
@@ -199,6 +208,8 @@ class RunDeleter:
         if base and (self._blobs is None or self._blobs.key_of(base.rstrip("/")) is None):
             elsewhere = base
         result = Result.KEPT if removal.kept else Result.DELETED
+        if removal.has_failed:
+            result = Result.FAILED
         return Deletion(
             run, result, removal.kept, removal.removed, removal.blob_bytes, aborted, elsewhere
         )

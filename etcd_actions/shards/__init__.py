@@ -8,6 +8,7 @@ from etcd_actions.shards.shard_keys import ShardKeys, member_name
 from etcd_actions.shards.shard_range import ShardRange
 from etcd_actions.shards.shard_table import Shard, ShardTable
 from etcd_actions.shards.shard_view import ShardView
+from etcd_actions.shards.snapshot import ShardReport, ShardsSnapshot, read_shards, shard_scopes
 from etcd_actions.shards.table_changes import (
     create_table,
     load_table,
@@ -23,15 +24,19 @@ __all__ = [
     "Shard",
     "ShardKeys",
     "ShardRange",
+    "ShardReport",
     "ShardState",
     "ShardTable",
     "ShardView",
+    "ShardsSnapshot",
     "create_table",
     "load_table",
     "make_plan",
     "member_name",
     "open_membership",
+    "read_shards",
     "remove_table",
     "replace_shards",
+    "shard_scopes",
     "states",
 ]

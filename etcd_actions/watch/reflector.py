@@ -159,6 +159,7 @@ class Reflector:
             synced=self._listings.synced,
             streaming=self._stream is not None,
             revision=self.revision,
+            reports_progress=self._identity.reports_progress,
             ranges=len(self._ranges.all),
             keys=sum(range_.keys for range_ in self._ranges.all),
             events=self._delivery.events,

@@ -49,6 +49,8 @@ class ReflectorStatistics:
         synced: Whether the first list has been delivered.
         streaming: Whether a stream is open and all its ranges are watched.
         revision: Every change up to it has been delivered.
+        reports_progress: Whether etcd's progress notifications advance the revision every few
+            seconds, of idle ranges, too.
         ranges: Number of key ranges watched side by side.
         keys: Number of delivered keys that are not deleted.
         events: Number of changes delivered.
@@ -62,6 +64,7 @@ class ReflectorStatistics:
     synced: bool
     streaming: bool
     revision: int
+    reports_progress: bool
     ranges: int
     keys: int
     events: int

@@ -58,7 +58,11 @@ class Prometheus:
 
 @asynccontextmanager
 async def scraping(
-    directory: Path, target: str, workers: dict[str, str] | None = None
+    directory: Path,
+    target: str,
+    rules: Path = DEPLOY / "alerts.yml",
+    *,
+    workers: dict[str, str] | None = None,
 ) -> AsyncIterator[Prometheus]:
     """Prometheus by docs/deploy/prometheus.yml, of one process, more often than there.
 
@@ -69,7 +73,7 @@ async def scraping(
         pytest.skip("there is no Prometheus: it is Debian's package prometheus")
     settings = yaml.safe_load((DEPLOY / "prometheus.yml").read_text())
     settings["global"] = {"scrape_interval": "200ms", "evaluation_interval": "200ms"}
-    settings["rule_files"] = [str(DEPLOY / "alerts.yml")]
+    settings["rule_files"] = [str(rules)]
     (job,) = settings["scrape_configs"]
     job["static_configs"] = [{"targets": [target]}]
     for each, pool in (workers or {}).items():

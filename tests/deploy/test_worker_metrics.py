@@ -52,7 +52,9 @@ async def test_the_demand_of_a_pool(
     async with open_actions_client(etcd, prefix=prefix) as client:
         with running(tmp_path, "run", *common) as service:
             target = (await service.logged("monitoring"))["listen"]
-            async with scraping(tmp_path, target, {f"127.0.0.1:{port}": "default"}) as prometheus:
+            async with scraping(
+                tmp_path, target, workers={f"127.0.0.1:{port}": "default"}
+            ) as prometheus:
                 await reaches(prometheus, "0")
                 for action_id in RUNS:
                     await enqueue(client, machine, action_id, go)

@@ -18,9 +18,12 @@ from etcd_actions.executor.launchers.attempts import Attempts
 from etcd_actions.executor.launchers.fork_server import ForkServer, open_fork_server
 from etcd_actions.executor.launchers.local import LocalLauncher
 from tests.executor.objects import an_object
+from tests.support.everyday import first_everyday
 
 Way = Literal["exec", "launch", "fork"]
 WAYS: tuple[Way, ...] = ("exec", "launch", "fork")
+EVERYDAY_WAYS = first_everyday(WAYS[::-1])
+"""For ``parametrize``: the others are variations of one promise."""
 
 # Its a0 runs the Python code that it is given.
 WORKING_SDK = """

@@ -23,7 +23,7 @@ from tests.executor.tasks import named, until
 from tests.support import flyte
 from tests.support.waiting import eventually
 
-pytestmark = pytest.mark.memory
+pytestmark = pytest.mark.memory(jumps=False)
 
 VICTIM = ActionId("p", "d", "victim", "a0", "o")
 OTHER = ActionId("p", "d", "other", "a0", "o")

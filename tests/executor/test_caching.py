@@ -28,6 +28,8 @@ from tests.executor.fakes import Bench
 from tests.executor.tasks import until
 from tests.support.waiting import eventually
 
+pytestmark = pytest.mark.memory(jumps=False)
+
 SMALL = Outputs(literals=[NamedLiteral(name="o0")]).SerializeToString()
 LARGE = Outputs(
     literals=[

@@ -87,6 +87,7 @@ async def test_success(client: ActionsClient, machine: Machine) -> None:
     assert not [name for name in environment if name.startswith(("ETCDCTL_", "ETCD_ACTIONS_"))]
 
 
+@pytest.mark.slow
 async def test_the_exit_code_decides_last(client: ActionsClient, machine: Machine) -> None:
     async with machine.executor(client):
         await client.enqueue(machine.task(ROOT, "exit 0"))
@@ -106,6 +107,7 @@ async def test_a_process_that_fails(client: ActionsClient, machine: Machine) -> 
     )
 
 
+@pytest.mark.slow
 async def test_retries_end_with_the_last_error(
     client: ActionsClient, machine: Machine, tmp_path: Path
 ) -> None:
@@ -124,6 +126,7 @@ async def test_retries_end_with_the_last_error(
     assert [name.split(".")[1] for name in machine.starts("a0")] == ["0", "1", "2"]
 
 
+@pytest.mark.slow
 async def test_what_is_not_recoverable_is_not_tried_again(
     client: ActionsClient, machine: Machine, tmp_path: Path
 ) -> None:
@@ -136,6 +139,7 @@ async def test_what_is_not_recoverable_is_not_tried_again(
     assert len(machine.starts("a0")) == 1
 
 
+@pytest.mark.slow
 async def test_a_second_attempt_knows_the_first_ones_checkpoint(
     client: ActionsClient, machine: Machine
 ) -> None:
@@ -152,6 +156,7 @@ async def test_a_second_attempt_knows_the_first_ones_checkpoint(
     assert (second / "previous").read_text() == f"{first}/_flytecheckpoints\n"
 
 
+@pytest.mark.slow
 async def test_what_cannot_run_here_fails_with_the_fields_name(
     client: ActionsClient, machine: Machine
 ) -> None:
@@ -197,6 +202,7 @@ async def test_an_abort_ends_processes_and_all_that_they_started(
     await eventually(lambda: not any(is_alive(pid) for pid in numbers))
 
 
+@pytest.mark.slow
 async def test_the_children_of_a_failed_parent_are_aborted(
     client: ActionsClient, machine: Machine
 ) -> None:
@@ -213,6 +219,7 @@ async def test_the_children_of_a_failed_parent_are_aborted(
             assert (await until(client, named(name))).phase is Phase.ABORTED
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("field", "code"),
     [("timeout", "MAX_RUNTIME_EXCEEDED"), ("timeouts.deadline", "DEADLINE_EXCEEDED")],
@@ -236,6 +243,7 @@ async def test_what_takes_too_long_is_timed_out(
     assert action.status.error_state.code == code
 
 
+@pytest.mark.slow
 async def test_who_waits_too_long_for_a_slot_is_timed_out(
     client: ActionsClient, machine: Machine
 ) -> None:
@@ -272,6 +280,7 @@ async def test_a_parent_that_waits_holds_no_slot(client: ActionsClient, machine:
         assert executor.statistics().started == 3
 
 
+@pytest.mark.slow
 async def test_no_more_run_than_there_are_slots(client: ActionsClient, machine: Machine) -> None:
     go = machine.runs / "go"
     async with machine.executor(client, machine.settings(slots=2)) as executor:
@@ -292,6 +301,7 @@ async def test_no_more_run_than_there_are_slots(client: ActionsClient, machine: 
         assert (await until(client, ROOT)).phase is Phase.SUCCEEDED
 
 
+@pytest.mark.slow
 async def test_no_more_are_started_when_the_memory_is_used(
     client: ActionsClient, machine: Machine
 ) -> None:
@@ -308,6 +318,7 @@ async def test_no_more_are_started_when_the_memory_is_used(
         assert (await until(client, other)).phase is Phase.SUCCEEDED
 
 
+@pytest.mark.slow
 async def test_conditions_wait_and_time_out(client: ActionsClient, machine: Machine) -> None:
     async with machine.executor(client):
         await client.enqueue(machine.task(ROOT, "sleep 1000"))
@@ -372,6 +383,7 @@ async def test_two_executors_start_each_action_once(
     assert [len(machine.starts(name)) for name in names] == [1] * len(names)
 
 
+@pytest.mark.slow
 async def test_what_somebody_else_ends_is_left_alone(
     client: ActionsClient, machine: Machine
 ) -> None:
@@ -385,6 +397,7 @@ async def test_what_somebody_else_ends_is_left_alone(
         assert executor.statistics().ended == {}
 
 
+@pytest.mark.slow
 async def test_children_outlive_a_parent_that_succeeded(
     client: ActionsClient, machine: Machine
 ) -> None:

@@ -63,6 +63,7 @@ print(json.dumps([before, after, own, psutil.Process().memory_info().rss > 0]))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="it is Linux that promises this")
 def test_a_process_that_forbids_it_is_not_read_by_its_own_user(tmp_path: Path) -> None:
     import json  # noqa: PLC0415

@@ -23,6 +23,8 @@ from tests.executor.fakes import Bench
 from tests.executor.tasks import ROOT, Machine, named, until
 from tests.support.waiting import eventually
 
+pytestmark = pytest.mark.memory(jumps=False)
+
 Tree = dict[str, Any]
 WRITES_OUTPUTS = 'echo "$RUN_NAME" >"$OUT/whose"; touch "$OUT/outputs.pb"'
 
@@ -117,6 +119,7 @@ async def test_copies_with_one_uid_and_with_hostile_ones_all_run_and_have_their_
     }
 
 
+@pytest.mark.slow
 async def test_two_that_have_one_directory_of_outputs_run_one_after_the_other(
     client: ActionsClient, machine: Machine, copies: Copies
 ) -> None:
@@ -145,6 +148,7 @@ async def test_two_that_have_one_directory_of_outputs_run_one_after_the_other(
     assert second.status.error_state.code == "OutputsNotFound"
 
 
+@pytest.mark.slow
 async def test_outputs_of_an_earlier_incarnation_are_no_success(
     client: ActionsClient, machine: Machine, copies: Copies
 ) -> None:
@@ -162,6 +166,7 @@ async def test_outputs_of_an_earlier_incarnation_are_no_success(
     assert len(machine.starts("a0")) == 2
 
 
+@pytest.mark.slow
 async def test_what_the_version_before_started_is_not_started_again(
     client: ActionsClient, machine: Machine
 ) -> None:

@@ -44,6 +44,8 @@ from tests.executor.tasks import ROOT, Machine, named, until
 from tests.executor.wheels import make_wheel
 from tests.support.waiting import until_done
 
+pytestmark = pytest.mark.memory(jumps=False)
+
 VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
 
 

@@ -11,7 +11,7 @@ import pytest
 import trio
 
 from etcd_actions.executor.supervision.bounded_log import BoundedLog
-from tests.executor.attempts import WAYS, Way, open_bench
+from tests.executor.attempts import EVERYDAY_WAYS, Way, open_bench
 from tests.support.everyday import first_everyday
 from tests.support.odd_files import KINDS
 from tests.support.waiting import eventually
@@ -23,7 +23,7 @@ def size_of(directory: Path) -> int:
     return sum(path.stat().st_size for path in directory.glob("log*"))
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", EVERYDAY_WAYS)
 async def test_a_log_is_bounded_while_it_grows(tmp_path: Path, way: Way) -> None:
     most = 64 * 1024
     code = """
@@ -55,7 +55,7 @@ while not os.path.exists(os.environ["HERE"] + "/go"):
     assert place.last_lines().endswith("x" * 900)
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", EVERYDAY_WAYS)
 async def test_a_short_log_is_whole(tmp_path: Path, way: Way) -> None:
     async with open_bench(tmp_path, way) as bench:
         code = "import sys\nprint('out', flush=True)\nprint('err', file=sys.stderr)"
@@ -105,7 +105,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(directory)], check=True)
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", EVERYDAY_WAYS)
 async def test_a_full_disk_neither_stops_a_task_nor_loses_its_exit_code(
     small_disk: Path, tmp_path: Path, way: Way
 ) -> None:

@@ -26,7 +26,7 @@ from tests.executor.tasks import ROOT, named, until
 from tests.support import flyte
 from tests.support.waiting import eventually
 
-pytestmark = pytest.mark.memory
+pytestmark = pytest.mark.memory(jumps=False)
 
 DAYS = 86400.0
 OTHER = ActionId("p", "d", "other", "a0", "o")

@@ -20,6 +20,8 @@ from etcd_actions.etcd.api import Etcd, KeyRange
 from tests.executor.tasks import ROOT, Machine, until
 from tests.support.table import table
 
+pytestmark = pytest.mark.memory(jumps=False)
+
 VALUE = "hunter2-of-the-test"
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import pytest
 from flyteidl2.task.run_pb2 import RunSpec
 
 from etcd_actions import ActionId, Phase
 from tests.executor.fakes import Bench
 from tests.executor.tasks import until
 from tests.support.waiting import eventually
+
+pytestmark = pytest.mark.memory(jumps=False)
 
 
 def of(run: str, name: str) -> ActionId:

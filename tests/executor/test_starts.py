@@ -19,7 +19,15 @@ from etcd_actions.executor.attempts.start_errors import NotStarted, not_started
 from etcd_actions.executor.launchers import fork_server as fork_server_module
 from etcd_actions.executor.launchers.fork_server import UNIT, ForkServer
 from etcd_actions.executor.launchers.local import _DIRECTORY, _PROGRAM
-from tests.executor.attempts import WAYS, WORKING_SDK, Bench, Way, lives, make_sdk, open_bench
+from tests.executor.attempts import (
+    EVERYDAY_WAYS,
+    WORKING_SDK,
+    Bench,
+    Way,
+    lives,
+    make_sdk,
+    open_bench,
+)
 from tests.support.everyday import first_everyday
 from tests.support.odd_files import KINDS
 from tests.support.table import table
@@ -36,7 +44,7 @@ async def refused(bench: Bench, command: object, *, uid: str = "uid") -> NotStar
     return caught.value
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", EVERYDAY_WAYS)
 async def test_what_no_process_can_be_given_is_the_actions_fault(tmp_path: Path, way: Way) -> None:
     async with open_bench(tmp_path, way) as bench:
         first = bench.command("pass").arguments[0]
@@ -62,7 +70,7 @@ async def test_what_no_process_can_be_given_is_the_actions_fault(tmp_path: Path,
         assert await bench.run("raise SystemExit(3)") == 3
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", EVERYDAY_WAYS)
 @pytest.mark.parametrize("kind", first_everyday((each for each in KINDS if each != "directory"), 2))
 async def test_a_working_directory_may_be_anything(tmp_path: Path, way: Way, kind: str) -> None:
     KINDS[kind][0](tmp_path / "place")
@@ -102,7 +110,7 @@ async def test_a_program_that_is_none_is_the_actions_fault(tmp_path: Path) -> No
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", EVERYDAY_WAYS)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", ["log", "lock", "exit", "supervisor", "work", "started.new"])
 async def test_an_attempts_directory_may_hold_anything(
@@ -124,7 +132,7 @@ async def test_an_attempts_directory_may_hold_anything(
         assert await bench.run("raise SystemExit(4)", "other") == 4
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", EVERYDAY_WAYS)
 async def test_outputs_that_cannot_be_cleared_are_the_actions_fault(
     tmp_path: Path, way: Way
 ) -> None:
@@ -426,7 +434,7 @@ async def test_nonsense_from_the_fork_server_is_passed_over(tmp_path: Path, data
         assert await server._is_ready(ours)
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", EVERYDAY_WAYS)
 @pytest.mark.parametrize(
     "request_", first_everyday([b"{", b"", b"[]", b"\xff", b'{"log_bytes": "x"}'])
 )

@@ -13,7 +13,7 @@ import pytest
 import trio
 
 from etcd_actions.executor.supervision import process_tree
-from tests.executor.attempts import WAYS, Bench, Way, lives, numbers_in, open_bench
+from tests.executor.attempts import EVERYDAY_WAYS, WAYS, Bench, Way, lives, numbers_in, open_bench
 from tests.support.waiting import eventually
 
 # Grandchildren note their numbers in $HERE/tree. They are as far away as processes can be.
@@ -95,7 +95,7 @@ async def test_a_shell_that_leaves_a_child_in_the_background_has_ended(tmp_path:
         assert place.exit_code == 0
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", EVERYDAY_WAYS)
 async def test_what_ignores_the_question_is_killed_after_the_grace(
     tmp_path: Path, way: Way
 ) -> None:
@@ -105,7 +105,7 @@ async def test_what_ignores_the_question_is_killed_after_the_grace(
         assert not [pid for pid in numbers_in(tmp_path / "tree") if lives(pid)]
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", EVERYDAY_WAYS)
 async def test_ending_an_attempt_reaches_every_process(tmp_path: Path, way: Way) -> None:
     async with open_bench(tmp_path, way, kill_grace=0.2) as bench:
         place = bench.place()
@@ -121,7 +121,7 @@ async def test_ending_an_attempt_reaches_every_process(tmp_path: Path, way: Way)
         assert not place.is_alive
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", EVERYDAY_WAYS)
 @pytest.mark.parametrize(
     ("harm", "code"),
     [
@@ -146,7 +146,7 @@ async def test_a_supervisor_survives_its_task(
             assert await bench.run(TREE + prefix + harm) == code
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", EVERYDAY_WAYS)
 async def test_a_task_that_multiplies_is_ended(tmp_path: Path, way: Way) -> None:
     """Each process starts others for as long as it lives."""
     code = """
@@ -180,7 +180,7 @@ def environment(pid: str) -> bytes:
         return b""
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", EVERYDAY_WAYS)
 async def test_a_task_whose_supervisor_is_killed_ends(tmp_path: Path, way: Way) -> None:
     async with open_bench(tmp_path, way) as bench:
         code = TREE + "start(child, session, daemon)\nos.kill(os.getppid(), signal.SIGKILL)\n"
@@ -190,7 +190,7 @@ async def test_a_task_whose_supervisor_is_killed_ends(tmp_path: Path, way: Way) 
         await eventually(lambda: not [pid for pid in tree if lives(pid)], within=20)
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", EVERYDAY_WAYS)
 async def test_a_supervisor_that_is_stopped_is_ended_all_the_same(tmp_path: Path, way: Way) -> None:
     async with open_bench(tmp_path, way, kill_grace=0.1) as bench:
         place = bench.place()
@@ -240,7 +240,7 @@ trio.run(main)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", EVERYDAY_WAYS)
 async def test_an_attempt_survives_its_executor_and_is_found_once(tmp_path: Path, way: Way) -> None:
     """Killed, with the fork server: it lives on, is adopted, and its end is known."""
     code = TREE + textwrap.dedent(
@@ -292,7 +292,7 @@ async def test_an_adopted_attempt_is_ended_whole(tmp_path: Path) -> None:
         assert not [pid for pid in numbers_in(tree) if lives(pid)]
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", EVERYDAY_WAYS)
 async def test_a_task_has_no_descriptor_of_ours(tmp_path: Path, way: Way) -> None:
     code = """
 import os
@@ -309,7 +309,7 @@ for each in sorted(os.listdir("/proc/self/fd"), key=int):
     assert len(lines) == 3, lines
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", EVERYDAY_WAYS)
 async def test_the_supervisors_and_the_fork_server_have_none_of_our_environment(
     tmp_path: Path, way: Way, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -35,7 +35,7 @@ def machine(tmp_path: Path) -> Iterator[Machine]:
     machine.end_all()
 
 
-@pytest.mark.parametrize("name", ["error.pb", "outputs.pb"])
+@pytest.mark.parametrize("name", first_everyday(["error.pb", "outputs.pb"]))
 @pytest.mark.parametrize("make", first_everyday(["mkfifo", "mkdir", "ln -s /dev/zero"]))
 async def test_a_result_that_is_no_regular_file_fails_its_action_alone(
     client: ActionsClient, machine: Machine, name: str, make: str
@@ -52,6 +52,7 @@ async def test_a_result_that_is_no_regular_file_fails_its_action_alone(
     assert f"{machine.base}/a0/1/{name} is a" in action.status.error_state.message
 
 
+@pytest.mark.slow
 async def test_declared_outputs_have_to_be_there(client: ActionsClient, machine: Machine) -> None:
     def declares(action: Action) -> None:
         action.task.spec.task_template.interface.outputs.variables.add(key="o0")

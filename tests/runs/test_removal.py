@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import sys
+import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -76,6 +77,9 @@ class Scene:
         action.input_uri = self.blobs.native_url(f"inputs/p/d/{name}/x/inputs.pb")
         for key in (f"inputs/p/d/{name}/x/inputs.pb", f"{base}/a0/1/outputs.pb"):
             await self.blobs.put(key, _parts(), most=10)
+        # Young inputs stay.
+        hour_ago = time.time() - 3600
+        os.utime(action.input_uri, (hour_ago, hour_ago))
         await self.client.enqueue(action)
         ids = [ActionId("p", "d", name, f"c{number}") for number in range(children)]
         async with trio.open_nursery() as nursery:

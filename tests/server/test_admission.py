@@ -25,6 +25,8 @@ from tests.server.conftest import LOOPBACK
 from tests.support import flyte
 from tests.support.waiting import eventually
 
+pytestmark = pytest.mark.memory(jumps=False)
+
 ROOT = ActionId("p", "d", "r1", "a0", "o")
 KINDS = (GrpcClient, ConnectClient)
 WATCH = pb.WatchForUpdatesRequest(parent_action_id=flyte.identifier(ROOT))

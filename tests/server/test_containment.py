@@ -22,6 +22,8 @@ from tests.support import flyte
 from tests.support.waiting import eventually
 from tests.web.listeners import connect, h2_client, rest
 
+pytestmark = pytest.mark.memory(jumps=False)
+
 ROOT = ActionId("p", "d", "r1", "a0", "o")
 KINDS = (GrpcClient, ConnectClient)
 Kind = Callable[[str], GrpcClient | ConnectClient]

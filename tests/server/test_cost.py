@@ -16,6 +16,8 @@ from tests.support.waiting import eventually
 from tests.web.listeners import connect, h2_client, request
 from tests.web.test_cost import Counting
 
+pytestmark = pytest.mark.memory(jumps=False)
+
 ENQUEUE = "/flyteidl2.actions.ActionsService/Enqueue"
 CHECK = "/grpc.health.v1.Health/Check"
 PROTO = "content-type: application/proto"

@@ -19,6 +19,8 @@ from etcd_actions.server.streams import Streams
 from etcd_actions.web import ClientDisconnected, Message
 from etcd_actions.web.asgi import ON_DISCONNECT
 
+pytestmark = pytest.mark.memory(jumps=False)
+
 
 @pytest.fixture
 def application() -> Application:

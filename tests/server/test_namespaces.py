@@ -16,6 +16,8 @@ from tests.server.clients import SENTINEL, Client, ConnectClient, Failed, GrpcCl
 from tests.server.conftest import LOOPBACK
 from tests.support import flyte
 
+pytestmark = pytest.mark.memory(jumps=False)
+
 ONE = ActionId("one", "d", "r1", "a0", "o")
 TWO = ActionId("two", "d", "r1", "a0", "o")
 

@@ -20,6 +20,8 @@ from etcd_actions.server import ActionsServer, ServerSettings, open_actions_serv
 from tests.server.conftest import LOOPBACK
 from tests.support import flyte
 
+pytestmark = pytest.mark.memory(jumps=False)
+
 ROOT = ActionId("p", "d", "r1", "a0", "o")
 T = TypeVar("T")
 

@@ -13,6 +13,8 @@ from flyteidl2.core.execution_pb2 import ContainerError, ErrorDocument
 from etcd_actions.server.trace_errors import read_trace_error
 from tests.support.odd_files import KINDS
 
+pytestmark = pytest.mark.memory(jumps=False)
+
 
 def failed(base: object, name: str = "t1") -> Action:
     action = Action(run_output_base=str(base))

@@ -16,6 +16,8 @@ from etcd_actions import ActionId, ActionsClient, ActionStatus, Phase
 from tests.server.front.transferring import MOST, Door, Refused, clock, door
 from tests.support.flyte import boolean, condition, identifier, task
 
+pytestmark = pytest.mark.memory(jumps=False)
+
 __all__ = ["clock", "door"]
 
 ROOT = ActionId("p", "d", "r", "a0")

@@ -17,6 +17,8 @@ from etcd_actions.blobs import Grant, UrlSigner
 from tests.server.front.transferring import Door, Refused, clock, door
 from tests.support import flyte
 
+pytestmark = pytest.mark.memory(jumps=False)
+
 __all__ = ["clock", "door"]
 
 MIB = 1 << 20

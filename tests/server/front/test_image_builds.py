@@ -22,6 +22,8 @@ from tests.server.clients import Failed
 from tests.server.conftest import LOOPBACK
 from tests.server.front.run_calls import RunsAsker, run_id
 
+pytestmark = pytest.mark.memory(jumps=False)
+
 PACKAGES = image(Layer(pip_packages=PipPackages(packages=["a"])))
 SYSTEM = image(Layer(apt_packages=AptPackages(packages=["vim"])))
 

@@ -33,6 +33,8 @@ from tests.runs.test_own_run_service import update_of
 from tests.support import flyte
 from tests.support.waiting import eventually, eventually_holds
 
+pytestmark = pytest.mark.memory(jumps=False)
+
 METHOD = "/flyteidl2.dataproxy.DataProxyService/TailLogs"
 # Its messages have the same fields, as far as these go.
 EARLIER = "/flyteidl2.workflow.RunLogsService/TailLogs"

@@ -27,6 +27,8 @@ from etcd_actions.server.project_access import WITHOUT_A_PROJECT, Access
 from tests.server.conftest import LOOPBACK
 from tests.server.front.conftest import Lists
 
+pytestmark = pytest.mark.memory(jumps=False)
+
 TIMEOUT = 0.02
 
 

@@ -32,6 +32,8 @@ from tests.server.front.asking import Asker
 from tests.support.oidc_issuer import AUDIENCE, SmallIssuer, small_issuer
 from tests.support.waiting import eventually
 
+pytestmark = pytest.mark.memory(jumps=False)
+
 AUTH = "flyteidl2.auth.AuthMetadataService"
 
 

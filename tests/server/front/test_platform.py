@@ -29,6 +29,8 @@ from tests.server.clients import Failed
 from tests.server.conftest import LOOPBACK
 from tests.server.front.asking import Asker
 
+pytestmark = pytest.mark.memory(jumps=False)
+
 PROJECT = "flyteidl2.project.ProjectService"
 CLUSTER = "flyteidl2.cluster.ClusterService"
 IMAGE = "flyteidl2.imagebuilder.ImageService"

@@ -22,6 +22,8 @@ from tests.server.clients import Failed
 from tests.server.conftest import LOOPBACK
 from tests.server.front.asking import Asker
 
+pytestmark = pytest.mark.memory(jumps=False)
+
 SERVICE = "flyteidl2.project.ProjectService"
 ACTIVE, ARCHIVED = pb.PROJECT_STATE_ACTIVE, pb.PROJECT_STATE_ARCHIVED
 

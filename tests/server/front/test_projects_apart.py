@@ -30,6 +30,8 @@ from tests.support import flyte
 from tests.support.runs import record
 from tests.support.waiting import eventually_holds
 
+pytestmark = pytest.mark.memory(jumps=False)
+
 RUNS = "flyteidl2.workflow.RunService"
 DATA = "flyteidl2.dataproxy.DataProxyService"
 ACTIONS = "flyteidl2.actions.ActionsService"
@@ -195,7 +197,7 @@ async def test_nobody_is_told_whose_a_name_is(apart: Apart) -> None:
 async def test_a_project_that_is_a_directory_is_refused_by_its_field(
     apart: Apart, project: str
 ) -> None:
-    with pytest.raises(Failed, match=r"run_id\.project: .*no name") as caught:
+    with pytest.raises(Failed, match=r"run_id\.project: .*not a valid name") as caught:
         await apart.create(apart.all, with_inputs("x", project))
     assert caught.value.code == "invalid_argument"
 

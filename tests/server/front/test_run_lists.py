@@ -30,6 +30,8 @@ from tests.support.flyte_services import IDENTITY, RUNS
 from tests.support.runs import BEGIN, key_of, record, status
 from tests.support.waiting import eventually
 
+pytestmark = pytest.mark.memory(jumps=False)
+
 PROJECT = names_pb.ProjectIdentifier(organization="any", name="p", domain="d")
 
 

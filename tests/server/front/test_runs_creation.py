@@ -26,6 +26,8 @@ from tests.server.clients import Failed
 from tests.server.front.run_calls import RunsAsker, action_id, create, run_id, serve_runs, task_spec
 from tests.support import flyte
 
+pytestmark = pytest.mark.memory(jumps=False)
+
 ROOT = ActionId("p", "d", "r1", "a0")
 
 

@@ -28,6 +28,8 @@ from tests.server.clients import Failed
 from tests.server.front.run_calls import RunsAsker, action_id, create, run_id
 from tests.support import flyte
 
+pytestmark = pytest.mark.memory(jumps=False)
+
 ROOT = ActionId("p", "d", "r1", "a0")
 CHILD = ActionId("p", "d", "r1", "c1")
 

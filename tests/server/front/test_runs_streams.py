@@ -17,6 +17,8 @@ from tests.server.front.run_calls import RunsAsker, action_id, create, run_id, s
 from tests.support import flyte
 from tests.support.waiting import eventually
 
+pytestmark = pytest.mark.memory(jumps=False)
+
 ROOT = ActionId("p", "d", "r1", "a0")
 CHILD = ActionId("p", "d", "r1", "c1")
 WATCH = pb.WatchActionDetailsRequest(action_id=action_id("r1"))

@@ -8,6 +8,8 @@ from trio.testing import wait_all_tasks_blocked
 
 from etcd_actions.server.front.shared_reads import SharedReads
 
+pytestmark = pytest.mark.memory(jumps=False)
+
 
 class Reader:
     """Returns the number of the read, when its gate opens."""

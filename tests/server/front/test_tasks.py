@@ -21,6 +21,8 @@ from tests.server.front.conftest import Lists
 from tests.support.flyte_services import TASKS
 from tests.support.runs import record, status
 
+pytestmark = pytest.mark.memory(jumps=False)
+
 PROJECT = ProjectIdentifier(organization="any", name="p", domain="d")
 
 

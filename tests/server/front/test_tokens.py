@@ -40,6 +40,8 @@ from tests.server.front.asking import Asker
 from tests.server.front.conftest import Lists
 from tests.support import flyte
 
+pytestmark = pytest.mark.memory(jumps=False)
+
 IDENTITY = "flyteidl2.auth.IdentityService"
 PROJECT = "flyteidl2.project.ProjectService"
 ACTIONS = "flyteidl2.actions.ActionsService"

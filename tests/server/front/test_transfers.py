@@ -21,6 +21,8 @@ from tests.server.front.transferring import MOST, Clock, Door, clock, door
 from tests.support.waiting import eventually
 from tests.web.listeners import connect, h2_client, parsed, request, rest
 
+pytestmark = pytest.mark.memory(jumps=False)
+
 __all__ = ["clock", "door"]
 
 
