@@ -33,6 +33,7 @@ from etcd_actions.embedded.embedded_etcd import QUOTA, EmbeddedEtcd, open_embedd
 from etcd_actions.errors import ConfigError, EmbeddedEtcdError, EtcdError, first_error
 from etcd_actions.etcd import open_connection
 from etcd_actions.etcd.api import Etcd
+from etcd_actions.etcd.member_states import MemberStates, open_member_states
 from etcd_actions.etcd.quorum import QuorumMonitor, open_quorum_monitor
 from etcd_actions.model import DEFAULT_NAMESPACE, Keyspace
 from etcd_actions.monitoring import Health, Monitoring, open_monitoring
@@ -184,8 +185,10 @@ class App:
                 namespace=str(template or namespace or "all"),
                 run_service=str(config[settings.RUN_SERVICE] or "none"),
             )
+            members = await enter(open_member_states(etcd), "the states of members")
             monitoring = await enter(
-                self._open_monitoring(client, etcd, quorum), "clients of the monitoring port"
+                self._open_monitoring(client, etcd, quorum, members),
+                "clients of the monitoring port",
             )
             await client.start_watching()
             # From here on a signal does not cancel: accepted work is finished.
@@ -196,7 +199,7 @@ class App:
             front: FrontDoor | None = None
             if served is not None:
                 health = self._health(client, etcd, quorum, monitoring)
-                cluster = cluster_sources(etcd, health, lambda: self._executor)
+                cluster = cluster_sources(members, health, lambda: self._executor)
                 front = await stack.enter_async_context(
                     open_front_door(config, client, etcd, cluster)
                 )
@@ -291,7 +294,7 @@ class App:
 
     @asynccontextmanager
     async def _open_monitoring(
-        self, client: ActionsClient, etcd: Etcd, quorum: QuorumMonitor
+        self, client: ActionsClient, etcd: Etcd, quorum: QuorumMonitor, members: MemberStates
     ) -> AsyncIterator[Monitoring | None]:
         """Serve health and metrics, unless the setting is none or the extra is missing."""
         config = self._config
@@ -308,6 +311,7 @@ class App:
             allowed_hosts=config[settings.ALLOWED_HOSTS],
         ) as monitoring:
             monitoring.metrics.lines_dropped = self._lines_dropped
+            monitoring.metrics.members = members.read
             monitoring.health.quorum_loss = lambda: quorum.loss
             yield monitoring
 

@@ -1,11 +1,11 @@
-"""What the page shows of the packages above the service: health, lag, and the local executor."""
+"""State for the page from the packages above the service: health, lag, and the local executor."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
-from etcd_actions.etcd.client import EtcdClient
+from etcd_actions.etcd.member_states import MemberStates
 from etcd_actions.monitoring import Health
 
 if TYPE_CHECKING:
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 
 
 def cluster_sources(
-    etcd: EtcdClient,
+    members: MemberStates,
     health: Health,
     executor: Callable[[], Callable[[], ExecutorStatistics] | None],
 ) -> ClusterSources:
     """The sources of the state of the cluster; needs the extra ``server``.
 
     Args:
-        etcd: The connection to etcd.
+        members: Reads the states of etcd's members.
         health: The health of the process.
         executor: Returns how to read the counts of the local executor; None while there is none.
     """
@@ -41,4 +41,6 @@ def cluster_sources(
             "ended": sum(found.ended.values()),
         }
 
-    return ClusterSources(etcd=etcd, checks=health.ready, lag=health.lag, executor=counts)
+    return ClusterSources(
+        members=members.read, checks=health.ready, lag=health.lag, executor=counts
+    )

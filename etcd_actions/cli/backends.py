@@ -119,7 +119,17 @@ async def open_reader(common: CommonOptions, *, files: bool = False) -> AsyncIte
         async with open_service(common) as service:
             yield Reader(service, service.names)
         return
+    async with open_etcd_reader(common, files=files) as (_, reader):
+        yield reader
+
+
+@asynccontextmanager
+async def open_etcd_reader(
+    common: CommonOptions, *, files: bool = False
+) -> AsyncIterator[tuple[ActionsClient, Reader]]:
+    """The client of the etcd of the settings, and a reader of it; see :func:`open_reader`."""
     from etcd_actions.cli.local_calls import open_local_calls  # noqa: PLC0415 (slow to import)
+    from etcd_actions.cli.reader import Reader  # noqa: PLC0415 (slow to import)
 
     async with (
         common.open_etcd() as etcd,
@@ -132,7 +142,7 @@ async def open_reader(common: CommonOptions, *, files: bool = False) -> AsyncIte
 
             front = await local_front_door(common.config, client, etcd)
         calls = await stack.enter_async_context(open_local_calls(etcd, client, front))
-        yield Reader(calls, _names(common, etcd))
+        yield client, Reader(calls, _names(common, etcd))
 
 
 @asynccontextmanager

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import msgspec
 
+from etcd_actions.cli.formats.changes import plural
 from etcd_actions.cli.options import CommonOptions
 from etcd_actions.codecs import codec_of
 from etcd_actions.config.settings import SERVICE, SERVICE_CACERT, SERVICE_TOKEN_FILE
@@ -171,7 +172,7 @@ class _OfService:
 
         status, line = await first_line(self._service, self._ca, "/page/cluster", self._token)
         if status == 404:
-            note = "the service shows no state of the cluster: it runs with --page no"
+            note = "the service shows no state of the cluster: it runs with --page=false"
             return Cluster({}, note=note)
         if status in (401, 403):
             raise ServiceRefused(f"the service: it does not accept the token ({status})")
@@ -194,9 +195,8 @@ def _facts(state: dict[str, Any]) -> dict[str, str]:
         )
     watch, queues = state.get("watch") or {}, state.get("queues") or {}
     if watch:
-        facts["Lag"] = (
-            f"{watch.get('lagRevisions', 0)} revisions, {watch.get('lagSeconds', 0):.1f} s"
-        )
+        behind, seconds = watch.get("lagRevisions", 0), watch.get("lagSeconds", 0)
+        facts["Lag"] = f"{plural(behind, 'revision')}, for {seconds:.1f} s" if behind else "none"
     facts["Leader"] = "this process" if state.get("leader") else "another process, or none"
     reports, handlers = queues.get("reports") or {}, queues.get("handlers") or {}
     facts["Queues"] = f"{handlers.get('keys', 0)} to handle, {reports.get('keys', 0)} to report"

@@ -161,15 +161,6 @@ class ServiceClient:
             ) from None
 
     @asynccontextmanager
-    async def watch(
-        self, request: pb.WatchForUpdatesRequest
-    ) -> AsyncIterator[AsyncIterator[pb.WatchForUpdatesResponse]]:
-        """The updates of an action and its children; raises as :meth:`stream`."""
-        kind = pb.WatchForUpdatesResponse
-        async with self.stream(ACTIONS, "WatchForUpdates", request, kind) as messages:
-            yield messages
-
-    @asynccontextmanager
     async def stream(
         self, service: str, method: str, request: Message, kind: type[MessageT], /
     ) -> AsyncIterator[AsyncIterator[MessageT]]:

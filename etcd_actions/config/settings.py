@@ -336,7 +336,10 @@ HEADER_TIMEOUT = _SERVE.setting(
     "How long a client may take for its first request, and for the headers of each",
 )
 MAX_STREAMS = _SERVE.setting(
-    "max_streams", kinds.COUNT, "10000", "Open streams of updates, at most"
+    "max_streams",
+    kinds.COUNT,
+    "10000",
+    "Open streams of methods, and as many of the page's own, at most",
 )
 RATE_LIMIT = _SERVE.setting(
     "rate_limit",

@@ -11,12 +11,13 @@ _MOST = 600
 class Lag(NamedTuple):
     """The lag of a watch.
 
-    The store has one revision for all its keys: writes outside the watched prefix count until a
-    progress notification.
+    The store has one revision for all its keys, and the watch reaches those of other keys only
+    with a progress notification. So a revision counts once the watch has had the time for that.
 
     Attributes:
-        revisions: The number of revisions that the watch has yet to deliver.
-        seconds: The time since the oldest of them was first read.
+        revisions: The number of revisions that the watch has yet to deliver; 0 while the oldest of
+            them is too young to count.
+        seconds: The time since the oldest of them was first read; 0 likewise.
     """
 
     revisions: int = 0
@@ -26,7 +27,8 @@ class Lag(NamedTuple):
 class Heads:
     """The newest revisions of a store, and the times at which they were first read.
 
-    Each is kept until the watch has reached it, a few hundred at most. The oldest decides the lag.
+    Each is kept until the watch has reached it, at most a few hundred. The oldest gives the lag in
+    seconds.
     """
 
     def __init__(self) -> None:
@@ -43,9 +45,17 @@ class Heads:
         elif seen[-1][0] < head:
             seen[-1] = (head, seen[-1][1])
 
-    def lag(self, revision: int, now: float) -> Lag:
-        """The lag of a watch that delivered everything up to a revision."""
+    def lag(self, revision: int, now: float, patience: float = 0.0) -> Lag:
+        """The lag of a watch.
+
+        Args:
+            revision: It delivered everything up to this one.
+            now: The time.
+            patience: Seconds that a watch without lag may take to reach a revision.
+        """
         seen = self._seen
         while seen and seen[0][0] <= revision:
             seen.popleft()
-        return Lag(seen[-1][0] - revision, now - seen[0][1]) if seen else Lag()
+        if not seen or now - seen[0][1] <= patience:
+            return Lag()
+        return Lag(seen[-1][0] - revision, now - seen[0][1])

@@ -132,6 +132,7 @@ def _reflectors(
         synced=one.synced and other.synced,
         streaming=one.streaming and other.streaming,
         revision=min(one.revision, other.revision),
+        reports_progress=one.reports_progress and other.reports_progress,
         ranges=one.ranges + other.ranges,
         keys=one.keys + other.keys,
         events=one.events + other.events,

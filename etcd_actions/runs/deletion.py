@@ -1,7 +1,8 @@
-"""Deletes runs that an operator names: the removal is that of runs that ended long ago.
+"""Deletes runs that an operator names, as retention deletes runs that ended long ago.
 
 A run that has not ended is aborted first, if that is requested. Nothing is deleted before the
-leader has reported each end and written its mark: the deletion waits for that for a limited time.
+leader has reported each terminal state and written its mark. The deletion waits for that for a
+limited time.
 """
 
 from __future__ import annotations
@@ -29,13 +30,18 @@ from etcd_actions.runs.run_record import RunRecord, encode
 
 REASON: Final = "deleted"
 _BACKOFF: Final = Backoff(initial=0.05, cap=1.0)
+_MOST_FRESH: Final = 5.0
 
 
 class Result(Enum):
-    """What became of a run; in a dry run, what would."""
+    """The result for a run; in a dry run, the result without ``--dry-run``.
+
+    FAILED: the run stays although no rule keeps it, since a part cannot be decoded or deleted.
+    """
 
     DELETED = "deleted"
     KEPT = "kept"
+    FAILED = "failed"
     MISSING = "missing"
 
 
@@ -44,8 +50,8 @@ class Deletion(NamedTuple):
 
     Attributes:
         run: The run, by its root.
-        result: What became of it.
-        kept: Why it stays.
+        result: Whether it was deleted.
+        kept: The reason if it was not deleted.
         removed: The removed parts, also of a run that stays.
         blob_bytes: Bytes of the removed blobs.
         aborted: Number of actions that were aborted for it.
@@ -68,13 +74,14 @@ class _Found(NamedTuple):
 
 
 class RunDeleter:
-    """See the module's text.
+    """Deletes the runs that an operator names.
 
     Args:
         client: Reads and aborts actions.
         blobs: The store of the runs' data; None keeps the data.
         wait: Seconds for the leader to record the ends of aborted actions.
-        fresh: Seconds for which the references of other runs are not read again.
+        fresh: Seconds for which the references of other runs are not read again; more if the read
+            takes longer.
         clock: The time, aware.
     """
 
@@ -174,9 +181,11 @@ class RunDeleter:
     async def _read_needed(self) -> Needed:
         """The references, which a new run may have changed since an earlier read."""
         if trio.current_time() >= self._needed_until:
-            until = trio.current_time() + self._fresh
+            began = trio.current_time()
             self._needed = await self._references.read()
-            self._needed_until = until
+            # Reading them costs as much for one run as for many: it takes half of the time at most.
+            now = trio.current_time()
+            self._needed_until = max(began + self._fresh, now + min(now - began, _MOST_FRESH))
         return self._needed
 
     async def _delete_later(self, run: ActionId, removal: Removal) -> Removal:
@@ -189,6 +198,7 @@ class RunDeleter:
                     removal.removed + last.removed,
                     last.kept,
                     removal.blob_bytes + last.blob_bytes,
+                    last.has_failed,
                 )
                 tries += 1
                 await trio.sleep(_BACKOFF.delay(tries) if last.kept else 0)
@@ -199,6 +209,8 @@ class RunDeleter:
         if base and (self._blobs is None or self._blobs.key_of(base.rstrip("/")) is None):
             elsewhere = base
         result = Result.KEPT if removal.kept else Result.DELETED
+        if removal.has_failed:
+            result = Result.FAILED
         return Deletion(
             run, result, removal.kept, removal.removed, removal.blob_bytes, aborted, elsewhere
         )

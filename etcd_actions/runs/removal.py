@@ -44,6 +44,8 @@ _BATCH: Final = 100
 # Reads of the objects in a row that concurrent writes made stale.
 _MOST_TRIES: Final = 3
 _SHARD: Final = re.compile(r"@?[a-z0-9]{2}/")
+LEAST_AGE_OF_INPUTS: Final = 600.0
+"""Seconds for which inputs stay at least: they are uploaded before the run that names them."""
 PAUSE: Final = 0.005
 """Seconds between two transactions, so that a removal never occupies etcd alone."""
 
@@ -90,11 +92,13 @@ class Removal(NamedTuple):
         removed: The removed parts.
         kept: Why a part stays, and so the record; empty if none does.
         blob_bytes: Bytes of the blobs, as far as they are known.
+        has_failed: Whether it stays because a part cannot be decoded or deleted.
     """
 
     removed: Removed = Removed()
     kept: str = ""
     blob_bytes: int = 0
+    has_failed: bool = False
 
 
 class _Object(NamedTuple):
@@ -103,6 +107,13 @@ class _Object(NamedTuple):
     key: bytes
     mod_revision: int
     size: int
+
+
+class _Stays(NamedTuple):
+    """Why an object stays, and so its run; see :class:`Removal`."""
+
+    reason: str
+    has_failed: bool = False
 
 
 class _Run(NamedTuple):
@@ -118,7 +129,7 @@ class _Run(NamedTuple):
 
 
 class RunRemover:
-    """Removes runs; the module's text has the order.
+    """Removes runs; the module docstring has the order.
 
     Args:
         store: Reads and writes.
@@ -165,29 +176,30 @@ class RunRemover:
             keys = self._keys.within(namespace)
             root = keys.task_action(ActionId("", "", name, ROOT_ACTION))
         except (DecodeError, ValueError) as error:
-            return Removal(kept=f"its key cannot be decoded: {error}")
+            return Removal(kept=f"its key cannot be decoded: {error}", has_failed=True)
         # Histories that were written later are those of a later run of the same name.
         until = seen.mod_revision or (await self._store.read(KeyRange.of_key(root)))[1]
         if self._objects:
-            kept, removed = await self._remove_objects(seen, record, keys, root, dry_run=dry_run)
-            if kept:
-                return Removal(removed, kept)
+            stays, removed = await self._remove_objects(seen, record, keys, root, dry_run=dry_run)
+            if stays is not None:
+                return Removal(removed, stays.reason, has_failed=stays.has_failed)
         fence = await self._root_is_terminal(root)
         if fence is None:
             return Removal(removed, "its root is not terminal, or cannot be decoded")
         run = (record.project, record.domain, record.name)
         # The record has their URI, so it stays as long as they do.
         is_needed = self._blobs is not None and run in needed.outputs
-        kept, size = "", 0
+        kept, size, has_failed = "", 0, False
         histories = await self._histories(until, record, keys)
         if is_needed:
             kept = "its outputs are in use: by cached results, or as inputs of other runs"
         else:
             # Before the histories, which have the URIs of the outputs.
             places = self._places(record, histories)
-            blobs, size, kept = await self._remove_blobs(
+            blobs, size, stays = await self._remove_blobs(
                 record, places, needed, before, dry_run=dry_run
             )
+            kept, has_failed = stays or _Stays("")
             removed += Removed(blobs=blobs)
         if not kept or is_needed:
             kvs = [kv for kv, _ in histories]
@@ -196,7 +208,7 @@ class RunRemover:
             else:
                 removed += await self._remove_histories(kvs)
         if kept:
-            return Removal(removed, kept, size)
+            return Removal(removed, kept, size, has_failed)
         if dry_run:
             return Removal(removed + Removed(records=1, bytes=_size(seen)), "", size)
         task = self._keys.run_tasks + seen.key.removeprefix(self._keys.runs)
@@ -207,20 +219,20 @@ class RunRemover:
 
     async def _remove_objects(
         self, seen: KeyValue, record: RunRecord, keys: Keyspace, root: bytes, *, dry_run: bool
-    ) -> tuple[str, Removed]:
+    ) -> tuple[_Stays | None, Removed]:
         """Remove actions and traces; returns why one stays, and the removed parts."""
         removed = Removed()
         tries = 0
         while tries < _MOST_TRIES:
             tries += 1
             run = await self._read(record, keys, root)
-            if isinstance(run, str):
+            if isinstance(run, _Stays):
                 return run, removed
             if dry_run:
                 size = sum(each.size for each in run.objects)
-                return "", Removed(objects=len(run.objects), bytes=size)
+                return None, Removed(objects=len(run.objects), bytes=size)
             if not run.objects:
-                return "", removed
+                return None, removed
             record_unchanged = _unchanged(seen)
             for at in range(0, len(run.objects), _BATCH):
                 batch = run.objects[at : at + _BATCH]
@@ -234,10 +246,10 @@ class RunRemover:
                 tries = 0
                 await trio.sleep(PAUSE)
             else:
-                return "", removed
-        return "its actions change all the time", removed
+                return None, removed
+        return _Stays("its actions change all the time"), removed
 
-    async def _read(self, record: RunRecord, keys: Keyspace, root: bytes) -> _Run | str:
+    async def _read(self, record: RunRecord, keys: Keyspace, root: bytes) -> _Run | _Stays:
         """The objects of a run; if one, and so all, must stay, the reason."""
         found: dict[bytes, tuple[_Object, str, str]] = {}
         unchanged: list[Compare] = []
@@ -252,12 +264,12 @@ class RunRemover:
                     except DecodeError:
                         # The object may belong to this run.
                         key = kv.key.decode(errors="backslashreplace")
-                        return f"{key} cannot be decoded"
+                        return _Stays(f"{key} cannot be decoded", has_failed=True)
                     stored = action.action_id
                     if (stored.project, stored.domain, stored.run) != _name(record):
                         continue
                     if reason := _kept(action):
-                        return reason
+                        return _Stays(reason)
                     name = canonical_name(stored.run, stored.name)
                     parent = canonical_name(stored.run, action.parent)
                     found[kv.key] = _Object(kv.key, kv.mod_revision, _size(kv)), name, parent
@@ -364,11 +376,12 @@ class RunRemover:
         before: float,
         *,
         dry_run: bool,
-    ) -> tuple[int, int, str]:
+    ) -> tuple[int, int, _Stays | None]:
         """Remove outputs and inputs; returns their number and bytes, and why one stays."""
         if self._blobs is None:
-            return 0, 0, ""
-        blobs, count, size, young = self._blobs, 0, 0, ""
+            return 0, 0, None
+        blobs, count, size = self._blobs, 0, 0
+        stays: _Stays | None = None
 
         async def remove(info: BlobInfo) -> None:
             nonlocal count, size
@@ -382,15 +395,17 @@ class RunRemover:
                         if info.modified <= before:
                             await remove(info)
                         else:
-                            young = "outputs of it were stored just now"
+                            stays = _Stays("outputs of it were stored just now")
             if needed.inputs.get(record.input_uri, 0) <= 1:
                 inputs = await self._inputs(blobs, record)
-                if inputs is not None and inputs.modified <= before:
+                # A run with the same contents may be about to be created. The collector of uploads
+                # finds young ones later.
+                if inputs is not None and inputs.modified <= before - LEAST_AGE_OF_INPUTS:
                     await remove(inputs)
         except BlobError as error:
             _log.warning("blobs_not_collected", run=record.name, error=str(error))
-            return count, size, f"its files cannot be deleted: {error}"
-        return count, size, young
+            stays = _Stays(f"its files cannot be deleted: {error}", has_failed=True)
+        return count, size, stays
 
     async def _inputs(self, blobs: BlobStore, record: RunRecord) -> BlobInfo | None:
         key = blobs.key_of(record.input_uri) if record.input_uri else None

@@ -114,15 +114,18 @@ class Calls:
     ) -> None:
         """Count a call, and give an error the code that its client understands."""
         method = ctx.method.name
-        elapsed = trio.current_time() - token.at
-        self.times[method].observe(elapsed)
         sent = None if error is None else as_connect_error(error, method, self._containment)
         code = "ok" if sent is None else sent.code.value
-        self.ended[method, code] += 1
+        self.count(method, code, token.at)
         if token.span is not None:
             token.span.end(code)
         if sent is not None and sent is not error:
             raise sent from error
+
+    def count(self, method: str, code: str, began: float) -> None:
+        """Count a call that has ended; of plain HTTP, by its path."""
+        self.times[method].observe(trio.current_time() - began)
+        self.ended[method, code] += 1
 
 
 class Route(Protocol):

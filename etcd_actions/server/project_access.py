@@ -33,6 +33,8 @@ WITHOUT_A_PROJECT: Final = frozenset(
         "flyteidl2.workflow.RunService/WatchRuns",
         # It lists only the objects of projects that its client may use.
         "etcd_actions.operations.Operations/ListObjects",
+        # It delivers only the updates of projects that the client may use.
+        "etcd_actions.operations.Operations/WatchUpdates",
         # It lists only the dead letters of projects that its client may use.
         "etcd_actions.operations.Operations/ListDeadLetters",
         "grpc.health.v1.Health/Check",

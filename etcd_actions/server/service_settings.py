@@ -64,7 +64,8 @@ class ServerSettings:
         oidc: The issuer whose tokens are accepted in addition; None for none.
         projects: The projects that requests may name; None for all.
         message_bytes: The size of a request, at most; etcd accepts 1.5 MiB by default.
-        max_streams: Open WatchForUpdates streams of all clients, at most.
+        max_streams: Open streams of methods, of all clients, and as many of the page's own, at
+            most.
         rate: Requests a second of one client, at most; bursts may be twice as large. A client
             has one token or, without tokens, one address. 0 for no limit.
         request_timeout: The time limit of a unary call.

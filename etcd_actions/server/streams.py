@@ -98,6 +98,9 @@ class Stream:
 class Streams:
     """All open streams.
 
+    Args:
+        most: The most open streams of methods, and of the page's own.
+
     Attributes:
         sent: Number of updates that were sent.
         conflated: Number of states that a newer one replaced, of streams that are closed.
@@ -107,6 +110,7 @@ class Streams:
     def __init__(self, most: int) -> None:
         self._most = most
         self._open: set[Stream] = set()
+        self._of_page = 0
         self.is_draining = False
         self.sent = 0
         self.conflated = 0
@@ -121,15 +125,35 @@ class Streams:
             stream.end()
 
     @contextmanager
+    def open_for_page(self) -> Iterator[Stream]:
+        """The same for a stream of the page: tabs of browsers take none from the methods' clients.
+
+        Raises:
+            Refusal: See :meth:`open`.
+        """
+        with self._counted(self._of_page) as stream:
+            self._of_page += 1
+            try:
+                yield stream
+            finally:
+                self._of_page -= 1
+
+    @contextmanager
     def open(self) -> Iterator[Stream]:
         """Count a stream while the context is open.
 
         Raises:
             Refusal: There are too many, or the service is shutting down.
         """
+        with self._counted(len(self._open) - self._of_page) as stream:
+            yield stream
+
+    @contextmanager
+    def _counted(self, count: int) -> Iterator[Stream]:
+        """A stream; ``count`` is the number of open ones of its kind."""
         if self.is_draining:
             raise Refusal(Code.UNAVAILABLE, "the service is shutting down")
-        if len(self._open) >= self._most:
+        if count >= self._most:
             raise Refusal(
                 Code.RESOURCE_EXHAUSTED, f"there are {self._most} open streams, the most allowed"
             )

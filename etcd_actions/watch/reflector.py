@@ -84,7 +84,7 @@ _log = structlog.get_logger(__name__)
 
 
 class Reflector:
-    """Lists and watches one prefix; see the module's text for what it promises.
+    """Lists and watches one prefix; see the module docstring for the guarantees.
 
     Args:
         etcd: The connection.
@@ -159,6 +159,7 @@ class Reflector:
             synced=self._listings.synced,
             streaming=self._stream is not None,
             revision=self.revision,
+            reports_progress=self._identity.reports_progress,
             ranges=len(self._ranges.all),
             keys=sum(range_.keys for range_ in self._ranges.all),
             events=self._delivery.events,

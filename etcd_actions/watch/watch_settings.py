@@ -20,7 +20,7 @@ class ReflectorSettings:
         prev_kv: Whether to request the previous value with each change. It costs etcd a read for
             each event, and etcd does not have it after a compaction.
         dead_after: The longest silence, and unanswered read, before a stream counts
-            as dead. etcd itself says nothing for ten minutes when nothing changes.
+            as dead. Without changes, etcd itself sends nothing for ten minutes.
         stream_life: A stream is replaced after this time: boundaries follow the keys,
             and etcd checks permissions only when a watch is opened.
         backoff: Delays between failed attempts to list or to watch.
@@ -49,6 +49,8 @@ class ReflectorStatistics:
         synced: Whether the first list has been delivered.
         streaming: Whether a stream is open and all its ranges are watched.
         revision: Every change up to it has been delivered.
+        reports_progress: Whether etcd's progress notifications advance the revision every few
+            seconds, of idle ranges, too.
         ranges: Number of key ranges watched side by side.
         keys: Number of delivered keys that are not deleted.
         events: Number of changes delivered.
@@ -62,6 +64,7 @@ class ReflectorStatistics:
     synced: bool
     streaming: bool
     revision: int
+    reports_progress: bool
     ranges: int
     keys: int
     events: int

@@ -143,6 +143,12 @@ async def test_a_run_that_has_not_ended(site: Site) -> None:
 async def test_the_name_of_an_action_deletes_no_run(site: Site) -> None:
     """Of a run ``r-c0`` that is gone the name is that of an action of the run ``r``."""
     await site.scene.run("r")
+
+    async def is_known() -> bool:
+        return (await site.finish("delete", "--dry-run", "r-c0")).code != ExitCode.NOT_FOUND
+
+    # The service reads short names in its index of runs.
+    await eventually_holds(is_known)
     for name in ("r-c0", "p/d/r/c0"):
         refused = await site.finish("delete", "--force", "p/d/r", name)
         assert refused.code == ExitCode.USAGE, refused.err
@@ -181,6 +187,20 @@ async def test_gc_of_runs(site: Site) -> None:
     assert (await site.done("gc"))[-1].startswith("deleted 1 run: 2 actions, ")
 
 
+async def test_gc_of_a_run_that_cannot_be_decoded(site: Site) -> None:
+    """No rule keeps it, so a person has to see why it stays."""
+    scene = site.scene
+    await scene.run("r")
+    await site.age("r", 31)
+    await scene.etcd.put(scene.keys.task_action(ActionId("p", "d", "r", "c9")), b"?")
+    failed = await site.finish("gc")
+    assert failed.code == ExitCode.ACTION
+    lines = [line for line in failed.err.splitlines() if line.startswith("etcd-actions: ")]
+    assert lines[0].startswith("etcd-actions: could not delete p/d/r: ")
+    assert lines[0].endswith("/r-c9 cannot be decoded")
+    assert lines[-1].endswith("; could not delete 1")
+
+
 async def test_files_in_another_store_are_named(site: Site) -> None:
     await site.scene.run("r")
     await site.scene.change_record("r", output_base="s3://bucket/p/d/r")
@@ -216,11 +236,11 @@ async def test_gc_of_attempts_and_uploads(site: Site) -> None:
     refused = await site.finish("gc", "uploads", "--older-than", "1h")
     assert "give 48h or more for uploads" in refused.complaint
     # Also no name of the deployment, which the first upload creates.
-    before = await scene.there(scene.keys.side)
+    before = await scene.there(scene.keys.own)
     assert await site.done("gc", "uploads", "--dry-run") == [
         "would move no file: no upload was stored yet"
     ]
-    assert await scene.there(scene.keys.side) == before
+    assert await scene.there(scene.keys.own) == before
     uploads = await site.done("gc", "uploads")
     assert uploads[0].startswith("moved 0 files to the trash")
 

@@ -1,5 +1,6 @@
 """What a service answers that is broken, or is none: an error of ours, and in bounded time."""
 
+import json
 import logging
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,19 +13,21 @@ import grpc
 import pytest
 import trio
 from flyteidl2.actions import actions_service_pb2 as pb
+from flyteidl2.workflow.run_service_pb2 import WatchActionsResponse
 
 from etcd_actions.cli import service_client
-from etcd_actions.cli.commands import submit
+from etcd_actions.cli.calls import ACTIONS
+from etcd_actions.cli.commands.attach import follow_run
 from etcd_actions.cli.exit_codes import report
-from etcd_actions.cli.formats.run_progress import ActionState
+from etcd_actions.cli.formats.run_progress import ProgressPrinter
+from etcd_actions.cli.names import Name
+from etcd_actions.cli.reader import Reader
 from etcd_actions.cli.service_client import open_service_client
 from etcd_actions.errors import ConfigError, EtcdActionsError, ServiceRefused, ServiceUnavailable
 from etcd_actions.etcd.endpoints import Endpoint
-from etcd_actions.model import ActionId, Phase
+from etcd_actions.model import Phase
 
 Answer = Callable[[bytes, Any], Any]
-
-ROOT = ActionId("p", "d", "r", "a0")
 
 
 class Broken(grpc.GenericRpcHandler):  # type: ignore[misc]
@@ -159,35 +162,29 @@ async def test_a_stream_of_garbage() -> None:
                 pytest.RaisesExc(ServiceRefused, match="not a WatchForUpdatesResponse"),
                 allow_unwrapped=True,
             ):
-                async with asked.watch(pb.WatchForUpdatesRequest()) as messages:
+                request, kind = pb.WatchForUpdatesRequest(), pb.WatchForUpdatesResponse
+                async with asked.stream(ACTIONS, "WatchForUpdates", request, kind) as messages:
                     assert [each async for each in messages] == []
 
 
-async def test_updates_that_say_odd_things() -> None:
-    """A phase of a later version and an attempt that is no number do not end what follows a run."""
-    seen: list[ActionState] = []
-    updates = []
-    for phase, uri in ((77, "x"), (4, "a/\u00b3"), (4, "9" * 5000), (5, "a0/2")):
-        message = pb.WatchForUpdatesResponse()
-        message.action_update.action_id.name = "a0"
-        message.action_update.phase = phase
-        message.action_update.output_uri = uri
-        updates.append(message.SerializeToString())
-    with grpc_service(lambda *_: iter(updates), streams=True) as service, trio.fail_after(30):
-        async with open_service_client(service) as asked, trio.open_nursery() as nursery:
-
-            def note(state: ActionState) -> None:
-                seen.append(state)
-                if state.phase is Phase.SUCCEEDED:
-                    nursery.cancel_scope.cancel()
-
-            await submit._Tree(asked, nursery, note).follow(ROOT)
-    assert [(each.phase.name, each.attempts) for each in seen] == [
-        ("UNSPECIFIED", 1),
-        (Phase(4).name, 1),
-        (Phase(4).name, 1),
-        ("SUCCEEDED", 2),
-    ]
+async def test_states_that_say_odd_things() -> None:
+    """A phase of a later version does not end what follows a run."""
+    written: list[bytes] = []
+    responses = []
+    for phase, attempts in ((77, 0), (0, 2**32 - 1), (5, 2)):
+        response = WatchActionsResponse()
+        action = response.enriched_actions.add().action
+        action.id.name = "a0"
+        action.status.phase, action.status.attempts = phase, attempts
+        responses.append(response.SerializeToString())
+    with grpc_service(lambda *_: iter(responses), streams=True) as service, trio.fail_after(30):
+        async with open_service_client(service) as asked:
+            reader = Reader(asked, asked.names)
+            printer = ProgressPrinter(written.append, "jsonl")
+            root = await follow_run(reader, Name("p", "d", "r"), printer)
+    assert (root.phase, root.attempts) == (Phase.SUCCEEDED, 2)
+    printed = [json.loads(line) for line in b"".join(written).splitlines()]
+    assert [each["phase"] for each in printed] == ["RUNNING", "QUEUED", "SUCCEEDED"]
 
 
 @pytest.mark.parametrize(

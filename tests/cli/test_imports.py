@@ -93,6 +93,7 @@ def test_completion_imports_what_the_line_names(tmp_path: Path) -> None:
     assert imported(tmp_path, "list", "--help") == settings
 
 
+@pytest.mark.slow
 async def test_list_imports_a_transport_and_no_log(
     tmp_path: Path, shared_etcd: EtcdServer, etcd: Etcd, prefix: bytes
 ) -> None:
@@ -118,6 +119,7 @@ def test_the_summaries_are_the_first_sentences_of_the_help() -> None:
         assert command.get_short_help_str(200) == summary
 
 
+@pytest.mark.slow
 def test_a_line_of_the_log_looks_as_the_settings_say(
     tmp_path: Path, shared_etcd: EtcdServer
 ) -> None:

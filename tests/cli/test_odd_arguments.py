@@ -19,7 +19,6 @@ from etcd_actions._internal.quoting import printable, quoted
 from etcd_actions.change_history import history
 from etcd_actions.change_history.history import Destination, HistoryStep, reader_of
 from etcd_actions.cli import command_line
-from etcd_actions.cli.commands import submit
 from etcd_actions.cli.commands.completion import check_completion_request
 from etcd_actions.cli.commands.mutations import literal_of
 from etcd_actions.cli.exit_codes import print_message, report
@@ -334,11 +333,6 @@ def test_an_object_that_cannot_be_moved_is_named(monkeypatch: pytest.MonkeyPatch
 
 
 # --- what a service, and etcd, say ------------------------------------------------------
-
-
-@pytest.mark.parametrize("last", ["\u00b3", "9" * 5000, "", "-1", "1_0", "\u0663"])
-def test_an_attempt_that_is_none(last: str) -> None:
-    assert submit._attempt(f"s3://b/{last}") == 1
 
 
 def test_a_state_cannot_drive_the_terminal() -> None:

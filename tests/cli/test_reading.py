@@ -24,12 +24,13 @@ from etcd_actions.cli.exit_codes import ExitCode
 from etcd_actions.cli.options import CommonOptions
 from etcd_actions.cli.printing import FORMATS
 from etcd_actions.errors import ConfigError, NotFound, ServiceRefused
-from etcd_actions.etcd.api import Etcd
+from etcd_actions.etcd.api import Etcd, KeyRange
 from tests.cli.command import Finished, finish, running
 from tests.cli.reading_site import TRACEBACK, Site, open_site
 from tests.support import flyte
 from tests.support.documents import block
 from tests.support.etcd_server import EtcdServer
+from tests.support.everyday import first_everyday
 
 SOURCES = ("etcd", "service")
 Read = Callable[[CommonOptions], Awaitable[int]]
@@ -115,6 +116,24 @@ async def test_runs(site: Site, capfd: pytest.CaptureFixture[str]) -> None:
     assert "done" not in json.loads((await rows(counts=False)).splitlines()[0])
 
 
+async def test_runs_of_an_etcd_without_records(
+    site: Site, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """As one that no process has served: the stored roots are the runs."""
+    await site.etcd.delete(KeyRange.of_prefix(site.keys.runs))
+    common = site.common("etcd")
+    assert await show_runs(common, RunFilter(), output="jsonl") == ExitCode.OK
+    out, err = capfd.readouterr()
+    assert "these are the stored roots" in err
+    rows = {each["run"]: each for each in map(json.loads, out.splitlines())}
+    assert rows["failed"]["phase"] == "FAILED"
+    assert (rows["failed"]["done"], rows["failed"]["actions"]) == (3, 3)
+    await show_runs(common, RunFilter(phases=["FAILED"]), limit=1, output="name")
+    assert capfd.readouterr().out == "p/d/failed\n"
+    await show_runs(common, RunFilter(project="q"), output="name")
+    assert capfd.readouterr() == ("", "")
+
+
 async def test_describe(site: Site, capfd: pytest.CaptureFixture[str]) -> None:
     async def described(*names: str, form: str = "table") -> str:
         code, out, err = await same(
@@ -148,7 +167,7 @@ async def test_describe(site: Site, capfd: pytest.CaptureFixture[str]) -> None:
             await describe_actions(site.common(source), ["p/d/failed/c3"], None)
 
 
-@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("form", first_everyday(FORMATS, 2))
 async def test_objects(site: Site, capfd: pytest.CaptureFixture[str], form: str) -> None:
     """``list``, ``tree`` and ``get``: the bytes are those of etcd, also through the service."""
     for selected in (
@@ -222,6 +241,22 @@ async def test_following(site: Site, tmp_path: Path, command: tuple[str, ...], s
         process.signal(signal.SIGTERM)
         assert await process.wait() in (0, 128 + signal.SIGTERM), process.err
     assert "Traceback" not in process.err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("source", SOURCES)
+async def test_watch_has_deletions(site: Site, tmp_path: Path, source: str) -> None:
+    with running(tmp_path, "watch", "-o", "jsonl", *site.arguments(source)) as process:
+        await process.row("SYNCED")
+        listed = {(row["run"], row["action"]) for row in process.rows() if row["type"] == "ADDED"}
+        assert {("long-running", "c1"), ("failed", "a0")} <= listed
+        key = site.keys.task_action(ActionId("p", "d", "long-running", "c1"))
+        await site.etcd.delete(KeyRange.of_key(key))
+        row = await process.row("DELETED")
+        assert (row["run"], row["action"], row["phase"]) == ("long-running", "c1", "ABORTED")
+        assert row["revision"] > 0
+        process.signal(signal.SIGTERM)
+        await process.wait()
 
 
 @pytest.mark.parametrize("source", SOURCES)

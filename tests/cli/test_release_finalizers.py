@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.cli.command import Finished, finish
+from tests.support.everyday import first_everyday
 
 OURS = "etcd-actions.io/record"
 
@@ -107,6 +108,7 @@ def test_our_finalizer_is_taken_away_and_no_other(kubectl: Kubectl) -> None:
     }
 
 
+@pytest.mark.slow
 def test_what_changed_since_the_list_is_listed_again(kubectl: Kubectl) -> None:
     kubectl.has(
         {"flyte/r-a0": [OURS], "flyte/r-c1": [OURS], "flyte/r-c2": [OURS]},
@@ -133,7 +135,7 @@ def test_a_dry_run_changes_nothing(kubectl: Kubectl) -> None:
     assert [call[0] for call in kubectl.calls] == ["get"]
 
 
-@pytest.mark.parametrize("refused", ["get", "patch"])
+@pytest.mark.parametrize("refused", first_everyday(["patch", "get"]))
 def test_what_the_api_server_refuses_is_told(kubectl: Kubectl, refused: str) -> None:
     kubectl.has({"flyte/r-a0": [OURS]}, refuse=[refused])
     done = kubectl.release()

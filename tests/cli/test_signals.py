@@ -110,7 +110,9 @@ async def test_signal_while_etcd_is_waited_for(tmp_path: Path) -> None:
 @needs_linux
 @pytest.mark.parametrize(
     ("arguments", "code"),
-    [(("run",), 0), (("watch",), 0), (("list",), 143), (("abort", "p/d/r/a0"), 143)],
+    first_everyday(
+        [(("run",), 0), (("list",), 143), (("watch",), 0), (("abort", "p/d/r/a0"), 143)], 2
+    ),
     ids=lambda each: each[0] if isinstance(each, tuple) else None,
 )
 async def test_a_signal_at_the_first_line(
@@ -212,6 +214,7 @@ async def test_embedded_etcd(tmp_path: Path) -> None:
         assert "Traceback" not in run.err
 
 
+@pytest.mark.slow
 def test_head(common: tuple[str, ...], shared_etcd: EtcdServer) -> None:
     finish("replay", str(HISTORY), *common)
     script = 'set -o pipefail; "$@" | head -1'

@@ -70,7 +70,7 @@ async def test_a_service_without_a_page(site: Site, capfd: pytest.CaptureFixture
     await show_top(site.common("service"), interval=0.1, once=True, output="json")
     frame = json.loads(capfd.readouterr().out)
     assert (frame["runs"], frame["active"][0]["done"]) == ({"RUNNING": 1}, 1)
-    assert "--page no" in frame["note"]
+    assert "--page=false" in frame["note"]
 
 
 @pytest.mark.slow

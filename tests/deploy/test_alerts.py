@@ -21,6 +21,7 @@ FIRES = {
     "EtcdActionsDown": ("up", "1 0x20"),
     "EtcdActionsNoLeader": ("etcd_actions_leader", "0x20"),
     "EtcdActionsQuorumLost": ("etcd_actions_quorum_lost", "1x20"),
+    "EtcdActionsMemberUnhealthy": ('etcd_actions_etcd_member_healthy{member="m1"}', "0x20"),
     "EtcdActionsNotReady": ("etcd_actions_ready", "0x20"),
     "EtcdActionsWatchSilent": ("etcd_actions_watch_silence_seconds", "61x20"),
     "EtcdActionsLag": ("etcd_actions_watch_lag_seconds", "121x20"),
@@ -56,7 +57,12 @@ TOO = {
     }
 }
 # The same series while all is well; the first form of each that is not here is that it is 0.
-WELL = {"up": "1x60", "etcd_actions_leader": "1x60", "etcd_actions_ready": "1x60"}
+WELL = {
+    "up": "1x60",
+    "etcd_actions_leader": "1x60",
+    "etcd_actions_ready": "1x60",
+    "etcd_actions_etcd_member_healthy": "1x60",
+}
 
 
 def rules() -> list[dict[str, Any]]:

@@ -15,7 +15,8 @@ import yaml
 
 from etcd_actions import ActionId, ActionStatus, Phase, open_actions_client
 from etcd_actions._internal.histogram import Distribution
-from etcd_actions.etcd.api import Etcd
+from etcd_actions.etcd.api import Etcd, Member
+from etcd_actions.etcd.member_states import MemberState
 from etcd_actions.executor import ExecutorStatistics
 from etcd_actions.monitoring.health import Health
 from etcd_actions.monitoring.metrics import Metrics
@@ -50,6 +51,10 @@ def expressions() -> Iterator[tuple[str, str]]:
             yield panel["title"], target["expr"]
 
 
+async def members() -> list[MemberState]:
+    return [MemberState(Member(1, "m1", (), is_learner=False), is_up=True, status=None)]
+
+
 @pytest.fixture
 async def exposed(etcd: Etcd, prefix: bytes) -> dict[str, set[str]]:
     """The metrics of a process in which everything happened, each with its labels."""
@@ -79,8 +84,10 @@ async def exposed(etcd: Etcd, prefix: bytes) -> dict[str, set[str]]:
         )
         metrics.listeners["service"] = ListenerStatistics
         metrics.lines_dropped = lambda: 0
+        metrics.members = members
         with client.containment.unit("action", "flyte/r1-a0", parks=True):
             raise RuntimeError("a unit that is parked")
+        await metrics.text()
         families = list(metrics.collect())
     found = {each.name: set(each.labels) for family in families for each in family.samples}
     labels = {

@@ -53,7 +53,7 @@ async def test_checks_are_bounded(shared_etcd: EtcdServer) -> None:
 async def test_a_failed_check_stops_no_other(
     shared_etcd: EtcdServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def fail(etcd: EtcdClient, revision: int) -> list[Finding]:
+    async def fail(etcd: EtcdClient, revision: int, named: object) -> list[Finding]:
         raise Unavailable("the member went away")
 
     monkeypatch.setattr("etcd_actions.doctor.alarms.check_alarms", fail)

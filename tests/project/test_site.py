@@ -14,6 +14,7 @@ from scripts.site import api, settings
 DOCS = Path(__file__).parents[2] / "docs"
 
 
+@pytest.mark.slow
 def test_the_reference_has_each_public_name_and_each_link_of_it_leads_somewhere() -> None:
     page = api.page()
     anchors = re.findall(r"^#+ .*\{#([\w.]+)\}$", page, re.MULTILINE)
@@ -31,6 +32,7 @@ def test_the_reference_has_what_the_page_of_public_names_lists() -> None:
     assert names <= set(re.findall(r"\{#(\w+)\}$", api.page(), re.MULTILINE))
 
 
+@pytest.mark.slow
 def test_the_reference_shows_no_object_s_address_and_no_markup_of_docstrings() -> None:
     page = api.page()
     assert " at 0x" not in page

@@ -33,6 +33,7 @@ sys.meta_path.insert(0, Refuse())
 """
 
 
+@pytest.mark.slow
 def test_the_library() -> None:
     """All public names, and the modules behind them."""
     code = (

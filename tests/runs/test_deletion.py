@@ -10,6 +10,7 @@ import pytest
 
 from etcd_actions import ActionId, Phase, open_actions_client
 from etcd_actions.actions.status import ActionStatus
+from etcd_actions.blobs import BlobError
 from etcd_actions.errors import Unavailable
 from etcd_actions.etcd.api import Delete, Etcd, KeyRange, Txn, TxnResult
 from etcd_actions.runs.deletion import Deletion, Result, RunDeleter
@@ -44,7 +45,7 @@ async def delete(
 
 
 async def everything(scene: Scene) -> list[str]:
-    return [*await scene.there(scene.keys.prefix), *await scene.there(scene.keys.side)]
+    return [*await scene.there(scene.keys.prefix), *await scene.there(scene.keys.own)]
 
 
 async def test_all_of_a_run_goes_and_another_one_stays(scene: Scene) -> None:
@@ -172,6 +173,28 @@ async def test_inputs_that_a_run_without_a_record_uses_stay(scene: Scene) -> Non
     (done,) = await delete(deleter(scene), "r")
     assert done.result is Result.DELETED
     assert inputs in await scene.data()
+
+
+async def test_inputs_that_were_uploaded_just_now_stay(scene: Scene) -> None:
+    """A run with the same contents may be about to be created, and uploads them before."""
+    inputs = "inputs/p/d/r/x/inputs.pb"
+    await scene.run("r")
+    await scene.blobs.put(inputs, _parts(), most=10)
+    (done,) = await delete(deleter(scene), "r")
+    assert (done.result, done.removed.blobs) == (Result.DELETED, 1)
+    assert await scene.data() == [inputs]
+
+
+async def test_a_run_whose_files_cannot_be_deleted_has_failed(scene: Scene) -> None:
+    await scene.run("r")
+
+    async def fails(key: str) -> bool:
+        raise BlobError("the disk is away")
+
+    scene.blobs.delete = fails  # type: ignore[method-assign]
+    (failed,) = await delete(deleter(scene), "r")
+    assert failed.result is Result.FAILED
+    assert failed.kept == "its files cannot be deleted: the disk is away"
 
 
 async def test_inputs_that_a_run_uses_since_the_deletion_began_stay(scene: Scene) -> None:

@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import sys
+import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -76,6 +77,9 @@ class Scene:
         action.input_uri = self.blobs.native_url(f"inputs/p/d/{name}/x/inputs.pb")
         for key in (f"inputs/p/d/{name}/x/inputs.pb", f"{base}/a0/1/outputs.pb"):
             await self.blobs.put(key, _parts(), most=10)
+        # Young inputs stay.
+        hour_ago = time.time() - 3600
+        os.utime(action.input_uri, (hour_ago, hour_ago))
         await self.client.enqueue(action)
         ids = [ActionId("p", "d", name, f"c{number}") for number in range(children)]
         async with trio.open_nursery() as nursery:
@@ -130,7 +134,7 @@ class Scene:
 
     async def left(self, name: str) -> list[str]:
         """What is there of a run."""
-        side = await self.there(self.keys.side)
+        side = await self.there(self.keys.own)
         keys = await self.there(self.keys.prefix) + side
         own = [each for each in keys if re.search(rf"/{name}(-[act][0-9]+)?$", each)]
         return own + [each for each in await self.data() if f"/{name}/" in each]
@@ -393,7 +397,7 @@ class Full:
 
 
 async def compacted(scene: Scene) -> None:
-    key = scene.keys.side + b"x"
+    key = scene.keys.own + b"x"
     put = await scene.etcd.put(key, b"")
     await scene.etcd.compact(put.revision)
 

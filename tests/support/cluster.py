@@ -47,7 +47,12 @@ class Certificates:
         self._authority.cert_pem.write_to_path(str(self.ca))
 
     def issue(
-        self, name: str, *identities: str, common_name: str | None = None, expired: bool = False
+        self,
+        name: str,
+        *identities: str,
+        common_name: str | None = None,
+        expired: bool = False,
+        days: int = 1,
     ) -> KeyPair:
         """Certify names and addresses; writes ``NAME.pem`` and ``NAME.key``, new or again."""
         now = datetime.datetime.now(datetime.UTC)
@@ -55,7 +60,7 @@ class Certificates:
             *identities,
             common_name=common_name,
             not_before=now - datetime.timedelta(days=2),
-            not_after=now + datetime.timedelta(days=-1 if expired else 1),
+            not_after=now + datetime.timedelta(days=-1 if expired else days),
         )
         pair = KeyPair(self._directory / f"{name}.pem", self._directory / f"{name}.key")
         issued.private_key_pem.write_to_path(str(pair.key))

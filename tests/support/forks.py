@@ -2,7 +2,9 @@
 
 Each worker of pytest-xdist imports and collects all tests, and its controller decodes three reports
 a test. Here one process does it for all, and the imported modules are shared. A file is the unit: a
-process that has ended a file takes the next one, and so a module's fixtures are made once.
+process that has ended a file takes the next one, and so a module's fixtures are made once. All
+files that start commands are one unit, since they have one server of commands
+(``tests.support.warm``).
 
 For plugins a forked process is a worker of pytest-xdist: its ``config`` has ``workerinput``, and
 the process that prints gets its ``workeroutput`` by ``pytest_testnodedown``.
@@ -17,6 +19,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, Pipe, wait
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NoReturn, cast
 
@@ -24,6 +27,8 @@ import pytest
 from _pytest import junitxml
 from _pytest.tmpdir import TempPathFactory
 
+# Files that import it start commands.
+_COMMANDS = "tests.cli.command"
 _NUMBER_BYTES = 2
 
 
@@ -57,10 +62,7 @@ class Forks:
         """Run the tests in the processes, and report their results here."""
         if session.config.option.collectonly or session.testsfailed or not session.items:
             return None
-        files = [
-            list(items) for _, items in itertools.groupby(session.items, lambda each: each.path)
-        ]
-        files.sort(key=len, reverse=True)
+        files = _units(session.items)
         queue = _queue(len(files))
         workers: list[_Worker] = []
         try:
@@ -133,6 +135,15 @@ class Forks:
         if worker.workeroutput is None or code:
             raise RuntimeError(f"{worker.gateway.id} ended with exit code {code}")
         hook.pytest_testnodedown(node=worker, error=None)
+
+
+def _units(items: Sequence[pytest.Item]) -> list[list[pytest.Item]]:
+    """The tests that one process runs in a row; the largest number comes first."""
+    units: dict[Path | str, list[pytest.Item]] = {}
+    for path, tests in itertools.groupby(items, lambda each: each.path):
+        unit = _COMMANDS if _COMMANDS in path.read_text() else path
+        units.setdefault(unit, []).extend(tests)
+    return sorted(units.values(), key=len, reverse=True)
 
 
 def _queue(count: int) -> int:

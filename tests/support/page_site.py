@@ -27,6 +27,7 @@ from etcd_actions.config.settings import READY_WITHIN
 from etcd_actions.config.sources import Flags
 from etcd_actions.etcd.api import Etcd
 from etcd_actions.etcd.client import EtcdClient
+from etcd_actions.etcd.member_states import open_member_states
 from etcd_actions.executor.attempts.attempt_directory import AttemptDirectory
 from etcd_actions.executor.attempts.attempt_log import LocalLogs
 from etcd_actions.model import ErrorState, Keyspace
@@ -123,7 +124,8 @@ async def open_page_site(
         )
         await client.start_watching()
         health = Health(client, etcd, prefix, silence_limit=config[READY_WITHIN])
-        cluster = cluster_sources(cast(EtcdClient, etcd), health, lambda: None)
+        members = await enter(open_member_states(cast(EtcdClient, etcd)))
+        cluster = cluster_sources(members, health, lambda: None)
         front = await enter(open_front_door(config, client, etcd, cluster))
         assert front.logs is not None
         logs = replace(front.logs, source=LocalLogs(directory / "logs"))

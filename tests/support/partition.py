@@ -11,14 +11,14 @@ import ctypes
 import os
 import socket
 import subprocess
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
 import trio
 
-from tests.support.cluster import EtcdCluster, Member
+from tests.support.cluster import EtcdCluster, Member, ServerTls
 
 _CLONE_NEWNET = 0x40000000
 _BYTES = 65536
@@ -27,10 +27,18 @@ _PEERS = "10.97.31"
 
 
 class PartedCluster(EtcdCluster):
-    """Three plain members, each in a network namespace. See the module's text."""
+    """Three members, each in a network namespace. See the module's text.
 
-    def __init__(self, directory: Path) -> None:
-        super().__init__(directory, size=3)
+    Args:
+        directory: Where data and logs go.
+        tls: What they show to clients; None for plain connections.
+        flags: More flags for each member.
+    """
+
+    def __init__(
+        self, directory: Path, *, tls: ServerTls | None = None, flags: Sequence[str] = ()
+    ) -> None:
+        super().__init__(directory, size=3, tls=tls, flags=flags)
         self._names = {member.name: f"ea{os.getpid()}-{member.name}" for member in self.members}
         self._switch = f"ea{os.getpid()}-switch"
 

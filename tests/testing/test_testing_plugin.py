@@ -115,6 +115,7 @@ def test_one_is_started_and_ended(project: pytest.Pytester) -> None:
             EtcdServer.at(endpoint)
 
 
+@pytest.mark.slow
 def test_the_example_of_the_documentation(pytester: pytest.Pytester) -> None:
     """As it stands there."""
     text = (Path(__file__).parents[2] / "docs" / "testing.md").read_text()

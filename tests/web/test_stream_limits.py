@@ -145,6 +145,7 @@ async def test_calls_that_are_given_up_later_are_no_abuse() -> None:
         assert not client.is_over
 
 
+@pytest.mark.slow
 async def test_a_new_stream_costs_no_look_at_all_the_others(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -210,6 +211,7 @@ async def test_the_streams_of_a_closed_connection_send_nothing(
         assert late == 0
 
 
+@pytest.mark.slow
 async def test_a_shared_window_that_grows_by_little_costs_no_look_at_all_streams(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -247,6 +249,7 @@ async def test_a_shared_window_that_grows_by_little_costs_no_look_at_all_streams
         assert size() == 1_000 * streams
 
 
+@pytest.mark.slow
 async def test_settings_cost_more_where_there_are_many_streams() -> None:
     """Each frame of them has h2 look at all."""
     application = Small()
@@ -270,6 +273,7 @@ async def test_settings_that_nobody_knows_are_not_remembered_without_an_end() ->
         await server.is_well()
 
 
+@pytest.mark.slow
 async def test_answers_that_are_not_taken_have_requests_refused() -> None:
     """A client that lets nothing in gets no more of them made, until it takes what there is."""
     asked = 0

@@ -26,7 +26,7 @@ from etcd_actions.cli.signals import open_stop
 from etcd_actions.errors import EtcdActionsError
 from etcd_actions.model import ROOT_ACTION, Phase
 
-_SUCCESSES = (Phase.SUCCEEDED, Phase.RECOVERED)
+SUCCESSES = (Phase.SUCCEEDED, Phase.RECOVERED)
 
 
 async def attach_to_run(common: CommonOptions, text: str, output: str | None) -> int:
@@ -45,15 +45,17 @@ async def attach_to_run(common: CommonOptions, text: str, output: str | None) ->
                         ended.append(await follow_run(reader, name, printer))
                 nursery.cancel_scope.cancel("the output has ended")
         if not ended:
-            print_message(
-                f"the run continues: etcd-actions attach {name.path} follows it, "
-                f"abort {name.path} ends it"
-            )
+            print_message(continues(name))
             return ExitCode.OK
     root = ended[0]
     reason = f": {root.error}" if root.error else ""
     print_message(f"run {name.path} ended as {root.phase.name}{reason}")
-    return ExitCode.OK if root.phase in _SUCCESSES else ExitCode.RUN_FAILED
+    return ExitCode.OK if root.phase in SUCCESSES else ExitCode.RUN_FAILED
+
+
+def continues(run: Name) -> str:
+    """The message about a run that is not followed any more."""
+    return f"the run continues: etcd-actions attach {run.path} follows it, abort {run.path} ends it"
 
 
 async def follow_run(reader: Reader, run: Name, printer: ProgressPrinter) -> ActionState:
@@ -90,7 +92,7 @@ async def follow_run(reader: Reader, run: Name, printer: ProgressPrinter) -> Act
 
 async def _with_error(reader: Reader, run: Name, state: ActionState) -> ActionState:
     """The same with why it failed, which lists of actions do not have."""
-    if not state.phase.is_terminal or state.phase in _SUCCESSES:
+    if not state.phase.is_terminal or state.phase in SUCCESSES:
         return state
     try:
         error = error_of(await reader.action(run._replace(action=state.action)))

@@ -70,7 +70,8 @@ class DeletedRuns:
         runs = self.totals["planned" if self._request.dry_run else "deleted"]
         would = "would delete" if self._request.dry_run else "deleted"
         kept = f"; kept {self.totals['kept']}" if self.totals["kept"] else ""
-        self._changes.note(f"{would} {plural(runs, 'run')}: {_parts(self.totals)}{kept}")
+        failed = f"; could not delete {self.totals['failed']}" if self.totals["failed"] else ""
+        self._changes.note(f"{would} {plural(runs, 'run')}: {_parts(self.totals)}{kept}{failed}")
         if self._elsewhere:
             print_message(
                 f"the files of {plural(len(self._elsewhere), 'run')} stay, since they are not in "
@@ -99,7 +100,9 @@ class DeletedRuns:
         self.totals.update(parts)
         if deleted.files_elsewhere and deleted.result != "missing":
             self._elsewhere.append(deleted.files_elsewhere)
-        if deleted.result == "kept":
+        if deleted.result == "failed":
+            text = f"{'would' if dry_run else 'could'} not delete {name}: {deleted.reason}"
+        elif deleted.result == "kept":
             text = f"{'would keep' if dry_run else 'kept'} {name}: {deleted.reason}"
         elif deleted.result == "missing":
             text = f"{name} does not exist any more"
@@ -135,7 +138,8 @@ async def delete_runs(
     changes.finish(totals=dict(deleted.totals))
     if unknown or deleted.totals["missing"]:
         return ExitCode.NOT_FOUND
-    return ExitCode.ACTION if deleted.totals["kept"] and not dry_run else ExitCode.OK
+    stay = deleted.totals["kept"] + deleted.totals["failed"]
+    return ExitCode.ACTION if stay and not dry_run else ExitCode.OK
 
 
 def _parts(counts: Counter[str]) -> str:

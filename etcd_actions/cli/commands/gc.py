@@ -85,7 +85,7 @@ async def collect_garbage(
     if UPLOADS in collection.kinds:
         _check_age_of_uploads(collection.older_than)
     changes = Changes(output)
-    totals: dict[str, object] = {}
+    totals: dict[str, dict[str, int]] = {}
     if RUNS in collection.kinds:
         totals[RUNS] = await _collect_runs(common, collection, changes)
     if local:
@@ -95,7 +95,8 @@ async def collect_garbage(
             if UPLOADS in collection.kinds:
                 totals[UPLOADS] = await _collect_uploads(common, client, collection, changes)
     changes.finish(totals=totals)
-    return ExitCode.OK
+    has_failed = any(counts.get("failed") for counts in totals.values())
+    return ExitCode.ACTION if has_failed else ExitCode.OK
 
 
 async def _collect_runs(

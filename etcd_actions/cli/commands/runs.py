@@ -18,6 +18,7 @@ from etcd_actions.cli.backends import open_reader
 from etcd_actions.cli.exit_codes import ExitCode, print_message
 from etcd_actions.cli.following import follow
 from etcd_actions.cli.formats.message_rows import RunRow, phase_of, run_row
+from etcd_actions.cli.formats.rows import ActionRow, stored_row
 from etcd_actions.cli.formats.standard_output import (
     Write,
     chosen_format,
@@ -29,7 +30,10 @@ from etcd_actions.cli.names import Name
 from etcd_actions.cli.options import CommonOptions
 from etcd_actions.cli.reader import Reader
 from etcd_actions.cli.signals import open_stop
+from etcd_actions.cli.stored import open_stored
+from etcd_actions.config.settings import SERVICE
 from etcd_actions.errors import ConfigError, NotFound
+from etcd_actions.model import ROOT_ACTION, Phase
 
 if TYPE_CHECKING:
     from etcd_actions.cli.formats.run_table import RunTable
@@ -132,6 +136,8 @@ async def show_runs(
     selected.add_to(request.request.filters, datetime.now(UTC))
     async with open_reader(common) as reader:
         rows, is_all = await _listed(reader, request, limit)
+        if not rows and common.config[SERVICE] is None and not await _has_records(reader):
+            rows = await _without_records(common, selected, limit)
         if counts:
             rows = await count_actions(reader, rows)
         with standard_output() as write:
@@ -201,6 +207,47 @@ async def _listed(
         if limit is not None and len(rows) >= limit:
             return rows, False
         request.request.token = response.token
+
+
+async def _has_records(reader: Reader) -> bool:
+    """Whether any run has a record."""
+    request = pb.ListRunsRequest(org="")
+    request.request.limit = 1
+    return bool((await reader.runs(request)).runs)
+
+
+async def _without_records(
+    common: CommonOptions, selected: RunFilter, limit: int | None
+) -> list[RunRow]:
+    """The runs of an etcd on which no process has written records, by their roots, newest first."""
+    now = datetime.now(UTC)
+    rows: list[RunRow] = []
+    async with open_stored(common) as stored, stored.pages(Name()) as pages:
+        async for page in pages:
+            for root in (stored_row(stored.prefix, kv) for kv in page.kvs):
+                if isinstance(root, ActionRow) and root.action == ROOT_ACTION:
+                    row = _run_of(root)
+                    if selected.matches(row, now):
+                        rows.append(row)
+    if rows:
+        print_message(
+            "no run has a record, which etcd-actions run writes: these are the stored roots"
+        )
+    rows.sort(key=lambda row: row.created_at, reverse=True)
+    return rows[:limit]
+
+
+def _run_of(root: ActionRow) -> RunRow:
+    return RunRow(
+        project=root.project,
+        domain=root.domain,
+        run=root.run or "",
+        phase=root.phase or Phase.QUEUED.name,
+        created_at=root.created_at,
+        ended_at=root.ended_at,
+        task=root.short_name,
+        attempts=root.attempts or 1,
+    )
 
 
 async def count_actions(reader: Reader, rows: Sequence[RunRow]) -> list[RunRow]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import secrets
 import signal
 import subprocess
@@ -16,24 +15,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import msgspec
-import structlog
 import trio
-from flyteidl2.actions import actions_service_pb2 as pb
 
-from etcd_actions import errors
-from etcd_actions._internal.backoff import Backoff
 from etcd_actions._internal.quoting import quoted
 from etcd_actions.app.executor import sdk_python
 from etcd_actions.app.stop import Stop
-from etcd_actions.cli.backends import Backend, EtcdBackend
+from etcd_actions.cli.commands.attach import SUCCESSES, continues, follow_run
 from etcd_actions.cli.commands.submit_endpoint import open_run_endpoint
 from etcd_actions.cli.exit_codes import ExitCode, print_message
 from etcd_actions.cli.formats.changes import Change, print_change
 from etcd_actions.cli.formats.run_progress import ActionState, ProgressPrinter
 from etcd_actions.cli.formats.standard_output import chosen_format, standard_output
+from etcd_actions.cli.names import Name
 from etcd_actions.cli.options import CommonOptions
-from etcd_actions.cli.service_client import ServiceClient
+from etcd_actions.cli.reader import Reader
 from etcd_actions.cli.signals import open_stop
 from etcd_actions.errors import (
     AlreadyExists,
@@ -44,9 +39,6 @@ from etcd_actions.errors import (
     ServiceUnavailable,
 )
 from etcd_actions.executor.attempts.attempt_command import WORKDIR
-from etcd_actions.model import ROOT_ACTION, ActionId, ActionUpdate, Phase
-from etcd_actions.model import flyte as conversions
-from etcd_actions.server.update_messages import execution_error
 
 # By the kinds of submit_main.py.
 _ERRORS: dict[str, type[EtcdActionsError]] = {
@@ -58,11 +50,8 @@ _ERRORS: dict[str, type[EtcdActionsError]] = {
 _OF_SERVICE = (ServiceRefused, ServiceUnavailable)
 _PROGRAM = Path(__file__).with_name("submit_main.py")
 _VERSION = "local"
-_BACKOFF = Backoff(initial=0.1, cap=2.0)
 # Seconds for the SDK to end after a signal.
 _END_SDK = 2.0
-
-_log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,10 +77,14 @@ async def submit_program(common: CommonOptions, submission: Submission, output: 
     form = chosen_format(output, elsewhere="jsonl")
     common.config.check_one_namespace()
     python = sdk_python(common.config)
-    run = submission.run or f"r{secrets.token_hex(8)}"
-    root = ActionId(submission.project, submission.domain, run, ROOT_ACTION, submission.org)
-    request = _request(submission, run)
-    name = f"{root.project}/{root.domain}/{root.run}"
+    run = Name(
+        submission.project,
+        submission.domain,
+        submission.run or f"r{secrets.token_hex(8)}",
+        org=submission.org,
+    )
+    request = _request(submission, run.run)
+    name = run.path
     async with open_stop() as stop:
         converted: list[bool] = []
         created = False
@@ -107,7 +100,7 @@ async def submit_program(common: CommonOptions, submission: Submission, output: 
                     print_change(output if by_change else None, change, f"run {name}")
                     return ExitCode.OK
                 print_message(f"run {name}")
-                return await _follow(endpoint.backend, root, form, stop, sdk)
+                return await _follow(endpoint.reader, run, form, stop, sdk)
         if not converted:
             print_message("stopped: nothing was enqueued")
         elif not created:
@@ -117,124 +110,23 @@ async def submit_program(common: CommonOptions, submission: Submission, output: 
     return ExitCode.OK
 
 
-async def _follow(backend: Backend, root: ActionId, form: str, stop: Stop, sdk: _Sdk) -> int:
+async def _follow(reader: Reader, run: Name, form: str, stop: Stop, sdk: _Sdk) -> int:
     """Print the states of a run until it has ended, then its result; returns the exit code."""
-    name = f"{root.project}/{root.domain}/{root.run}"
     with standard_output() as write:
         printer = ProgressPrinter(write, form)
-        ended = await _until_ended(backend, root, printer, stop)
-        if ended is None:
-            print_message(
-                f"the run continues: etcd-actions attach {name} follows it, abort {name} ends it"
-            )
+        ended: list[ActionState] = []
+        with stop.interrupts():
+            ended.append(await follow_run(reader, run, printer))
+        if not ended:
+            print_message(continues(run))
             return ExitCode.OK
-        if ended.phase is not Phase.SUCCEEDED:
-            reason = ended.error or "no reason given"
-            print_message(f"run {name} ended as {ended.phase.name}: {reason}")
+        if ended[0].phase not in SUCCESSES:
+            reason = ended[0].error or "no reason given"
+            print_message(f"run {run.path} ended as {ended[0].phase.name}: {reason}")
             return ExitCode.RUN_FAILED
         with stop.interrupts():
             printer.result((await sdk.call("result"))["result"])
     return ExitCode.OK
-
-
-async def _until_ended(
-    backend: Backend, root: ActionId, printer: ProgressPrinter, stop: Stop
-) -> ActionState | None:
-    """Print the states until the root has ended; None if the end is requested before."""
-    ended: list[ActionState] = []
-    with stop.interrupts():
-        async with trio.open_nursery() as nursery:
-
-            def note(state: ActionState) -> None:
-                printer.state(state)
-                if state.action == ROOT_ACTION and state.phase.is_terminal:
-                    ended.append(state)
-                    nursery.cancel_scope.cancel("the run has ended")
-
-            if isinstance(backend, EtcdBackend):
-                await _follow_in_etcd(backend, root, note)
-            else:
-                assert isinstance(backend, ServiceClient)
-                await _Tree(backend, nursery, note).follow(root)
-    return ended[0] if ended else None
-
-
-async def _follow_in_etcd(
-    backend: EtcdBackend, root: ActionId, note: Callable[[ActionState], None]
-) -> None:
-    async with backend.client.subscribe_run(root.run_id) as updates:
-        async for update in updates:
-            if isinstance(update, ActionUpdate):
-                error = execution_error(update)
-                note(
-                    ActionState(
-                        update.action_id.name,
-                        update.phase,
-                        max(update.attempts, 1),
-                        f"{error.code}: {error.message}" if error else "",
-                        update.short_name,
-                    )
-                )
-
-
-class _Tree:
-    """Follows a run through the service, whose streams have an action and its children."""
-
-    def __init__(
-        self, service: ServiceClient, nursery: trio.Nursery, note: Callable[[ActionState], None]
-    ) -> None:
-        self._service = service
-        self._nursery = nursery
-        self._note = note
-        self._followed: set[str] = set()
-
-    async def follow(self, action_id: ActionId) -> None:
-        """Follow an action, and all below it; a stream that ends is opened again."""
-        self._followed.add(action_id.name)
-        request = pb.WatchForUpdatesRequest(
-            parent_action_id=conversions.action_identifier(action_id)
-        )
-        failures = 0
-        while True:
-            try:
-                async with self._service.watch(request) as messages:
-                    async for message in messages:
-                        failures = 0
-                        if message.HasField("action_update"):
-                            self._accept(message.action_update, action_id)
-            except* errors.ServiceUnavailable as group:
-                failures += 1
-                if failures == 1:
-                    error = group.exceptions[0]
-                    _log.warning("service_away", action=action_id.name, error=str(error))
-            await trio.sleep(_BACKOFF.delay(max(failures, 1)))
-
-    def _accept(self, update: Any, parent: ActionId) -> None:
-        state = ActionState(
-            update.action_id.name,
-            _phase(update.phase),
-            _attempt(update.output_uri),
-            f"{update.error.code}: {update.error.message}" if update.HasField("error") else "",
-        )
-        self._note(state)
-        if state.action not in self._followed and not state.phase.is_terminal:
-            self._followed.add(state.action)
-            child = msgspec.structs.replace(parent, name=state.action)
-            self._nursery.start_soon(self.follow, child)
-
-
-def _attempt(output_uri: str) -> int:
-    """The attempt, which is the name of the directory of the outputs."""
-    last = output_uri.rpartition("/")[2]
-    return int(last) if re.fullmatch("[0-9]{1,9}", last) else 1
-
-
-def _phase(number: int) -> Phase:
-    """The phase of an update; one of a later version is not shown."""
-    try:
-        return Phase(number)
-    except ValueError:
-        return Phase.UNSPECIFIED
 
 
 def _request(submission: Submission, run: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import trio
 
 from etcd_actions.blobs import BlobStore, open_blob_store
-from etcd_actions.cli.backends import Backend, open_backend, open_etcd_backend
+from etcd_actions.cli.backends import open_etcd_reader, open_reader
 from etcd_actions.cli.options import CommonOptions
 from etcd_actions.config import Config, settings
 from etcd_actions.embedded.data_directory import default_data_dir
@@ -19,6 +19,7 @@ from etcd_actions.errors import ConfigError
 from etcd_actions.web import Bind
 
 if TYPE_CHECKING:
+    from etcd_actions.cli.reader import Reader
     from etcd_actions.etcd.endpoints import Endpoint
 
 _ROOT = 0
@@ -26,9 +27,9 @@ _KEEPALIVE = 30.0
 
 
 class RunEndpoint(NamedTuple):
-    """Where runs are created: the backend for the run, and the SDK's connection to it."""
+    """Where runs are created: a reader of the run, and the SDK's connection to it."""
 
-    backend: Backend
+    reader: Reader
     connection: dict[str, Any]
 
 
@@ -53,8 +54,8 @@ async def open_run_endpoint(
     service = config[settings.SERVICE]
     if service is not None:
         connection = _connection(config, service)
-        async with open_backend(common) as backend:
-            yield RunEndpoint(backend, connection)
+        async with open_reader(common) as reader:
+            yield RunEndpoint(reader, connection)
         return
     store = await trio.to_thread.run_sync(_store, config, output_base)
     from etcd_actions.server import ServerSettings, open_actions_server  # noqa: PLC0415
@@ -63,14 +64,13 @@ async def open_run_endpoint(
     served = ServerSettings(
         bind=Bind("127.0.0.1", 0), rate=0, users=frozenset({os.geteuid(), _ROOT})
     )
-    async with open_etcd_backend(common) as backend:
-        client = backend.client
+    async with open_etcd_reader(common) as (client, reader):
         # Checked before the SDK starts, which takes seconds and cannot name the etcd.
         await client.store.get(client.keys.runs)
         front = FrontDoor(client=client, keepalive=_KEEPALIVE, blobs=store, reads_local_files=True)
         async with open_actions_server(client, served, front=front, announce=False) as server:
             connection = {"endpoint": f"http://{server.address}", "insecure": True}
-            yield RunEndpoint(backend, connection)
+            yield RunEndpoint(reader, connection)
 
 
 def _connection(config: Config, service: Endpoint) -> dict[str, Any]:

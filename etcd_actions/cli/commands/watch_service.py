@@ -1,128 +1,105 @@
 """``watch``, and ``--watch`` of other commands, through the service.
 
-The service has a stream of all runs, and one of the actions of a run: each run that is not
-terminal has one. Deletions, and the end of the first state, are in none of them.
+It has one stream with the updates of all actions. Of an action that changes faster than the service
+sends, it omits states.
 """
 
 from __future__ import annotations
 
-import math
 import sys
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
 
-import structlog
+import msgspec
 import trio
-from flyteidl2.workflow import run_definition_pb2 as runs_pb
-from flyteidl2.workflow import run_service_pb2 as pb
 
-from etcd_actions.cli.backends import open_reader
+from etcd_actions.change_history.synced import SyncedRow
+from etcd_actions.cli.backends import open_service
+from etcd_actions.cli.calls import OPERATIONS
 from etcd_actions.cli.commands.watch import Watching
 from etcd_actions.cli.exit_codes import ExitCode
 from etcd_actions.cli.following import follow
-from etcd_actions.cli.formats.message_rows import action_row, error_of, phase_of
-from etcd_actions.cli.formats.rows import ActionRow
+from etcd_actions.cli.formats.rows import Row, update_row
 from etcd_actions.cli.formats.standard_output import standard_output, stop_when_unread
-from etcd_actions.cli.names import Name, find_run
 from etcd_actions.cli.options import CommonOptions
-from etcd_actions.cli.reader import Reader
 from etcd_actions.cli.signals import open_stop
-from etcd_actions.errors import EtcdActionsError, NotFound
-
-_MOST_RUNS = 100
-
-_log = structlog.get_logger(__name__)
+from etcd_actions.model import ActionUpdate
+from etcd_actions.server._pb import etcd_actions_operations_pb2 as pb
 
 
 async def watch_service(common: CommonOptions, watching: Watching) -> int:
     """Write the selected changes until a signal, or until the reader of the output has ended."""
-    async with open_stop() as stop, open_reader(common) as reader, trio.open_nursery() as nursery:
+    run = watching.run
+    request = pb.WatchUpdatesRequest(project=run.project, domain=run.domain)
+    if run.project and run.domain:
+        request.run = run.run
+    async with open_stop() as stop, open_service(common) as service, trio.open_nursery() as nursery:
         nursery.start_soon(stop_when_unread, sys.stdout.fileno(), stop)
         with standard_output() as write, stop.interrupts():
-            async with trio.open_nursery() as streams:
-                changes = _Changes(reader, streams)
-                if watching.run.run:
-                    name = watching.run
-                    if not name.project:
-                        name = await find_run(reader.names, name.run)
-                    streams.start_soon(changes.follow_run, name)
-                else:
-                    streams.start_soon(changes.follow_runs)
-                async for row in changes.rows:
-                    if watching.selects(row):
-                        write(watching.lines.format([row]))
+            changes = _Changes()
+
+            def accept(response: pb.WatchUpdatesResponse) -> bool:
+                rows = [row for row in changes.rows(response) if watching.selects(row)]
+                if rows:
+                    write(watching.lines.format(rows))
+                return False
+
+            def opened() -> AbstractAsyncContextManager[AsyncIterator[pb.WatchUpdatesResponse]]:
+                changes.begin_again()
+                return service.stream(OPERATIONS, "WatchUpdates", request, pb.WatchUpdatesResponse)
+
+            await follow("actions", opened, accept)
         nursery.cancel_scope.cancel("the output has ended")
     return ExitCode.OK
 
 
 class _Changes:
-    """The changes of actions, of the streams of several runs.
+    """Makes rows of the updates of several streams, one after the other."""
 
-    Attributes:
-        rows: A row for each change.
-    """
+    def __init__(self) -> None:
+        self._states: dict[bytes, ActionUpdate] = {}
+        # Those that the present stream has yet to deliver.
+        self._earlier: dict[bytes, ActionUpdate] = {}
+        self._is_listing = True
+        self._has_synced = False
 
-    def __init__(self, reader: Reader, nursery: trio.Nursery) -> None:
-        self._reader = reader
-        self._nursery = nursery
-        self._send, self.rows = trio.open_memory_channel[ActionRow](math.inf)
-        self._followed: set[Name] = set()
-        self._printed: dict[str, ActionRow] = {}
+    def begin_again(self) -> None:
+        """Note that a stream begins: it has the present states again."""
+        self._earlier, self._states = self._states | self._earlier, {}
+        self._is_listing = True
 
-    async def follow_runs(self) -> None:
-        """Follow each run that is not terminal."""
+    def rows(self, response: pb.WatchUpdatesResponse) -> list[Row]:
+        """The rows of a message; those of an earlier stream are omitted."""
+        if response.synced:
+            return self._synced(response.synced)
+        if not response.json:
+            return []
+        update = msgspec.json.decode(response.json, type=ActionUpdate)
+        key, listed = update.key, self._is_listing
+        earlier = self._earlier.pop(key, None)
+        before = self._states.get(key, earlier)
+        if update.is_deleted:
+            self._states.pop(key, None)
+            return [update_row("DELETED", update, update.end_time)]
+        self._states[key] = update
+        if before is None or before.create_revision != update.create_revision:
+            added = update_row("ADDED", update, update.end_time, listed=listed)
+            return [added] if before is None else [_gone(before, update.create_revision), added]
+        if update.revision <= before.revision:
+            return []
+        return [update_row("MODIFIED", update, update.end_time, listed=listed)]
 
-        def accept(response: pb.WatchRunsResponse) -> bool:
-            for run in response.runs:
-                named, phase = run.action.id.run, phase_of(run.action.status.phase)
-                name = Name(named.project, named.domain, named.name)
-                if phase.is_terminal or name in self._followed:
-                    continue
-                if len(self._followed) >= _MOST_RUNS:
-                    _log.warning("run_not_followed", run=name.path, most=_MOST_RUNS)
-                    continue
-                self._followed.add(name)
-                self._nursery.start_soon(partial(self.follow_run, name, ends=True))
-            return False
+    def _synced(self, revision: int) -> list[Row]:
+        """The present states were delivered: the others were deleted since the last stream."""
+        rows: list[Row] = [_gone(each, revision) for each in self._earlier.values()]
+        self._earlier, self._is_listing = {}, False
+        if not self._has_synced:
+            self._has_synced = True
+            rows.append(SyncedRow(revision))
+        return rows
 
-        request = pb.WatchRunsRequest(org="")
-        await follow("runs", lambda: self._reader.watch_runs(request), accept)
 
-    async def follow_run(self, name: Name, *, ends: bool = False) -> None:
-        """Follow the actions of a run; with ``ends`` until all are terminal."""
-        running: set[str] = set()
-        send, receive = trio.open_memory_channel[runs_pb.Action](math.inf)
-
-        def accept(actions: Sequence[runs_pb.EnrichedAction]) -> bool:
-            for each in actions:
-                action = each.action
-                send.send_nowait(action)
-                if phase_of(action.status.phase).is_terminal:
-                    running.discard(action.id.name)
-                else:
-                    running.add(action.id.name)
-            return ends and bool(actions) and not running
-
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._print, name, receive)
-            try:
-                await follow(name.path, lambda: self._reader.watch_actions(name), accept)
-            except* NotFound:
-                _log.warning("run_is_gone", run=name.path)
-            send.close()
-        self._followed.discard(name)
-
-    async def _print(self, name: Name, actions: trio.MemoryReceiveChannel[runs_pb.Action]) -> None:
-        """Make the row of each action, with its error, which the stream does not have."""
-        async for action in actions:
-            path = f"{name.path}/{action.id.name}"
-            before = self._printed.get(path)
-            row = action_row(action, kind="ADDED" if before is None else "MODIFIED")
-            if row.phase in ("FAILED", "TIMED_OUT", "ABORTED"):
-                try:
-                    details = await self._reader.action(name._replace(action=action.id.name))
-                except EtcdActionsError:
-                    details = runs_pb.ActionDetails()
-                row = action_row(action, error_of(details), row.type)
-            self._printed[path] = row
-            self._send.send_nowait(row)
+def _gone(last: ActionUpdate, revision: int) -> Row:
+    """The row of a deletion that no stream had; its revision is this one at most."""
+    deleted = msgspec.structs.replace(last, revision=revision, is_deleted=True)
+    return update_row("DELETED", deleted, last.end_time, listed=True, synthesised=True)

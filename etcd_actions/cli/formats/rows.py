@@ -112,7 +112,7 @@ class RowMaker:
         update = build_action_update(
             action, key=key, revision=revision, create_revision=change.create_revision
         )
-        return _row(change.kind.value, update, ended_at(action), listed=change.listed)
+        return update_row(change.kind.value, update, ended_at(action), listed=change.listed)
 
     def _deleted(self, change: Change) -> ActionRow:
         """The row of a deletion: of the previous value if there is one, else of the cache."""
@@ -128,7 +128,7 @@ class RowMaker:
                 update = build_action_update(action, key=key, revision=revision, deleted=True)
                 ended = ended_at(action)
         if update is not None:
-            return _row(
+            return update_row(
                 change.kind.value,
                 update,
                 ended,
@@ -166,7 +166,7 @@ def stored_row(prefix: bytes, kv: KeyValue) -> ActionRow | UndecodableRow:
     update = build_action_update(
         action, key=key, revision=revision, create_revision=kv.create_revision
     )
-    return _row("ACTION", update, ended_at(action))
+    return update_row("ACTION", update, ended_at(action))
 
 
 def ended_at(action: ActionObject) -> str:
@@ -182,7 +182,7 @@ def as_text(key: bytes) -> str:
     return key.decode(errors="backslashreplace")
 
 
-def _row(
+def update_row(
     kind: str,
     update: ActionUpdate,
     ended: str,
@@ -190,6 +190,7 @@ def _row(
     listed: bool = False,
     synthesised: bool = False,
 ) -> ActionRow:
+    """The row of an update; see :class:`ActionRow`."""
     # The names of the key, not those in the object.
     key = as_text(update.key)
     namespace, name = key.split("/")[-2:]

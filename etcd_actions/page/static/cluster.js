@@ -71,7 +71,6 @@ export function clusterView({ main, status, signal }) {
   }
 
   function membersCard({ members }) {
-    if (members.length === 0) return card("etcd", h("p", { class: "quiet" }, "The list of members cannot be read: etcd's users without the role root may not, and no one can while the quorum is lost."));
     const up = members.filter((each) => each.up).length;
     return card(
       "etcd",
@@ -91,7 +90,7 @@ export function clusterView({ main, status, signal }) {
                 "tr",
                 {},
                 h("th", { scope: "row", title: each.name }, each.name),
-                h("td", { class: each.up && each.hasLeader !== false ? "" : "bad" }, memberState(each)),
+                h("td", { class: isHealthy(each) ? "" : "bad" }, memberState(each)),
                 h("td", {}, each.version || ""),
                 h("td", {}, each.revision === undefined ? "" : each.revision.toLocaleString()),
                 h("td", {}, sizes(each)),
@@ -100,8 +99,13 @@ export function clusterView({ main, status, signal }) {
           ),
         ),
       ),
-      members.flatMap((each) => (each.errors || []).map((error) => h("p", { class: "bad" }, `${each.name}: ${error}`))),
+      members.flatMap((each) => [each.reason, ...(each.errors || [])].filter(Boolean).map((error) => h("p", { class: "bad" }, `${each.name}: ${error}`))),
+      members.every(isHealthy) ? null : h("p", { class: "quiet" }, h("code", {}, "etcd-actions doctor"), " has the remedy."),
     );
+  }
+
+  function isHealthy(member) {
+    return member.up && member.hasLeader !== false && !member.learner && !member.errors?.length;
   }
 
   function memberState(member) {
@@ -124,8 +128,7 @@ export function clusterView({ main, status, signal }) {
       "This process",
       pairs(
         ["Leads", leader ? "yes: it reports and marks" : "no: another process does"],
-        // Writes of others to etcd count until its next notification of progress.
-        ["Lag", lag === 0 ? "none" : `${plural(lag, "revision")} at most, for ${duration(watch.lagSeconds * 1000)}`, watch.lagSeconds > 60],
+        ["Lag", lag === 0 ? "none" : `${plural(lag, "revision")}, for ${duration(watch.lagSeconds * 1000)}`, watch.lagSeconds > 60],
         ["Stream", watch.streaming ? `open, ${duration(watch.silence * 1000)} silent` : "closed", !watch.streaming],
         ["Actions", (watch.keys ?? 0).toLocaleString()],
         runs === null ? null : ["Runs", runs.toLocaleString()],

@@ -195,6 +195,24 @@ class ListObjectsResponse(_message.Message):
     objects: _containers.RepeatedCompositeFieldContainer[StoredObject]
     def __init__(self, revision: _Optional[int] = ..., prefix: _Optional[bytes] = ..., objects: _Optional[_Iterable[_Union[StoredObject, _Mapping]]] = ...) -> None: ...
 
+class WatchUpdatesRequest(_message.Message):
+    __slots__ = ("project", "domain", "run")
+    PROJECT_FIELD_NUMBER: _ClassVar[int]
+    DOMAIN_FIELD_NUMBER: _ClassVar[int]
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    project: str
+    domain: str
+    run: str
+    def __init__(self, project: _Optional[str] = ..., domain: _Optional[str] = ..., run: _Optional[str] = ...) -> None: ...
+
+class WatchUpdatesResponse(_message.Message):
+    __slots__ = ("json", "synced")
+    JSON_FIELD_NUMBER: _ClassVar[int]
+    SYNCED_FIELD_NUMBER: _ClassVar[int]
+    json: bytes
+    synced: int
+    def __init__(self, json: _Optional[bytes] = ..., synced: _Optional[int] = ...) -> None: ...
+
 class StoredObject(_message.Message):
     __slots__ = ("key", "value", "create_revision", "mod_revision", "version", "lease")
     KEY_FIELD_NUMBER: _ClassVar[int]

@@ -4,33 +4,27 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import trio
 
 from etcd_actions import __version__
-from etcd_actions.errors import EtcdError
-from etcd_actions.etcd.member_states import MemberState, member_states
 from etcd_actions.server.caller import CALLER
 
 if TYPE_CHECKING:
     from etcd_actions.client import ActionsClient
     from etcd_actions.dead_letters import DeadLetter
-    from etcd_actions.etcd.api import Member
-    from etcd_actions.etcd.client import EtcdClient
+    from etcd_actions.etcd.member_states import MemberState
     from etcd_actions.follow.workqueue import WorkQueueStatistics
     from etcd_actions.pipeline.watching_settings import WatchingStatistics
     from etcd_actions.server.application import Calls
     from etcd_actions.server.front.page_streams import Lines
     from etcd_actions.server.streams import Streams
+    from etcd_actions.watch import ReflectorStatistics
 
 _EVERY: Final = 2.0
 """Seconds between two samples."""
-_MEMBERS_EVERY: Final = 10.0
-"""Seconds between two calls of all members."""
-_ETCD_WITHIN: Final = 2.0
 _MOST_DEAD_LETTERS: Final = 50
 _MOST_OF_A_TEXT: Final = 500
 
@@ -73,15 +67,15 @@ class ClusterSources:
     """The sources of the state that belong to packages above this one.
 
     Attributes:
-        etcd: The connection to etcd.
+        members: Returns the states of etcd's members; the first call takes 4 s at most.
         checks: Makes the checks of health; it may call etcd, and takes 2 s at most.
-        lag: Returns how far a watch that delivered a revision is behind.
+        lag: Returns how far a watch is behind.
         executor: Returns the counts of the local executor; None without one.
     """
 
-    etcd: EtcdClient
+    members: Callable[[], Awaitable[Sequence[MemberState]]]
     checks: Callable[[], Awaitable[Sequence[Check]]]
-    lag: Callable[[int], Lag]
+    lag: Callable[[ReflectorStatistics], Lag]
     executor: Callable[[], Mapping[str, int] | None]
 
 
@@ -112,14 +106,11 @@ class ClusterState:
         self._lock = trio.Lock()
         self._sampled_at = float("-inf")
         self._sample: dict[str, Any] = {}
-        self._members: Sequence[Member] = ()
-        self._states: list[MemberState] = []
-        self._called_at = float("-inf")
         self.samples = 0
 
     async def lines(self) -> Lines:
         """The state for one client, every two seconds until it leaves."""
-        with self._streams.open() as stream:
+        with self._streams.open_for_page() as stream:
             while not stream.has_ended:
                 sample = await self._sampled()
                 yield {**sample, **self._of_projects(self._client.statistics())}
@@ -131,29 +122,16 @@ class ClusterState:
                 return self._sample
             self.samples += 1
             checks = await self._sources.checks()
-            await self._call_members()
-            self._sample = self._read(checks)
+            self._sample = self._read(checks, await self._sources.members())
             self._sampled_at = trio.current_time()
             return self._sample
 
-    async def _call_members(self) -> None:
-        """Call all members; the last list of them counts while etcd does not give one."""
-        if trio.current_time() - self._called_at < _MEMBERS_EVERY:
-            return
-        etcd = self._sources.etcd
-        with trio.move_on_after(_ETCD_WITHIN):
-            # Users other than root may not read it, and without a quorum no user may.
-            with suppress(EtcdError):
-                self._members = await etcd.members()
-        self._states = await member_states(etcd.settings, self._members)
-        self._called_at = trio.current_time()
-
-    def _read(self, checks: Sequence[Check]) -> dict[str, Any]:
+    def _read(self, checks: Sequence[Check], members: Sequence[MemberState]) -> dict[str, Any]:
         statistics = self._client.statistics()
         reflector, outbox, handlers = statistics.reflector, statistics.outbox, statistics.handlers
         watch: dict[str, Any] = {}
         if reflector is not None:
-            lag = self._sources.lag(reflector.revision)
+            lag = self._sources.lag(reflector)
             watch = {
                 "revision": reflector.revision,
                 "keys": reflector.keys,
@@ -172,7 +150,7 @@ class ClusterState:
                 {"name": each.name, "reason": each.reason, "vital": each.is_vital}
                 for each in checks
             ],
-            "members": [_member(each) for each in self._states],
+            "members": [_member(each) for each in members],
             "watch": watch,
             "leader": statistics.elected,
             "checkpoint": statistics.checkpoint,
@@ -198,7 +176,7 @@ class ClusterState:
         }
 
     def _of_projects(self, statistics: WatchingStatistics) -> dict[str, Any]:
-        """What names actions: only those of projects that the client may use."""
+        """The parts that name actions, limited to the projects that the client may use."""
         caller = CALLER.get()
         rejected = [
             each for each in statistics.dead_letters if caller.may_use(each.action_id.project)
@@ -246,6 +224,7 @@ def _member(state: MemberState) -> dict[str, Any]:
     found: dict[str, Any] = {
         "name": member.name or f"{member.id:x}",
         "up": state.is_up,
+        "reason": state.reason[:_MOST_OF_A_TEXT],
         "learner": member.is_learner,
     }
     if status is not None:

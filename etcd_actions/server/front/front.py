@@ -36,6 +36,7 @@ from etcd_actions.server.front.run_methods import DeployedTasks, RunService
 from etcd_actions.server.front.stored_objects import StoredObjects
 from etcd_actions.server.front.task_service import TaskService
 from etcd_actions.server.front.transfers import Transfers
+from etcd_actions.server.front.update_stream import UpdateStream
 from etcd_actions.server.methods import Methods, Service
 from etcd_actions.server.streams import Streams
 
@@ -98,7 +99,8 @@ class FrontDoor:
             builds=self.builds,
         )
         yield RunDeletion(self.client, self.blobs)
-        yield StoredObjects(self.client, streams)
+        yield StoredObjects(self.client, streams, self.keepalive)
+        yield UpdateStream(self.client, streams, self.keepalive)
         if self.blobs is not None and self._transfers is not None:
             proxy = DataProxy(
                 self.client,

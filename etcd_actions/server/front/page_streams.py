@@ -1,7 +1,7 @@
 """Streams for the page, as lines of JSON: the changes of runs, and the state of the cluster.
 
-They are not methods, since Flyte has none of these. Their clients are admitted like those of
-methods, and count as open streams.
+They are not methods, since Flyte has none of these. Their clients are admitted and counted like
+those of methods; their streams have a limit of their own.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from contextlib import aclosing
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
+import trio
 from connectrpc.code import Code
 from google.protobuf.json_format import MessageToDict
 
@@ -86,8 +87,8 @@ class PageStream:
         if body["type"] != "http.request" or body.get("body") or body.get("more_body"):
             await respond(send, HTTPStatus.BAD_REQUEST, b"send no body\n", _HEADERS[1:])
             return
-        is_started = False
-        refusal = Refusal(Code.INTERNAL, "it failed: see the log of the service")
+        is_started, began = False, trio.current_time()
+        refusal: Refusal | None = Refusal(Code.INTERNAL, "it failed: see the log of the service")
         disconnected: ClientDisconnected | None = None
         with self._client.containment.unit("request", f"page {self._path}"):
             try:
@@ -100,16 +101,18 @@ class PageStream:
                             await send({**start, "headers": list(_HEADERS)})
                         data = b"\n" if line is None else json.dumps(line).encode() + b"\n"
                         await send({"type": "http.response.body", "body": data, "more_body": True})
+                refusal = None
             except Refusal as raised:
                 refusal = raised
             except EtcdActionsError as raised:
                 refusal = Refusal(Code.UNAVAILABLE, str(raised))
             except ClientDisconnected as raised:
                 # It is not a failure of the service: the listener counts it.
-                disconnected = raised
+                disconnected, refusal = raised, None
+        self._calls.count(self._path, "ok" if refusal is None else refusal.code.value, began)
         if disconnected is not None:
             raise disconnected
-        if is_started:
+        if is_started or refusal is None:
             await send({"type": "http.response.body", "body": b""})
             return
         status = _STATUSES.get(refusal.code, HTTPStatus.SERVICE_UNAVAILABLE)
@@ -126,7 +129,7 @@ def run_changes(
     """
 
     async def lines() -> Lines:
-        with streams.open() as stream:
+        with streams.open_for_page() as stream:
             await index.ready()
             with index.watch(None) as watch:
                 yield None

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+
+import trio
 
 from etcd_actions.client import ActionsClient
 from etcd_actions.codecs import codec_of
@@ -24,24 +27,29 @@ _PAGE_BYTES = 1024 * 1024
 
 
 class StoredObjects:
-    """See the module's text.
+    """The method of the service that returns stored objects.
 
     Args:
         client: Reads the objects.
         streams: The open streams.
+        keepalive: Seconds after which a stream sends a message without objects.
     """
 
     descriptor = pb.DESCRIPTOR.services_by_name["Operations"]
 
-    def __init__(self, client: ActionsClient, streams: Streams) -> None:
+    def __init__(self, client: ActionsClient, streams: Streams, keepalive: float) -> None:
         self._client = client
         self._streams = streams
+        self._keepalive = keepalive
 
     async def list_objects(
         self, request: pb.ListObjectsRequest
     ) -> AsyncIterator[pb.ListObjectsResponse]:
-        """The objects of the client's projects, page by page; the first message may have none."""
-        is_first = True
+        """The objects of the client's projects, page by page.
+
+        The first message may have none, and so may one after pages of other projects.
+        """
+        due = -math.inf
         with self._streams.open() as stream:
             pages = self._client.store.pages(self._range(request), page_bytes=_PAGE_BYTES)
             async with aclosing(pages):
@@ -49,8 +57,8 @@ class StoredObjects:
                     if stream.has_ended:
                         return
                     objects = [_message(kv) for kv in page.kvs if _is_meant(kv, request)]
-                    if objects or is_first:
-                        is_first = False
+                    if objects or trio.current_time() >= due:
+                        due = trio.current_time() + self._keepalive
                         yield pb.ListObjectsResponse(
                             revision=page.revision,
                             prefix=self._client.keys.prefix,
