@@ -14,12 +14,14 @@ import trio
 from etcd_actions.errors import EtcdError
 from etcd_actions.etcd import EtcdClient
 from etcd_actions.model import Keyspace
+from etcd_actions.shards import ShardKeys
 from tests.schedules import store_faults
 from tests.schedules.observer import Observer
 from tests.schedules.plan import Step
 from tests.schedules.processes import Process
 from tests.schedules.run_service import LoggingRunService
 from tests.support.cluster import EtcdCluster
+from tests.support.oracle import Entry
 from tests.support.proxy import Direction, Proxy, pieces_of
 from tests.support.run_service_server import Fault
 
@@ -112,12 +114,18 @@ class Disturber:
         wanted = step.args["process"]
         if wanted != "leader":
             return int(wanted)
-        found = self._scene.observer.present(self._scene.keys.election(None))
-        pid = found[0].value.rpartition(b"/")[2] if found else b""
+        found = self._leaders()
+        pid = found[0].value.split(b"/")[1] if found else b""
         for process in self._scene.processes:
             if str(process.pid).encode() == pid:
                 return process.number
         return 0
+
+    def _leaders(self) -> list[Entry]:
+        """The key of the leader; with shards those of their owners."""
+        observer, keys = self._scene.observer, self._scene.keys
+        owners = observer.present(ShardKeys(keys, None).owners)
+        return observer.present(keys.election(None)) or sorted(owners, key=lambda each: each.key)
 
     async def _process(self, step: Step) -> bool:
         process = self._scene.processes[self._target(step)]
@@ -198,9 +206,9 @@ class Disturber:
                     scene.compactions.append(revision)
                 return done
             case "revoke":
-                return await store_faults.revoke(
-                    scene.direct, scene.keys.election(None), scene.cluster
-                )
+                leaders = self._leaders()
+                key = leaders[0].key if leaders else scene.keys.election(None)
+                return await store_faults.revoke(scene.direct, key, scene.cluster)
             case "move-leader":
                 return await store_faults.move_leader(scene.cluster)
             case "quorum":

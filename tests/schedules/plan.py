@@ -16,6 +16,10 @@ from tests.schedules.steps import LENGTH, PHASES, Step
 
 __all__ = ["LENGTH", "PHASES", "Plan", "Step", "draw"]
 
+_SHARDED = 2
+"""The rest of a seed that has shards, divided by three."""
+_LETTERS = "0123456789abcdefghijklmnopqrstuvwxyz"
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -25,6 +29,7 @@ class Plan:
         seed: What it was drawn from.
         members: How many members etcd has.
         processes: How many processes of ours there are.
+        shards: Into how many shards they divide the actions; 0 for one leader.
         codec: How objects are stored that they create.
         transport: How they reach etcd.
         faults: What disturbs, in the order of time.
@@ -40,6 +45,7 @@ class Plan:
     faults: tuple[Step, ...]
     writes: tuple[Step, ...]
     readers: tuple[Step, ...]
+    shards: int = 0
 
     def __str__(self) -> str:
         """The whole plan, a step a line."""
@@ -47,6 +53,7 @@ class Plan:
             f"seed {self.seed}",
             f"members {self.members}",
             f"processes {self.processes}",
+            f"shards {self.shards}",
             f"codec {self.codec}",
             f"transport {self.transport}",
         ]
@@ -76,6 +83,7 @@ class Plan:
             tuple(steps["fault"]),
             tuple(steps["write"]),
             tuple(steps["reader"]),
+            int(head.get("shards", "0")),
         )
 
     def _steps(self) -> Iterable[tuple[str, tuple[Step, ...]]]:
@@ -83,20 +91,32 @@ class Plan:
 
 
 def draw(seed: int) -> Plan:
-    """The plan of a seed: always the same."""
+    """The plan of a seed: always the same. Each third one has shards."""
     dice = random.Random(seed)
     members = dice.choice((1, 1, 3))
     processes = dice.choice((1, 2, 2, 3))
-    writes, roots = _writes(dice, processes)
+    shards, runs = 0, [f"r{number}" for number in range(dice.randint(1, 2))]
+    if seed % 3 == _SHARDED:
+        dice = random.Random(f"shards {seed}")
+        shards, processes = dice.choice((2, 5, 16)), dice.choice((2, 3, 3, 8))
+        # Names all over the shards.
+        runs = [f"r{dice.choice(_LETTERS)}{number}" for number in range(dice.randint(2, 5))]
+    writes, roots = _writes(dice, processes, runs)
+    codec = dice.choice(("json", "json", "protobuf", "msgpack"))
+    transport = dice.choice(("grpc", "grpc", "grpc", "grpc", "gateway"))
+    if transport == "gateway":
+        # Each watcher has a connection of its own, and a shard has three.
+        shards = min(shards, 2)
     return Plan(
         seed,
         members,
         processes,
-        dice.choice(("json", "json", "protobuf", "msgpack")),
-        dice.choice(("grpc", "grpc", "grpc", "grpc", "gateway")),
+        codec,
+        transport,
         _in_order([*_faults(dice, members, processes), *more_faults(seed)]),
         _in_order(more_writes(seed, processes, writes)),
         _in_order(_readers(dice, processes, roots)),
+        shards,
     )
 
 
@@ -192,11 +212,12 @@ def _arguments(dice: random.Random, what: str, members: int, processes: int) -> 
             return {}
 
 
-def _writes(dice: random.Random, processes: int) -> tuple[list[Step], list[str]]:
+def _writes(
+    dice: random.Random, processes: int, runs: Iterable[str]
+) -> tuple[list[Step], list[str]]:
     steps: list[Step] = []
     roots = []
-    for number in range(dice.randint(1, 2)):
-        run = f"r{number}"
+    for run in runs:
         began = dice.uniform(0, 0.8)
         steps += _life(dice, processes, run, "a0", "", began, ends=dice.random() < 0.4)
         roots.append(run)

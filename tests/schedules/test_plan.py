@@ -39,7 +39,8 @@ def test_seeds_differ_and_together_do_everything() -> None:
     plans = [draw(seed) for seed in SEEDS]
     assert len({str(plan).partition("\n")[2] for plan in plans}) == len(plans)
     assert {plan.members for plan in plans} == {1, 3}
-    assert {plan.processes for plan in plans} == {1, 2, 3}
+    assert {plan.processes for plan in plans} == {1, 2, 3, 8}
+    assert {plan.shards for plan in plans} == {0, 2, 5, 16}
     assert {plan.transport for plan in plans} == {"grpc", "gateway"}
     assert {step.what for plan in plans for step in plan.faults} == set(FAULTS)
     written = {step.what for plan in plans for step in plan.writes}
@@ -53,7 +54,10 @@ def test_every_step_is_within_the_schedule_and_names_what_there_is() -> None:
     for plan in map(draw, SEEDS):
         for step in plan.faults:
             assert 0 <= step.at < LENGTH
-            assert step.args.get("process", "leader") in ("leader", *map(str, range(3)))
+            assert step.args.get("process", "leader") in (
+                "leader",
+                *map(str, range(plan.processes)),
+            )
             assert int(step.args.get("member", "0")) < plan.members
             if step.what in ("quorum", "move-leader"):
                 assert plan.members == 3
