@@ -46,7 +46,7 @@ class DecodeError(EtcdActionsError):
     Attributes:
         key: The etcd key, empty if the bytes did not come from etcd.
         revision: ``mod_revision`` of the value, 0 if it is not known.
-        reason: What is wrong, with the path of the field; truncated if it quotes much of the value.
+        reason: The problem, with the path of the field; truncated if it quotes much of the value.
         doubtful: Whether the value may be good, because the decoder failed for another reason, such
             as a lack of memory. Decoding it later may succeed.
     """
@@ -170,7 +170,7 @@ class InvalidArgument(ActionError):
 
     Attributes:
         field: The field, by its path in the request.
-        reason: What is wrong with it.
+        reason: The problem with the value.
     """
 
     def __init__(self, field: str, reason: str) -> None:

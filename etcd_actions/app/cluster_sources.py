@@ -1,4 +1,4 @@
-"""What the page shows of the packages above the service: health, lag, and the local executor."""
+"""State for the page from the packages above the service: health, lag, and the local executor."""
 
 from __future__ import annotations
 

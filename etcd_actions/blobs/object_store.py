@@ -27,7 +27,7 @@ T = TypeVar("T")
 _THREADS: Final = 32
 _BLOCK: Final = 4 << 20
 """Bytes of one request."""
-# What Flyte puts between a bucket and the path of outputs, to spread them.
+# Flyte inserts it between a bucket and the path of outputs, to spread them.
 _SHARD: Final = re.compile(r"@[a-z0-9]{2}")
 _LONGEST_REASON: Final = 500
 

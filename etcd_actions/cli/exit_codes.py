@@ -42,7 +42,11 @@ MEANINGS: tuple[tuple[str, str], ...] = (
     ("2", "a flag, a variable or the installation is unusable"),
     ("3", "etcd, or the service, cannot be reached (run and watch wait for etcd)"),
     ("4", "etcd, the service, or kubectl, rejects it: permission, authentication, quota"),
-    ("5", "the embedded etcd: data directory in use, no start, ended, not running"),
+    (
+        "5",
+        "the embedded etcd: its data directory is in use, it cannot start, it ended, or it is not "
+        "running",
+    ),
     ("6", "a file is unusable: it cannot be read or written, or has other contents"),
     ("7", "no such action or run"),
     ("8", "doctor found warnings, and nothing worse"),
@@ -82,11 +86,11 @@ _ADVICE: dict[type[errors.EtcdActionsError], dict[str, str]] = {
         "--endpoints",
         "certificate verification failed": "give the authority that signed etcd's certificate "
         "with --cacert",
-        "wants a client certificate": "give one that etcd's authority signed, with --cert and "
+        "requires a client certificate": "give one that etcd's authority signed, with --cert and "
         "--key",
         "does it use TLS?": "for an etcd without TLS leave out https:// and the settings of TLS: "
         "see config show",
-        "does it want TLS?": "if this etcd uses TLS, write https:// before its address, or give "
+        "does it require TLS?": "if this etcd uses TLS, write https:// before its address, or give "
         "--cacert",
         "": "is etcd running, and is this its address? See --endpoints",
     },

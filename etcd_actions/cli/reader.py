@@ -1,7 +1,7 @@
-"""What the reading commands read, by the methods of Flyte's RunService.
+"""Reads for the commands that show runs, by the methods of Flyte's RunService.
 
-One :class:`Reader` serves them with either source: the calls go to the service, or to the same
-methods in this process, on etcd. So both have equal results.
+One :class:`Reader` serves them with either source: it calls the service, or the same methods in
+this process, on etcd. So both have equal results.
 """
 
 from __future__ import annotations

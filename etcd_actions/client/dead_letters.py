@@ -59,7 +59,7 @@ class DeadLetterRequests(Requests):
         """Wait, without limit, until a request for another report is answered.
 
         Args:
-            pending: What :meth:`retry_dead_letter` returned.
+            pending: The result of :meth:`retry_dead_letter`.
 
         Returns:
             As :meth:`retry_dead_letter` with ``wait``.
@@ -88,7 +88,7 @@ class DeadLetterRequests(Requests):
 
     @request
     async def has_leader(self) -> bool:
-        """Return whether there is an elected leader, which retries dead letters.
+        """Return whether there is a leader, or an owner of a shard, which retries dead letters.
 
         A process that works without an election is not counted.
         """

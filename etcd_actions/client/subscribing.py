@@ -89,7 +89,7 @@ class Subscribing:
             yield subscription
 
     def unsubscribe(self, subscription: AnySubscription) -> None:
-        """End a subscription behind its pending updates.
+        """End a subscription after its pending updates.
 
         Raises:
             InvalidArgument: Another client opened it.
@@ -115,7 +115,7 @@ class Subscribing:
             return await self._lister.list_run_actions(subject.run, traces=True)
         if isinstance(subject, ActionId):
             known = await processor.families.read(
-                subject, self._keys, traces=True, since=subscription.awaited
+                subject, self._keys, traces=True, since=subscription.waiting
             )
             if known is not None:
                 return known

@@ -76,7 +76,7 @@ def _why_not_this_version(form: str, value: bytes) -> str | None:
     if value.startswith(magic):
         return None
     if len(value) < len(magic):
-        return f"{form} is malformed: truncated behind {len(value)} bytes"
+        return f"{form} is malformed: truncated after {len(value)} bytes"
     return (
         f"the value is {form} of version {value[3]}, and this etcd-actions reads version "
         f"{magic[3]}: update it"

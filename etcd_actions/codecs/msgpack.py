@@ -1,4 +1,4 @@
-"""MessagePack: the tree of the JSON form in standard msgpack, behind a magic of four bytes.
+"""MessagePack: the tree of the JSON form in standard msgpack, after a magic of four bytes.
 
 ``ff 4d 50 01`` ("MP" and the form's version), then one map, which any msgpack library reads:
 

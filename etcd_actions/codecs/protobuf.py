@@ -1,4 +1,4 @@
-"""Protobuf: the message of ``schemas/etcd_actions_taskaction.proto`` behind a magic.
+"""Protobuf: the message of ``schemas/etcd_actions_taskaction.proto`` after a magic.
 
 ``ff 50 42 01`` ("PB" and the form's version), then the message's length, then the message. The
 comments of the schema explain its fields, and why nothing is lost.
@@ -184,11 +184,11 @@ def _behind_length(value: bytes) -> bytes:
         shift += 7
         if shift > 28:
             raise ValueError("malformed length")
-    behind = len(value) - at - length
-    if behind < 0:
-        raise ValueError(f"truncated: {-behind} of {length} bytes are missing")
-    if behind > 0:
-        raise ValueError(f"{behind} bytes behind the message's end")
+    excess = len(value) - at - length
+    if excess < 0:
+        raise ValueError(f"truncated: {-excess} of {length} bytes are missing")
+    if excess > 0:
+        raise ValueError(f"{excess} bytes after the message's end")
     return value[at:]
 
 

@@ -1,6 +1,6 @@
 """The fields of a dead letter, and its stored form. No I/O.
 
-A key is ``<side>dead-letters/actions/<namespace>/<name>/<what>/<digest>`` for the object of a task
+A key is ``<own>dead-letters/actions/<namespace>/<name>/<what>/<digest>`` for the object of a task
 or a condition; for that of a trace ``actions`` is replaced by ``traces``. The digest is of the
 action's identity: two actions whose objects have the same key, one after the other, have a
 dead letter each. The value is JSON, so that people can read it with etcdctl. Only the state, for a

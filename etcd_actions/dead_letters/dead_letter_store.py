@@ -1,11 +1,11 @@
 """The leader's side of dead letters: it writes them, and receives the requests of operators.
 
 It watches their keys while this process leads. Each write compares the last known revision of the
-dead letter, so no change of another process is overwritten; a fenced store compares the leader's
-key, too. A write that etcd
-refuses raises: the turn of that action is repeated with a back-off, and until then nothing is
-marked. The same holds for a rejected call while etcd refuses to list the dead letters. An accepted
-terminal state is marked nevertheless: a user who may not read dead letters has not written one.
+dead letter, so no change of another process is overwritten. A fenced store compares the leader's
+key, too. A write that etcd refuses raises: the turn of that action is repeated after a back-off,
+and until then nothing is marked. A rejected call is treated equally while etcd refuses to list the
+dead letters. An accepted terminal state is marked nevertheless: a user who may not read dead
+letters has not written one.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class DeadLetterStatistics:
 
 
 class DeadLetterStore:
-    """See the module's text. Several tasks may call its methods, each for another action.
+    """Writes dead letters. Several tasks may call its methods, each for another action.
 
     A method that reads or writes raises :class:`~etcd_actions.errors.EtcdError` if a request
     failed, which may have been applied: the caller has to repeat the call.
@@ -245,7 +245,7 @@ class DeadLetterStore:
                 reason = "the object is deleted, and its state was not kept"
                 await self._answer(dead_letter, reason)
             elif last.update.key != key or self._key(last.update, dead_letter.what) != kv.key:
-                await self._answer(dead_letter, "what it keeps is about another action")
+                await self._answer(dead_letter, "its stored state belongs to another action")
             else:
                 action = kv.key.rpartition(b"/")[2]
                 found[action] = _newer(found[action], last) if action in found else last

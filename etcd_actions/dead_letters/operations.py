@@ -37,6 +37,7 @@ class DeadLetterOperations:
         self._store = store
         self._keys = DeadLetterKeys(keys)
         self._elections = KeyRange.of_prefix(keys.elections)
+        self._shards = KeyRange.of_prefix(keys.shards)
 
     async def list_dead_letters(self) -> list[DeadLetter]:
         """All dead letters of the prefix, at one revision, the oldest first."""
@@ -96,13 +97,16 @@ class DeadLetterOperations:
         return None
 
     async def delete(self, dead_letter: DeadLetter) -> bool:
-        """Delete a dead letter, unless it changed since it was read; whether it was deleted."""
+        """Delete a dead letter unless it changed since it was read; return whether it did."""
         kv = await self._store.get(dead_letter.dead_letter_key)
         if kv is None or kv.mod_revision != dead_letter.dead_letter_revision:
             return False
         return (await self._store.compare_and_delete(kv)).applied
 
     async def is_served(self) -> bool:
-        """Whether there is an elected leader, which repeats calls."""
+        """Whether there is a leader, or an owner of a shard, which repeats calls."""
         found = await self._etcd.range(self._elections, limit=1, keys_only=True)
-        return bool(found.kvs)
+        if not found.kvs:
+            found = await self._etcd.range(self._shards, keys_only=True)
+            return any(b"/owner/" in kv.key for kv in found.kvs)
+        return True

@@ -40,7 +40,7 @@ PERMITTED = Kind.ok("permissions")
 OPEN_TO_ALL = Kind.note(
     "authentication-off",
     "Every client that can connect to etcd can read and change everything.",
-    "etcdctl auth enable, or have etcd want client certificates: --client-cert-auth",
+    "etcdctl auth enable, or have etcd require client certificates: --client-cert-auth",
 )
 NO_USER = Kind.error(
     "user-missing",
@@ -49,8 +49,8 @@ NO_USER = Kind.error(
 )
 UNUSED_USER = Kind.note(
     "user-unused",
-    "A user is named, and etcd does not require one.",
-    "leave --user out, or: etcdctl auth enable",
+    "The settings name a user, and etcd does not require one.",
+    "omit --user, or: etcdctl auth enable",
 )
 WRONG_PASSWORD = Kind.error(
     "authentication-failed",
@@ -71,20 +71,20 @@ NO_WRITE = Kind.error(
 NO_OWN_KEYS = Kind.error(
     "own-keys-denied",
     "The process can elect no leader, save no checkpoint, and store no trace.",
-    "etcdctl role grant-permission --prefix=true <role> readwrite '<side>'",
+    "etcdctl role grant-permission --prefix=true <role> readwrite '<own>'",
 )
 TOO_WIDE = Kind.note(
     "permissions-too-wide",
-    "An attacker that takes over this process can change everything in etcd; it needs two "
-    "prefixes only.",
-    "create a user that may read and write '<prefix>' and '<side>' only: etcdctl role add "
+    "An attacker that takes over this process can change everything in etcd. The process needs "
+    "only two prefixes.",
+    "create a user that may read and write '<prefix>' and '<own>' only: etcdctl role add "
     "etcd-actions && etcdctl role grant-permission --prefix=true etcd-actions readwrite "
-    "'<prefix>' && etcdctl role grant-permission --prefix=true etcd-actions readwrite '<side>'",
+    "'<prefix>' && etcdctl role grant-permission --prefix=true etcd-actions readwrite '<own>'",
 )
 NOT_ANSWERED = Kind.error(
     "reads-fail",
     "etcd does not answer a linearizable read, which every list needs.",
-    "see whether most members are up and their disks keep up: etcdctl endpoint health --cluster",
+    "check that most members run and that their disks keep up: etcdctl endpoint health --cluster",
 )
 
 _ROOT = "root"
@@ -150,7 +150,7 @@ async def _try(subject: Subject, etcd: EtcdClient, *, guarded: bool) -> Access:
     names = {
         "role": role,
         "prefix": as_text(subject.watched_prefix),
-        "side": as_text(subject.own_prefix),
+        "own": as_text(subject.own_prefix),
     }
     try:
         # etcd checks the permission for the complete range.

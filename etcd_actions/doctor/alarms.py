@@ -13,9 +13,10 @@ from etcd_actions.etcd.endpoints import Endpoint
 NO_ALARM = Kind.ok("no-alarm")
 NO_SPACE = Kind.error(
     "alarm-nospace",
-    "etcd's quota is used up: no mark and no new action can be written until this is lifted.",
-    "etcdctl compact <revision> && etcdctl defrag --cluster && etcdctl alarm disarm; where the "
-    "live data is too much raise --quota-backend-bytes",
+    "etcd's quota is used up: no mark and no new action can be written until the alarm is "
+    "disarmed.",
+    "etcdctl compact <revision> && etcdctl defrag --cluster && etcdctl alarm disarm; if the "
+    "live data is too large, raise --quota-backend-bytes",
 )
 CORRUPT = Kind.error(
     "alarm-corrupt",
@@ -25,7 +26,7 @@ CORRUPT = Kind.error(
 )
 HIDDEN = Kind.note(
     "alarms-not-permitted",
-    "Whether there are alarms was not examined.",
+    "The alarms were not examined.",
     "run doctor as a user with the role root to have them examined",
 )
 

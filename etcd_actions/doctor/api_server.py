@@ -22,7 +22,7 @@ HELD = Kind.note(
     "finalizer-beside-api-server",
     "An API server that shares the prefix deletes these only once their terminal phase is "
     "recorded. If it ever encrypts actions at rest, none of them can be recorded or deleted.",
-    "nothing has to be done while it encrypts none; where it is to: run with --finalizer=false, "
+    "no action is needed while it encrypts none; before it does, run with --finalizer=false, "
     "then: etcd-actions release-finalizers",
 )
 NO_NAMESPACE = Kind.warning(
@@ -35,20 +35,20 @@ NAMESPACE_ENDS = Kind.warning(
     "namespace-terminating",
     "The API server deletes all objects in this namespace: an action that is enqueued there is "
     "deleted with it, and reported as ABORTED, or stays behind without a namespace.",
-    "enqueue into another: --namespace; see what the deletion waits for: kubectl get namespace "
-    "'<namespace>' -o yaml",
+    "enqueue into another: --namespace; to find what the deletion waits for: kubectl get "
+    "namespace '<namespace>' -o yaml",
 )
 NO_CRD = Kind.note(
     "crd-missing",
     "The API server does not serve TaskActions: its clients see none.",
-    "nothing has to be done unless they should; else apply Flyte's CRD taskactions.flyte.org",
+    "if its clients should see them, apply Flyte's CRD taskactions.flyte.org",
 )
 CRD_ENDS = Kind.warning(
     "crd-terminating",
     "The API server deletes all TaskActions: an action that is enqueued now is deleted, and "
     "reported as ABORTED, or stays behind when the API server serves none any more.",
-    "enqueue nothing until Flyte's CRD is applied again; see what the deletion waits for: kubectl "
-    "get crd taskactions.flyte.org -o yaml",
+    "enqueue nothing until Flyte's CRD is applied again; to find what the deletion waits for: "
+    "kubectl get crd taskactions.flyte.org -o yaml",
 )
 NOT_READ = Kind.note(
     "api-server-not-read",
@@ -67,7 +67,7 @@ class ApiServer:
     """The signs of an API server in the actions, and the checks of its own keys.
 
     Attributes:
-        namespaces: Those that have actions, 100 at most.
+        namespaces: The namespaces that have actions, at most 100.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""All checks, side by side; each has bounded time, and its failure stops no other."""
+"""Runs all checks in parallel. Each has limited time, and its failure does not stop another."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ from etcd_actions.etcd.endpoints import Endpoint
 
 FAILED = Kind.warning(
     "check-failed",
-    "Nothing is known of this part.",
+    "This part was not examined.",
     "run doctor again, with --log-level debug for details",
 )
 TOO_SLOW = Kind.warning(
     "check-timed-out",
-    "Nothing is known of this part.",
+    "This part was not examined.",
     "find out why etcd is slow, and run doctor again",
 )
 
@@ -79,7 +79,7 @@ async def examine(subject: Subject) -> list[Finding]:
     """Examine an etcd without changing it.
 
     The endpoints are examined first, then their cluster, through those that work. No check takes
-    longer than the limits allow. Cancelled, nothing is left behind.
+    longer than the limits allow. A cancellation leaves nothing behind.
 
     Returns:
         The findings, the worst first.
@@ -127,8 +127,8 @@ class _Examination:
                 checks["history"] = partial(compaction.check_history, subject, etcd, revision)
                 checks["values"] = partial(objects.check_objects, subject, etcd, server)
                 checks["dead letters"] = partial(dead_letters.check_dead_letters, subject, etcd)
-                checks["what is kept"] = partial(kept.check_kept, subject, etcd)
-                checks["the shards"] = partial(shards.check_shards, subject, etcd)
+                checks["own keys"] = partial(kept.check_kept, subject, etcd)
+                checks["shards"] = partial(shards.check_shards, subject, etcd)
                 for endpoint in usable:
                     check_response = partial(response.check_response, subject, endpoint)
                     checks[f"response of {endpoint}"] = check_response

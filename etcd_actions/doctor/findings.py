@@ -13,7 +13,7 @@ from etcd_actions.etcd.endpoints import Endpoint
 
 
 class Severity(enum.IntEnum):
-    """How bad a finding is."""
+    """The severity of a finding."""
 
     OK = 0
     """No action is needed."""
@@ -35,9 +35,9 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         severity: ``ok``, ``note``, ``warning`` or ``error``.
-        id: Its kind; the same in all releases.
+        id: Identifies its kind; it never changes.
         subject: The endpoints that it is about, separated by commas; empty for the cluster.
-        members: The same as a list.
+        members: These endpoints as a list.
         seen: The facts, with figures.
         meaning: Their consequence; empty if it is ``ok``.
         remedy: The remedy, with a command if there is one; empty if nothing has to be done.

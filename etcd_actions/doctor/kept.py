@@ -45,7 +45,7 @@ class _Tally:
 
     def take(self, kv: KeyValue) -> None:
         """Examine one key and its value."""
-        kind = as_text(kv.key[len(self.keys.side) :].partition(b"/")[0])
+        kind = as_text(kv.key[len(self.keys.own) :].partition(b"/")[0])
         self.counts[kind] += 1
         self.sizes[kind] += len(kv.key) + len(kv.value)
         try:
@@ -76,7 +76,7 @@ class _Tally:
 async def check_kept(subject: Subject, etcd: EtcdClient) -> list[Finding]:
     """Read these keys in pages, within the limit of time; `check_access` reports a refusal."""
     tally = _Tally(Keyspace(subject.prefix), subject.limits.examples)
-    keys = KeyRange.of_prefix(tally.keys.side)
+    keys = KeyRange.of_prefix(tally.keys.own)
     try:
         scanned = await scan(etcd, keys, subject.limits.scan_seconds, tally.take)
     except PermissionDenied:

@@ -32,35 +32,35 @@ STATUS_HIDDEN = Kind.note(
 LEADER = Kind.ok("leader")
 NO_LEADER = Kind.error(
     "no-leader",
-    "The member reaches no majority of its cluster: nothing can be read or written through it.",
+    "The member does not reach a majority of its cluster: it serves no read and no write.",
     "start the members that are down, or repair the network between them: etcdctl --endpoints "
     "<endpoint> member list",
 )
 QUORUM_LOST = Kind.error(
     "quorum-lost",
     "etcd needs more than half of its members: until then it answers no read and no write.",
-    "start the members that are down; where their data is gone: etcdctl snapshot restore, or "
-    "etcd --force-new-cluster on one member",
+    "start the members that are down; if their data is lost: etcdctl snapshot restore, or etcd "
+    "--force-new-cluster on one member",
 )
 MIXED_CLUSTERS = Kind.error(
     "mixed-clusters",
-    "The endpoints belong to different clusters: after a change of endpoint other data is read "
-    "and written.",
-    "name the members of one cluster only in --endpoints",
+    "The endpoints belong to different clusters: after a change of the endpoint, the process "
+    "reads and writes other data.",
+    "name only the members of one cluster in --endpoints",
 )
 LEARNER = Kind.warning(
     "learner",
     "A learner refuses most requests.",
-    "take it out of --endpoints, or: etcdctl member promote <member>",
+    "remove it from --endpoints, or: etcdctl member promote <member>",
 )
 LAGS = Kind.warning(
     "member-lags",
     "A watch through this member receives every change late.",
-    "see its disk and its network: etcdctl --endpoints <endpoint> endpoint status",
+    "check its disk and its network: etcdctl --endpoints <endpoint> endpoint status",
 )
 INCOMPLETE = Kind.note(
     "endpoints-incomplete",
-    "When the named endpoints fail, the others are not tried.",
+    "When the named endpoints fail, no other member is tried.",
     "--endpoints <endpoints>",
 )
 MEMBERS_HIDDEN = Kind.note(
@@ -71,7 +71,8 @@ MEMBERS_HIDDEN = Kind.note(
 VERSION = Kind.ok("version")
 UNKNOWN_VERSION = Kind.note(
     "version-unknown",
-    "Whether it has known bugs is not known; its answers to progress requests are not trusted.",
+    "Its version is unknown, and so are its bugs; its answers to progress requests are not "
+    "trusted.",
     "etcdctl --endpoints <endpoint> endpoint status",
 )
 LOSES_WRITES = Kind.error(
@@ -81,7 +82,7 @@ LOSES_WRITES = Kind.error(
 )
 HAS_BUGS = Kind.warning(
     "version-has-bugs",
-    "An update can be lost, or come late, by bugs of etcd that nothing works around.",
+    "Bugs of etcd can lose or delay an update; etcd-actions does not work around them.",
     "update etcd to <version> or later",
 )
 AVERTED_BUGS = Kind.note(
@@ -91,7 +92,7 @@ AVERTED_BUGS = Kind.note(
 )
 MIXED_VERSIONS = Kind.warning(
     "mixed-versions",
-    "The cluster works as its oldest member does, and has the bugs of all.",
+    "The cluster has the features of its oldest member, and the bugs of all members.",
     "finish the update of all members",
 )
 
@@ -124,7 +125,7 @@ class MemberSeen(NamedTuple):
 async def check_member(
     subject: Subject, reached: Reached
 ) -> tuple[MemberSeen | None, list[Finding]]:
-    """Examine one member; None instead of it if it does not answer."""
+    """Examine one member; returns None in its place if it does not answer."""
     endpoint = reached.endpoint
     try:
         status = await _read_status(subject, endpoint)
@@ -231,7 +232,7 @@ async def check_membership(subject: Subject, etcd: EtcdClient) -> list[Finding]:
 async def check_members(
     subject: Subject, reached: Sequence[Reached]
 ) -> tuple[list[MemberSeen], list[Finding]]:
-    """Examine all members, side by side, then compare them."""
+    """Examine all members in parallel, then compare them."""
     found = await side_by_side(partial(check_member, subject), reached)
     members = [member for member, _ in found if member is not None]
     findings = [each for _, of_member in found for each in of_member]

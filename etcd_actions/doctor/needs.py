@@ -9,15 +9,15 @@ from etcd_actions.doctor.findings import Kind
 
 DENIED = Kind.note(
     "commands-denied",
-    "These commands fail for this user; a user that only looks at actions needs none of them.",
+    "These commands fail for this user; a user that only reads actions needs none of them.",
     "etcdctl role grant-permission --prefix=true <role> readwrite '<prefix>' && etcdctl role "
-    "grant-permission --prefix=true <role> readwrite '<side>'; or give the commands --service, "
+    "grant-permission --prefix=true <role> readwrite '<own>'; or give the commands --service, "
     "which needs no etcd user",
 )
 
 
 class Allowed(NamedTuple):
-    """Permissions on the prefix of actions, and on that of this package's other keys."""
+    """Permissions on the prefix of actions, and on the prefix of this package's other keys."""
 
     read: bool = False
     write: bool = False
@@ -50,7 +50,7 @@ NEEDS: dict[str, Allowed] = {
     "run --executor": _ALL,
     "worker": _ALL,
 }
-"""What each command needs where it uses etcd itself; with ``--service`` it needs nothing."""
+"""The permissions of each command that uses etcd itself; with ``--service`` it needs none."""
 
 
 def denied(allowed: Allowed) -> Iterator[tuple[str, str]]:
@@ -63,7 +63,7 @@ def denied(allowed: Allowed) -> Iterator[tuple[str, str]]:
 
 
 def describe(allowed: Allowed) -> str:
-    """The commands that are denied, those with the same reason together; empty without any."""
+    """The denied commands, grouped by the missing permissions; empty if none is denied."""
     by_reason: dict[str, list[str]] = {}
     for command, lacking in denied(allowed):
         by_reason.setdefault(lacking, []).append(command)

@@ -25,14 +25,14 @@ ACTIONS = Kind.ok("actions")
 UNDECODABLE = Kind.error(
     "undecodable",
     "These actions are neither reported nor marked: their runs never end.",
-    "etcdctl get '<key>' --print-value-only, then let its writer write it as JSON, or delete it",
+    "etcdctl get '<key>' --print-value-only, then have its writer write it as JSON, or delete it",
 )
 OTHER_VERSION = Kind.note(
     "other-version",
     "An API server stores them at another version of the API than the known one. The known fields "
     "are read, and every write keeps the version and all other fields.",
-    "nothing has to be done; see which version is stored: kubectl get crd taskactions.flyte.org "
-    "-o yaml, and update etcd-actions where it is newer",
+    "no action is needed; the stored version: kubectl get crd taskactions.flyte.org -o yaml; "
+    "update etcd-actions if that version is newer",
 )
 UNREADABLE_VERSION = Kind.error(
     "undecodable-version",
@@ -46,41 +46,42 @@ ENCRYPTED = Kind.error(
     "encrypted-values",
     "An API server encrypts these actions at rest, and no other process can read them: they are "
     "neither reported nor marked, and those with our finalizer are never deleted.",
-    "take taskactions.flyte.org out of the API server's --encryption-provider-config and rewrite "
-    "them: kubectl get taskactions.flyte.org -A -o json | kubectl replace -f -; where they stay "
-    "encrypted run with --finalizer=false, and have the API server release them: etcd-actions "
-    "release-finalizers",
+    "remove taskactions.flyte.org from the API server's --encryption-provider-config and "
+    "rewrite them: kubectl get taskactions.flyte.org -A -o json | kubectl replace -f -; if "
+    "they stay encrypted, run with --finalizer=false, and have the API server release them: "
+    "etcd-actions release-finalizers",
 )
 MIXED_CODECS = Kind.warning(
     "mixed-codecs",
-    "A Kubernetes API server reads its own JSON only: with one value in another form, all its "
+    "A Kubernetes API server reads only its own JSON: with one value in another form, all its "
     "lists of the namespace fail.",
-    "have every writer below this prefix use --codec json, or keep API servers away from it",
+    "have every writer below this prefix use --codec json, or use no API server with it",
 )
 ODD_KEYS = Kind.warning(
     "odd-keys",
-    "The keys are not <prefix><namespace>/<name>: no action can have them, and a Kubernetes API "
-    "server stumbles over them.",
-    "see whether --prefix is right; else delete them: etcdctl del '<key>'",
+    "The keys are not <prefix><namespace>/<name>: no action can have them, and a Kubernetes "
+    "API server cannot process them.",
+    "check --prefix; if it is right, delete them: etcdctl del '<key>'",
 )
 ELSEWHERE = Kind.warning(
     "other-namespaces",
-    "--namespace-template names another namespace for these actions, which are not terminal: no "
-    "lookup by name finds them, no executor runs them, and nothing can be enqueued below them.",
-    "let them end without the template first; or end them, each root in its namespace: "
+    "--namespace-template makes another namespace for these actions, which are not terminal: "
+    "no lookup by name finds them, no executor runs them, and nothing can be enqueued below "
+    "them.",
+    "run them to their end without the template; or end them, each root in its namespace: "
     "etcd-actions abort <project>/<domain>/<run>/a0 --namespace <namespace>",
 )
 LARGE = Kind.warning(
     "large-values",
     "A value that grows above etcd's --max-request-bytes (1.5 MiB by default) cannot be written "
     "any more: no mark can be made.",
-    "raise --max-request-bytes, or have the writer keep less in it; the largest is '<key>'",
+    "raise --max-request-bytes, or have the writer store less in it; the largest is '<key>'",
 )
 WAITING = Kind.note(
     "unrecorded-endings",
-    "These actions are terminal, and wait for the run service to accept that. If no leader runs, "
-    "or this lasts for more than minutes, find out why.",
-    "etcd-actions list --unrecorded; see whether etcd-actions run is running, and see its log",
+    "These actions are terminal, and wait for the run service to accept that. If no leader "
+    "runs, or they wait for more than minutes, find the cause.",
+    "etcd-actions list --unrecorded; check that etcd-actions run is running, and read its log",
 )
 NOT_ALL = Kind.note(
     "values-not-all-read",
@@ -145,7 +146,7 @@ class _Tally:
             else:
                 self._note(WAITING, kv, f"{action.phase.name} since revision {kv.mod_revision}")
         elif right := self._elsewhere(action, namespace):
-            self._note(ELSEWHERE, kv, f"{action.phase.name}, belongs into {right}")
+            self._note(ELSEWHERE, kv, f"{action.phase.name}, belongs in {right}")
 
     def _note(self, kind: Kind, kv: KeyValue, text: str) -> None:
         self._examples[kind.id].add(kv.key, text)

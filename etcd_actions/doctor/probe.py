@@ -18,7 +18,7 @@ from etcd_actions.etcd.endpoints import Endpoint
 from etcd_actions.etcd.tls import ssl_context
 
 NO_CHECK_TIME = ssl.VerifyFlags(0x200000)
-"""OpenSSL's flag for taking an expired certificate; Python has no name for it."""
+"""OpenSSL's flag for accepting an expired certificate; Python has no name for it."""
 
 _CHUNK = 1 << 16
 

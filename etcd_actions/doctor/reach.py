@@ -1,4 +1,4 @@
-"""Whether an endpoint can be reached, and if not, why not."""
+"""Whether an endpoint can be reached, and the reason if it cannot."""
 
 from __future__ import annotations
 
@@ -29,52 +29,51 @@ NO_ADDRESS = Kind.error(
 )
 REFUSED = Kind.error(
     "connection-refused",
-    "The machine answers, and nothing listens on the port.",
-    "start etcd, or correct the port in --endpoints; etcd listens where its --listen-client-urls "
-    "says",
+    "The host is up, and nothing listens on the port.",
+    "start etcd, or correct the port in --endpoints; etcd listens at its --listen-client-urls",
 )
 NO_CONNECTION = Kind.error(
     "no-connection",
     "The machine cannot be reached.",
-    "see whether it is up and a firewall lets port <port> through: nc -vz <host> <port>",
+    "check that it is up and that no firewall blocks port <port>: nc -vz <host> <port>",
 )
 TLS_EXPECTED = Kind.error(
     "tls-expected",
-    "etcd accepts encrypted connections only, and the settings have plain ones.",
+    "etcd accepts only encrypted connections, and the settings have plain ones.",
     "write https://<endpoint> in --endpoints, and name the authority with --cacert",
 )
 TLS_NOT_SPOKEN = Kind.error(
     "tls-not-spoken",
-    "The settings have encrypted connections, and etcd accepts plain ones only.",
-    "write http://<endpoint> in --endpoints and leave --cacert, --cert and --key out, or give "
-    "etcd --cert-file and --key-file and https:// in --listen-client-urls",
+    "The settings have encrypted connections, and etcd accepts only plain ones.",
+    "write http://<endpoint> in --endpoints and omit --cacert, --cert and --key, or give etcd "
+    "--cert-file and --key-file and https:// in --listen-client-urls",
 )
 UNTRUSTED = Kind.error(
     "certificate-untrusted",
-    "etcd's certificate is not signed by an authority in use.",
+    "etcd's certificate is not signed by a trusted authority.",
     "give the file of the authority that signed it as --cacert",
 )
 WRONG_NAME = Kind.error(
     "certificate-wrong-name",
-    "etcd's certificate is good, and is not for this host.",
+    "etcd's certificate is valid, but not for this host.",
     "use one of its names in --endpoints, give one as --tls-server-name, or make a certificate "
     "that has <name> among its names",
 )
 EXPIRED = Kind.error(
     "certificate-expired",
     "etcd's certificate is not valid at this time.",
-    "renew it and put it in the place of etcd's --cert-file; where it is good, correct this "
-    "machine's clock",
+    "replace etcd's --cert-file by a renewed one; if the certificate is valid today, correct "
+    "this machine's clock",
 )
 EXPIRES_SOON = Kind.warning(
     "certificate-expires-soon",
-    "No connection can be opened any more when etcd's certificate has expired.",
-    "renew it and put it in the place of etcd's --cert-file: etcd reads it again",
+    "Once etcd's certificate has expired, no connection can be opened.",
+    "replace etcd's --cert-file by a renewed one; etcd reads it again",
 )
 NOT_VERIFIED = Kind.warning(
     "certificate-not-verified",
     "Any machine between this one and etcd can read and change everything.",
-    "leave --insecure-skip-tls-verify out, and name the authority with --cacert",
+    "omit --insecure-skip-tls-verify, and name the authority with --cacert",
 )
 CLIENT_CERTIFICATE_REQUIRED = Kind.error(
     "client-certificate-required",
@@ -90,7 +89,7 @@ CLIENT_CERTIFICATE_REFUSED = Kind.error(
 )
 TLS_FAILED = Kind.error(
     "tls-failed",
-    "The encryption could not be agreed upon.",
+    "The TLS handshake failed.",
     "openssl s_client -connect <endpoint>",
 )
 FILE_UNUSABLE = Kind.error(
@@ -100,10 +99,10 @@ FILE_UNUSABLE = Kind.error(
 )
 NO_ANSWER = Kind.error(
     "no-answer",
-    "The endpoint takes connections, and does not answer etcd's API.",
-    "see whether its process is stopped (ps shows state T: kill -SIGCONT), whether its log has "
-    "slow disks, whether it is an etcd, and whether a proxy before it passes HTTP/2; if only "
-    "HTTP/1.1 passes use --transport gateway",
+    "The endpoint accepts connections, and does not answer etcd's API.",
+    "check whether its process is stopped (ps shows state T: kill -SIGCONT), whether its log "
+    "reports slow disks, whether it is an etcd, and whether a proxy in front of it passes HTTP/2; "
+    "if only HTTP/1.1 passes, use --transport gateway",
 )
 
 # X509_V_ERR_* of OpenSSL.

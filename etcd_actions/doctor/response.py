@@ -17,20 +17,20 @@ FAST = Kind.ok("latency")
 SLOW = Kind.note(
     "latency-noticeable",
     "Every mark takes at least as long.",
-    "see the disk of the leader (etcd_disk_wal_fsync_duration_seconds in /metrics should stay "
-    "below 10 ms) and the network between the members",
+    "check the disk of the leader (etcd_disk_wal_fsync_duration_seconds in /metrics should "
+    "stay below 10 ms) and the network between the members",
 )
 VERY_SLOW = Kind.warning(
     "latency-high",
-    "Requests are about to time out; leaders may change for no other reason.",
+    "Requests are close to their timeout; that alone may make etcd's leader change.",
     "give etcd a disk of its own (etcd_disk_wal_fsync_duration_seconds in /metrics should stay "
-    "below 10 ms), and see the network between the members",
+    "below 10 ms), and check the network between the members",
 )
 WATCHES = Kind.ok("watch")
 NO_WATCH = Kind.error(
     "watch-fails",
     "Reads work, and changes cannot be followed.",
-    "see whether a proxy before etcd passes streams of HTTP/2; if only HTTP/1.1 passes use "
+    "check that a proxy in front of etcd passes HTTP/2 streams; if only HTTP/1.1 passes, use "
     "--transport gateway",
 )
 

@@ -1,4 +1,4 @@
-"""Reads all values of a range in bounded time, counts them by kind, keeps a few as examples."""
+"""Reads all values of a range in limited time, counts them by kind, and keeps a few examples."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Scanned(NamedTuple):
 async def scan(
     etcd: EtcdClient, keys: KeyRange, seconds: float, take: Callable[[KeyValue], object]
 ) -> Scanned:
-    """Call ``take`` with each key and value of a range, for at most so many seconds.
+    """Call ``take`` with each key and value of a range, for at most ``seconds``.
 
     Raises:
         EtcdError: A page cannot be read.
@@ -76,7 +76,7 @@ async def scan(
 
 
 async def side_by_side(check: Callable[[_T], Awaitable[_R]], items: Iterable[_T]) -> list[_R]:
-    """The results of one check for several items at once, in the order of the items."""
+    """Run one check for all items in parallel; the results are in the order of the items."""
     found: dict[int, _R] = {}
 
     async def call(index: int, item: _T) -> None:

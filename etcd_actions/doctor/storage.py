@@ -22,19 +22,19 @@ QUOTA_HIGH = Kind.warning(
 )
 QUOTA_FULL = Kind.error(
     "quota-nearly-full",
-    "etcd is about to refuse every write: no mark can be made then.",
+    "etcd is close to refusing every write; then no mark can be made.",
     "etcdctl compact <revision> && etcdctl --endpoints <endpoint> defrag, or raise "
     "--quota-backend-bytes",
 )
 QUOTA_UNKNOWN = Kind.note(
     "quota-unknown",
-    "How near the member is to refusing writes is not known: its page /metrics, which has the "
-    "quota, is not served here.",
+    "The distance to the quota is unknown: the member does not serve its page /metrics here, "
+    "which has the quota.",
     "compare the size with etcd's --quota-backend-bytes (2 GiB by default)",
 )
 FRAGMENTED = Kind.note(
     "defragment",
-    "Free space in the file counts against the quota until it is given back.",
+    "Free space in the file counts against the quota until a defragmentation releases it.",
     "etcdctl --endpoints <endpoint> defrag, one member at a time: it does not answer while that "
     "runs",
 )

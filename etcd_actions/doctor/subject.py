@@ -27,7 +27,7 @@ class Limits:
         lag: A member this many revisions behind the others lags.
         quota_warning: The part of the quota in use that is a warning.
         quota_error: The part of the quota in use that is an error.
-        wasted: Free space in the database file that is worth a defragmentation.
+        wasted: The free space in the database file from which a defragmentation is recommended.
         long_history: A store with this many revisions should have been compacted.
         short_history: With fewer revisions than this, a short disconnect needs a relist.
         slow_note: The median time of a read that is a note.
@@ -61,7 +61,7 @@ class Subject:
         settings: How to connect; each of the endpoints is examined.
         prefix: The part of the keys before ``<namespace>/<name>``.
         namespace: The only namespace to examine; None for all.
-        template: Names the namespace of each action; None if an action may be in any.
+        template: Makes the namespace of each action; None if an action may be in any namespace.
         limits: The thresholds.
         clock: The time of this machine, in seconds since 1970.
     """
@@ -86,7 +86,7 @@ class Subject:
     @property
     def own_prefix(self) -> bytes:
         """The prefix of this package's other keys."""
-        return Keyspace(self.prefix).side
+        return Keyspace(self.prefix).own
 
     @property
     def probe(self) -> bytes:

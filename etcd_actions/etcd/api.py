@@ -219,7 +219,7 @@ class Status(NamedTuple):
 
     Sizes are in bytes: ``db_size`` is the file's, ``db_size_in_use`` the size after a
     defragmentation. ``db_size_quota`` is 0 before etcd 3.6. ``errors`` has its alarms and the lack
-    of a leader, in words.
+    of a leader, as text.
     """
 
     version: str

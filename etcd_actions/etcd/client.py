@@ -278,7 +278,7 @@ class EtcdClient:
 
     @property
     def _who(self) -> str:
-        """The user that etcd checks for this client, in words."""
+        """The user that etcd checks for this client, as text."""
         if self._settings.user is None:
             return "the user of the client's certificate"
         return f"user {self._settings.user.name!r}"

@@ -96,7 +96,7 @@ class GroupCommitStatistics:
 async def open_group_commit(
     etcd: Etcd, containment: Containment | None = None
 ) -> AsyncIterator[GroupCommit]:
-    """Write small transactions together; see the module's text.
+    """Write small transactions together; see the module docstring.
 
     Leaving the context sends the transactions that wait. After an exception or a cancellation the
     transactions in flight may have been applied, those that wait are not sent, and the tasks that
@@ -272,7 +272,11 @@ class GroupCommit:
             size += member.size
 
     def _next_reads(self, group: list[Read]) -> bool:
-        """Move waiting members into ``group``, as many as fit into one request; whether any."""
+        """Move waiting members into ``group``, as many as fit into one request.
+
+        Returns:
+            Whether it moved any.
+        """
         waiting = self._reads.waiting
         gets: set[Get] = set()
         while waiting and len(group) < _MOST_MEMBERS:

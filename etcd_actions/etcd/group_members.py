@@ -220,7 +220,7 @@ class Touched:
         self._read_spans = _Spans()
 
     def add(self, member: Write) -> bool:
-        """Add the keys of a member, unless they overlap those here; whether it was added."""
+        """Add the keys of a member unless they overlap those here; return whether it did."""
         touches = member.touches
         if touches is None:
             key = member.key

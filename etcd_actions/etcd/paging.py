@@ -105,7 +105,7 @@ async def read_pages(
             return
         if next_ is None:
             # As the end of the list, this would mean that all further keys are deleted.
-            raise Unavailable("a page of a list is empty, and says that there is more")
+            raise Unavailable("a page of a list is empty, although etcd reports more keys")
         keys, limit = next_
 
 

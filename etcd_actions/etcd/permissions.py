@@ -1,4 +1,4 @@
-"""The permissions that a request needs, in words.
+"""The permissions that a request needs, as text.
 
 etcd reports only "permission denied". Its rules: a read, and each compare of a transaction, needs
 ``read`` on all of its range; a write needs ``write``; a watch needs ``read``. One permission must

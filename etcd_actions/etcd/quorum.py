@@ -149,5 +149,5 @@ async def _call(
                 if member.client_urls:
                     _start(settings, parse_endpoints(member.client_urls[0])[0], answers, nursery)
     except (EtcdError, ConfigError):
-        # Whatever is not answered leaves this member, or the list of the others, unknown.
+        # A request without an answer leaves this member, or the list of the others, unknown.
         return

@@ -87,7 +87,7 @@ def explained(problem: str) -> str:
     if found := _VERIFICATION.search(problem):
         return f"certificate verification failed: {found['why'] or 'see the ca'}"
     if _OWN_CERTIFICATE.search(problem):
-        return f"the server wants a client certificate, or another one ({problem})"
+        return f"the server requires a client certificate, or another one ({problem})"
     if _NO_TLS.search(problem):
         return f"the server ended the TLS handshake; does it use TLS? ({problem})"
     return problem

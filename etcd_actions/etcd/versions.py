@@ -43,7 +43,7 @@ class Effect(enum.Enum):
     LOST_WRITES = "an acknowledged write can be lost when a member is killed"
     DIVERGENCE = "the members of a cluster can come to hold different data"
     WATCH = "a watch can miss, repeat or misorder events"
-    PROGRESS = "what a watch says of its progress can be wrong"
+    PROGRESS = "the progress that a watch reports can be wrong"
     STALE_READ = "a linearizable read can be answered with old data"
 
 
@@ -53,7 +53,7 @@ class KnownBug:
 
     Attributes:
         number: The issue, or pull request, of github.com/etcd-io/etcd.
-        effect: What kind of harm it does.
+        effect: The kind of harm.
         consequence: The consequence, in a line.
         affected: The versions that have it, from the first (included) to the one that fixes
             it (excluded), for each line of releases.

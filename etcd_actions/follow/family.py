@@ -82,7 +82,7 @@ class _Family(NamedTuple):
 
 
 class FamilyReader:
-    """See the module's text.
+    """Reads an action and its children.
 
     Args:
         store: Reads the actions.

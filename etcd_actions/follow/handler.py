@@ -76,7 +76,7 @@ class ReportQueue(Protocol):
 
 
 class Handler:
-    """The sink of the processor's reflector; see the module's text.
+    """The sink of the processor's reflector; see the module docstring.
 
     Args:
         index: Notes the facts of each change.
@@ -208,7 +208,7 @@ class Handler:
             self._index.note(newest)
 
     async def _recheck(self) -> None:
-        """Handle values again whose decoder failed unexpectedly, as for want of memory."""
+        """Handle values again whose decoder failed unexpectedly, as for lack of memory."""
         while True:
             await trio.sleep(_RECHECK)
             for change in self._set_aside.doubtful():
@@ -222,10 +222,10 @@ class Handler:
         """Decode a change, note its facts in the index, and deliver it.
 
         If a receiver accepted the last state, summary and object are decoded in one pass.
-        Otherwise only the summary is, and the object once a receiver accepts it: of a list few are
-        accepted. A value that cannot be decoded is counted, logged and set aside until the next
-        good write of its key. If the decoder failed for another reason, it is called again each
-        minute.
+        Otherwise only the summary is decoded, and the object once a receiver accepts it: the
+        receivers accept few states of a list. A value that cannot be decoded is counted, logged
+        and set aside until the next good write of its key. If the decoder failed for another
+        reason, it is called again each minute.
         """
         key = change.kv.key
         if not change.kv.version:

@@ -47,7 +47,7 @@ class Watching(Protocol):
 
 
 class _Siblings:
-    """The facts of the keys that differ only behind the last slash, by that last part."""
+    """The facts of the keys that differ only after the last slash, by that last part."""
 
     __slots__ = ("children", "facts")
 

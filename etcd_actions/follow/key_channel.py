@@ -136,7 +136,7 @@ class KeyChannel(trio.abc.ReceiveChannel[Change]):
                     return found
 
     def close(self) -> None:
-        """Drop the pending changes and end the channel; twice is harmless."""
+        """Drop the pending changes and end the channel. Idempotent."""
         self._forget(len(self.pending))
         if not self._ended:
             self._ended = True

@@ -35,7 +35,7 @@ _RECORDED, _DELETING, _HELD, _HELD_BY_OTHERS, _STRAY, _CONDITION, _TEXT = (
 )
 
 _Texts = tuple[str, str, str, str, str, str, str | None]
-"""Project, domain, organisation, version, pool, the output location before and behind the run."""
+"""Project, domain, organisation, version, pool, the output location before and after the run."""
 
 
 class Packing:

@@ -186,7 +186,7 @@ class Subscription(trio.abc.ReceiveChannel[Item_co]):
                 return update
 
     async def aclose(self) -> None:
-        """End the subscription; twice is harmless."""
+        """End the subscription. Idempotent."""
         if not self._closed:
             self._closed = True
             self._drop()
@@ -198,7 +198,7 @@ class Subscription(trio.abc.ReceiveChannel[Item_co]):
         """Deliver the snapshot that was read at ``revision``; later only newer updates.
 
         If the store was replaced since the subscription was opened, the snapshot may be of either
-        store. Then all updates that arrived are delivered behind it.
+        store. Then all updates that arrived are delivered after it.
         """
         before = self._count()
         self._snapshot.extend(states)
@@ -224,7 +224,7 @@ class Subscription(trio.abc.ReceiveChannel[Item_co]):
         )
         self._backlog.updates += self._count() - before
 
-    def awaited(self) -> list[ActionUpdate]:
+    def waiting(self) -> list[ActionUpdate]:
         """The updates that wait for the snapshot."""
         return list(self._pending.values()) if self._awaits_snapshot else []
 
@@ -326,7 +326,7 @@ class Subscriptions:
         return subscription
 
     def unsubscribe(self, subscription: AnySubscription) -> None:
-        """End a subscription behind its pending updates. Twice is harmless.
+        """End a subscription after its pending updates. Idempotent.
 
         Raises:
             InvalidArgument: It is the subscription of another client.
@@ -366,7 +366,7 @@ class Subscriptions:
                 subscription._forget_revisions()
 
     def end(self) -> None:
-        """End all subscriptions, each behind its pending updates."""
+        """End all subscriptions, each after its pending updates."""
         for subscriptions in self._by_topic.values():
             for subscription in subscriptions:
                 subscription._end()

@@ -8,7 +8,7 @@ arrives, see :mod:`etcd_actions.follow.handler`.
 - **Short-lived.** A key has a channel only while it has work, so memory and cost follow the
   work and not the number of keys.
 - **Conflating.** Dispatching never waits. A put replaces an unhandled put of the same
-  incarnation (``create_revision``). A delete, or a put of another incarnation, is queued behind
+  incarnation (``create_revision``). A delete, or a put of another incarnation, is queued after
   it. If a key is deleted and recreated faster than it is handled, and has more than 16 changes,
   those before its last delete are dropped.
 - **Bounded.** Above ``soft_bytes`` the values of newly dispatched puts are dropped and read
@@ -118,7 +118,7 @@ class WorkQueueStatistics:
 
 
 class WorkQueue:
-    """See the module's text.
+    """Hands the changes of each key to a handler, in order.
 
     Run :meth:`worker` in one task for each handler that may run at a time, or have
     :meth:`start_workers` start these tasks when they are needed. Run :meth:`retry_failed` in one.

@@ -310,7 +310,7 @@ class Channel:
                 except CallFailed as failure:
                     attempt.failure = failure.details
                     if failure.details == CLOSED and self.target.tls is None:
-                        attempt.failure += " at once; does it want TLS?"
+                        attempt.failure += " at once; does it require TLS?"
                     return
             if attempt.live is None:
                 attempt.failure = f"no HTTP/2 within {limit:g} s"

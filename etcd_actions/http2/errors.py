@@ -71,7 +71,7 @@ class CallFailed(Exception):
 
     Attributes:
         code: The status; chosen here if the server sent none.
-        details: The reason, in words.
+        details: The reason as text.
         not_done: Whether the server certainly did nothing: the call was not sent, or the server
             refused the stream.
         answered: Whether the server itself ended the call with this status.

@@ -106,7 +106,7 @@ class Exchange:
         try:
             return self._reader.take()
         except CallFailed as failure:
-            # The limits of the messages behind it are unknown.
+            # The limits of the messages after it are unknown.
             self._failure = self._failure or failure
             self._stream.chunks.clear()
             self._stream.size = 0

@@ -1,4 +1,4 @@
-"""What a client sends on one connection: frames in order, and data that waits for a window."""
+"""The send side of a connection: queued frames, and data that waits for a window."""
 
 from __future__ import annotations
 

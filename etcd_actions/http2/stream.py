@@ -26,7 +26,7 @@ class Stream:
         size: Bytes in ``chunks``.
         consumed: Bytes that the reader consumed and that the server was not granted again.
         unsent: Data that waits for a window.
-        unsent_end: Whether the end of the stream waits behind it.
+        unsent_end: Whether the end of the stream follows it.
         sent_end: Whether the end was sent.
         ended: Whether nothing more arrives.
         failure: Why it ended, if the server did not end it itself.

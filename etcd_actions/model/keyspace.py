@@ -19,20 +19,21 @@ OWN_PREFIX: Final = b"/etcd-actions/"
 
 @final
 class Keyspace:
-    """The keys under one prefix: of one namespace, or of one for each project and domain.
+    """The keys under one prefix, in one namespace or in a namespace for each project and domain.
 
     Args:
         prefix: The part before ``<namespace>/<name>`` in the keys of Flyte's objects.
         namespace: The Kubernetes namespace of all actions.
-        template: Names the namespace of each action instead.
+        template: Makes the namespace of each action instead of ``namespace``.
 
     All attributes but ``namespace``, ``deployment`` and those of Flyte's objects are prefixes of
-    this package's own keys. After the first six ``<namespace>/<name>`` follows.
+    this package's own keys. After each prefix from ``traces`` to ``histories``,
+    ``<namespace>/<name>`` follows.
 
     Attributes:
         prefix: The part before ``<namespace>/<name>`` in the keys of Flyte's objects.
         namespace: The namespace of all actions; None if there is a template.
-        side: The prefix of all own keys that belong to ``prefix``.
+        own: The prefix of all own keys that belong to ``prefix``.
         traces: Traces.
         aborts: Markers of aborts.
         claims: Claims of executors.
@@ -61,23 +62,23 @@ class Keyspace:
         self.prefix = prefix
         self._template = template
         self.namespace: str | None = namespace if template is None else None
-        self.side: bytes = OWN_PREFIX + prefix.lstrip(b"/")
-        self.traces: bytes = self.side + b"traces/"
-        self.aborts: bytes = self.side + b"aborts/"
-        self.claims: bytes = self.side + b"claims/"
-        self.workers: bytes = self.side + b"workers/"
-        self.dead_letters: bytes = self.side + b"dead-letters/"
-        self.elections: bytes = self.side + b"election/"
-        self.shards: bytes = self.side + b"shards/"
-        self.runs: bytes = self.side + b"runs/"
-        self.run_tasks: bytes = self.side + b"run-tasks/"
-        self.histories: bytes = self.side + b"history/"
-        self.tasks: bytes = self.side + b"tasks/"
-        self.projects: bytes = self.side + b"projects/"
-        self.catalog: bytes = self.side + b"catalog/"
-        self.images: bytes = self.side + b"images/"
-        self.signing: bytes = self.side + b"signing/"
-        self.deployment: bytes = self.side + b"deployment"
+        self.own: bytes = OWN_PREFIX + prefix.lstrip(b"/")
+        self.traces: bytes = self.own + b"traces/"
+        self.aborts: bytes = self.own + b"aborts/"
+        self.claims: bytes = self.own + b"claims/"
+        self.workers: bytes = self.own + b"workers/"
+        self.dead_letters: bytes = self.own + b"dead-letters/"
+        self.elections: bytes = self.own + b"election/"
+        self.shards: bytes = self.own + b"shards/"
+        self.runs: bytes = self.own + b"runs/"
+        self.run_tasks: bytes = self.own + b"run-tasks/"
+        self.histories: bytes = self.own + b"history/"
+        self.tasks: bytes = self.own + b"tasks/"
+        self.projects: bytes = self.own + b"projects/"
+        self.catalog: bytes = self.own + b"catalog/"
+        self.images: bytes = self.own + b"images/"
+        self.signing: bytes = self.own + b"signing/"
+        self.deployment: bytes = self.own + b"deployment"
 
     def namespace_of(self, action_id: ActionId | RunId) -> str:
         """The namespace of an action or a run, by its project and domain.
@@ -91,7 +92,7 @@ class Keyspace:
         return self._template.namespace_of(action_id.project, action_id.domain)
 
     def of(self, action_id: ActionId | RunId) -> Keyspace:
-        """The keys of one namespace: that of a run, and of all its actions.
+        """The keyspace of one namespace: the namespace of a run and of all its actions.
 
         Raises:
             InvalidArgument: The template makes no valid namespace of its project and domain.
@@ -99,11 +100,11 @@ class Keyspace:
         return self if self._template is None else self.within(self.namespace_of(action_id))
 
     def within(self, namespace: str) -> Keyspace:
-        """The keys of one namespace under the same prefix."""
+        """The keyspace of one namespace under the same prefix."""
         return Keyspace(self.prefix, namespace)
 
     def below(self, prefix: bytes) -> bytes:
-        """The prefix of all keys of one kind: in the one namespace, or in all if it has a template.
+        """The prefix of all keys of one kind; with a template, in all namespaces.
 
         Args:
             prefix: The kind, such as ``claims``.
@@ -139,8 +140,8 @@ class Keyspace:
         return object_key(self.histories, self.namespace_of(action_id), action_id.object_name)
 
     def checkpoint(self, watched: str | None) -> bytes:
-        """The key of the checkpoint of leaders that watch a namespace, with None all of them."""
-        return self.side + b"position/" + (watched or "*").encode()
+        """The key of the checkpoint of leaders that watch a namespace; None for all namespaces."""
+        return self.own + b"position/" + (watched or "*").encode()
 
     def election(self, watched: str | None) -> bytes:
         """The prefix of the election of these leaders."""

@@ -8,7 +8,7 @@ an annotation with the label, which identifies the accepted state::
 
 Its parts are phase and attempt; the key's ``create_revision``, 0 if it was not known; a digest of
 the action's identity and uid; and, if there is any, a digest of error, signal and a trace's
-output. The output of another action follows from the rest.
+output. A task's output location is not in it: run and attempt determine it.
 
 `read_state` has the rules for the state of an object with the label.
 """
@@ -83,12 +83,12 @@ def subject_digest(project: str, domain: str, run: str, action: str, uid: str) -
 
 
 def details_digest(error: ErrorLike | None, signal: str, output: str) -> str:
-    """A digest of the rest of a terminal state, besides phase and attempt; empty without a rest.
+    """A digest of error, signal and output of a terminal state; empty if it has none of them.
 
     Args:
-        error: Why it failed.
+        error: The error of a failed action.
         signal: Base64 of the value of a condition.
-        output: The directory of a trace's output; of other actions empty.
+        output: The directory of a trace's output; empty for other actions.
     """
     if error is None and not signal and not output:
         return ""
@@ -102,9 +102,9 @@ def mark_text(phase: Phase, attempts: int, create_revision: int, subject: str, d
     Args:
         phase: The terminal phase.
         attempts: The attempt; 0, not counted, is the first.
-        create_revision: The key's, 0 if it is not known.
-        subject: Of `subject_digest`.
-        details: Of `details_digest`.
+        create_revision: The ``create_revision`` of the key, 0 if it is not known.
+        subject: The result of `subject_digest`.
+        details: The result of `details_digest`.
     """
     text = f"{phase.name}/{max(attempts, 1)} {create_revision} {subject}"
     return f"{text} {details}" if details else text
@@ -133,9 +133,9 @@ def read_state(
         mark: The annotation; None if there is none.
         phase: The phase of the conditions.
         attempts: The attempt in the status.
-        create_revision: The key's; 0, not known, fits any mark.
-        subject: Of `subject_digest`.
-        details: Of `details_digest`.
+        create_revision: The ``create_revision`` of the key; 0, not known, fits any mark.
+        subject: The result of `subject_digest`.
+        details: The result of `details_digest`.
     """
     if mark is None:
         return State(phase, attempts, phase.is_terminal, stray=not phase.is_terminal)

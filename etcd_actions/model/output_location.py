@@ -91,7 +91,8 @@ class _Base(NamedTuple):
     opaque: bool = False
 
 
-# What follows is net/url of Go: parse, setFragment, parseAuthority, String, shouldEscape.
+# The rest of this module follows Go's net/url: parse, setFragment, parseAuthority, String,
+# shouldEscape.
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
 _LOCAL = re.compile(r"(?:file://)?/(?!/)[^?#\x00-\x1f\x7f]+")

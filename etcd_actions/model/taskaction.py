@@ -212,8 +212,8 @@ _NO_STATUS = TaskActionStatus()
 class ActionObject(msgspec.Struct, rename="camel", frozen=True, gc=False, omit_defaults=True):
     """One action of a run, as stored.
 
-    An API server may store another version of the API than `API_VERSION`. Of such an object the
-    known fields are read.
+    An API server may store another version of the API than `API_VERSION`. The known fields of such
+    an object are read.
     """
 
     api_version: str

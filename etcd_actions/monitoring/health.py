@@ -19,7 +19,7 @@ from etcd_actions.watch import ReflectorStatistics
 _CALL_ETCD_EVERY = 1.0
 _ETCD_ANSWERS_WITHIN = 2.0
 _STREAM_FAILURES = 3
-"""Failures in a row from which a stream counts as lost: one is normal, as at a restart of etcd."""
+"""A stream counts as lost after this many failures in a row; a restart of etcd causes one."""
 _PARKED_AGAIN = 10.0
 """Seconds for which a unit that has failed repeatedly may be parked."""
 _PARKED_ONCE = 90.0
@@ -36,8 +36,8 @@ class Check:
 
     Attributes:
         name: The part that it is about.
-        reason: Why it does not hold; empty if it holds.
-        is_vital: Whether the process is not ready without it; else it is ready, and degraded.
+        reason: Why it fails; empty if it passes.
+        is_vital: Whether its failure makes the process not ready; otherwise, degraded.
     """
 
     name: str
@@ -46,26 +46,26 @@ class Check:
 
     @property
     def ok(self) -> bool:
-        """Whether it holds."""
+        """Whether it passes."""
         return not self.reason
 
 
 class Health:
     """Checks a client and its etcd.
 
-    Each check is a unit of :mod:`etcd_actions._internal.containment`: if it raises, it has failed
-    with that reason, and the other checks are made.
+    Each check is a unit of :mod:`etcd_actions._internal.containment`: if it raises, it fails with
+    that reason, and the other checks still run.
 
     Args:
         client: The client that is checked.
         etcd: Its connection.
         prefix: A key below which it may read.
-        silence_limit: How many seconds etcd's stream may have been silent.
-        failing_for: How many seconds a handler may fail.
+        silence_limit: Seconds for which etcd's stream may be silent.
+        failing_for: Seconds for which a handler may fail.
 
     Attributes:
         draining: Whether the process is about to end.
-        quorum_loss: Returns how etcd's quorum was lost, as ``QuorumMonitor.loss``.
+        quorum_loss: Returns the reason if etcd has lost its quorum, as ``QuorumMonitor.loss``.
     """
 
     def __init__(
@@ -91,12 +91,12 @@ class Health:
 
     @property
     def is_serving(self) -> bool:
-        """Whether clients should call; makes the checks that need no call to etcd."""
+        """Whether clients should call; runs the checks that need no call to etcd."""
         return not self.draining and all(check.ok for check in self._local_checks())
 
     @property
     def is_ready(self) -> bool:
-        """Whether all checks pass; for etcd, its last answer counts."""
+        """Whether all vital checks pass; uses the last answer of etcd."""
         return self.is_serving and self._answer.ok
 
     def lag(self, reflector: ReflectorStatistics) -> Lag:
@@ -105,7 +105,7 @@ class Health:
         return self._heads.lag(reflector.revision, trio.current_time(), patience)
 
     async def ready(self) -> list[Check]:
-        """Make all checks; calls etcd at most once a second. Cancelled, nothing changes."""
+        """Run all checks; calls etcd at most once a second. A cancellation changes nothing."""
         # An undecodable value affects one action only, and no other process could decode it.
         values = replace(self._made("values", self._values), is_vital=False)
         # Clients are served nevertheless, and another process may record.

@@ -27,7 +27,8 @@ class Lag(NamedTuple):
 class Heads:
     """The newest revisions of a store, and the times at which they were first read.
 
-    Each is kept until the watch has reached it, a few hundred at most. The oldest decides the lag.
+    Each is kept until the watch has reached it, at most a few hundred. The oldest gives the lag in
+    seconds.
     """
 
     def __init__(self) -> None:

@@ -50,8 +50,8 @@ class Metrics(Collector):
         health: The health of the process.
 
     Attributes:
-        server: Returns the statistics of the server; None without a server. So do `executor`,
-            `collected` (the collector of runs) and `swept` (the collector of uploads).
+        server: Returns the statistics of the server; None without a server. Equally `executor`,
+            `collected` (of the collector of runs) and `swept` (of the collector of uploads).
         listeners: Return the statistics of each HTTP listener, by its name.
         lines_dropped: Returns how many log lines were lost; None if they are not counted.
         members: Reads the states of etcd's members; None if they are not read.
@@ -74,7 +74,7 @@ class Metrics(Collector):
         await self._health.ready()
         if self.members is not None:
             self._member_states = await self.members()
-        # One by one: a metric that cannot be written hides no other.
+        # Separately: a metric that cannot be written does not remove another.
         return b"".join(self._written(metric) for metric in self.collect())
 
     def _written(self, metric: Metric) -> bytes:
@@ -104,7 +104,7 @@ class Metrics(Collector):
             ("platform", PLATFORM_COLLECTOR.collect),
             ("gc", GC_COLLECTOR.collect),
         ):
-            # A part that fails loses the rest of its own metrics only.
+            # A part that fails loses only the rest of its own metrics.
             with self._client.containment.unit("metric", name):
                 yield from metrics()
 
@@ -129,7 +129,7 @@ def _of_optional(
 def _of_build() -> Iterator[Metric]:
     yield _gauge("etcd_actions_build_info", "The version.", {__version__: 1}, "version")
     tasks = trio.lowlevel.current_statistics().tasks_living
-    yield _gauge("etcd_actions_trio_tasks", "Trio's tasks, all that are open.", tasks)
+    yield _gauge("etcd_actions_trio_tasks", "Trio's tasks of the process.", tasks)
 
 
 def _of_members(states: Sequence[MemberState]) -> Iterator[Metric]:
@@ -139,14 +139,14 @@ def _of_members(states: Sequence[MemberState]) -> Iterator[Metric]:
 
 
 def _of_log(lines_dropped: int) -> Iterator[Metric]:
-    text = "Writes to standard error that it did not take."
+    text = "Log writes that standard error did not accept."
     yield _counter("etcd_actions_log_lines_dropped", text, lines_dropped)
 
 
 def _of_collected(collected: Removed) -> Iterator[Metric]:
     yield _counter(
         "etcd_actions_collected",
-        "Parts deleted of runs that ended long ago.",
+        "Deleted parts of runs that ended long ago.",
         {
             "run": collected.records,
             "history": collected.histories,
@@ -155,7 +155,7 @@ def _of_collected(collected: Removed) -> Iterator[Metric]:
         },
         "kind",
     )
-    text = "Keys and values in etcd that were deleted with these."
+    text = "Bytes of the keys and values in etcd that were deleted with these runs."
     yield _counter("etcd_actions_collected_bytes", text, collected.bytes)
 
 
@@ -176,7 +176,7 @@ def _of_swept(swept: SweepResult) -> Iterator[Metric]:
 
 def _of_watch(statistics: WatchingStatistics, health: Health) -> Iterator[Metric]:
     reflector = statistics.reflector
-    yield _gauge("etcd_actions_ready", "Whether /readyz says so.", health.is_ready)
+    yield _gauge("etcd_actions_ready", "Whether /readyz responds with 200.", health.is_ready)
     text = "Whether etcd lost its quorum."
     yield _gauge("etcd_actions_quorum_lost", text, bool(health.quorum_loss()))
     if reflector is None:
@@ -186,11 +186,11 @@ def _of_watch(statistics: WatchingStatistics, health: Health) -> Iterator[Metric
         "etcd_actions_watch_synced", "Whether the first list was delivered.", reflector.synced
     )
     yield _gauge("etcd_actions_watch_streaming", "Whether a stream is open.", reflector.streaming)
-    yield _gauge("etcd_actions_watch_revision", "All up to it was delivered.", reflector.revision)
-    text = "How far behind the store's newest revision that is, if for more than a moment."
+    yield _gauge("etcd_actions_watch_revision", "The delivered revision.", reflector.revision)
+    text = "Revisions from it to the store's newest one, if it lags for more than a moment."
     yield _gauge("etcd_actions_watch_lag_revisions", text, lag.revisions)
     yield _gauge("etcd_actions_watch_lag_seconds", "For how long it has been behind.", lag.seconds)
-    text = "Since etcd last sent a message."
+    text = "Seconds since etcd last sent a message."
     yield _gauge("etcd_actions_watch_silence_seconds", text, reflector.silence)
     yield _gauge("etcd_actions_watch_keys", "Number of keys that exist.", reflector.keys)
     yield _counter("etcd_actions_watch_events", "Changes that were delivered.", reflector.events)
@@ -200,15 +200,13 @@ def _of_watch(statistics: WatchingStatistics, health: Health) -> Iterator[Metric
     yield _counter("etcd_actions_watch_relists", text, reflector.relists, "reason")
     text = "Values that could not be decoded."
     yield _counter("etcd_actions_decode_errors", text, statistics.decode_errors)
-    text = "Keys that hold such a value now."
+    text = "Keys whose present value cannot be decoded."
     yield _gauge("etcd_actions_undecodable_keys", text, len(statistics.undecodable))
 
 
 def _of_writes(writes: GroupCommitStatistics) -> Iterator[Metric]:
     yield _counter("etcd_actions_group_commit_members", "Transactions answered.", writes.members)
-    yield _counter(
-        "etcd_actions_group_commit_groups", "Requests that they were sent in.", writes.groups
-    )
+    yield _counter("etcd_actions_group_commit_groups", "Requests with transactions.", writes.groups)
     yield _counter("etcd_actions_group_commit_halved", "Groups that were refused.", writes.halved)
     bounds = (*(f"{2**power}.0" for power in range(len(writes.sizes))), "+Inf")
     totals = list(accumulate(writes.sizes))
@@ -232,8 +230,7 @@ def _of_queues(statistics: WatchingStatistics) -> Iterator[Metric]:
         yield make(f"etcd_actions_queue_{name}", text, values, "queue")
     yield _histogram(
         "etcd_actions_handler_seconds",
-        "How long a handler took: of the outbox for one change, of the handlers for what arrived "
-        "together.",
+        "How long a handler took: for one change in the outbox, for one batch in the handlers.",
         {name: queue.turn_times for name, queue in queues.items()},
         "queue",
     )
@@ -263,7 +260,7 @@ def _of_recording(statistics: WatchingStatistics) -> Iterator[Metric]:
     }
     yield _counter(
         "etcd_actions_run_service_calls",
-        "Calls to the run service; those that failed or were interrupted are repeated.",
+        "Calls to the run service; failed and interrupted calls are repeated.",
         {(call, result): n for result, calls in results.items() for call, n in calls.items()},
         "call",
         "result",
@@ -274,13 +271,11 @@ def _of_recording(statistics: WatchingStatistics) -> Iterator[Metric]:
         statistics.call_times,
         "call",
     )
-    text = "From the arrival of a state, or deletion, until it was reported, a terminal one marked."
+    text = "From the arrival of a state or deletion to its report, of a terminal state to its mark."
     yield _histogram("etcd_actions_report_lag_seconds", text, statistics.report_lag)
-    text = (
-        "Terminal phases that are accepted and reported again before the mark, as after a takeover."
-    )
+    text = "Accepted terminal phases that are reported again before the mark, as after a takeover."
     yield _gauge("etcd_actions_deferred_reports", text, statistics.deferred)
-    text = "Calls that the run service refused for good and did not accept since; of the leader."
+    text = "Calls that the run service refused for good and has not accepted since; leader only."
     yield _gauge("etcd_actions_dead_letters", text, len(statistics.dead_letters))
     text = "Dead letters that were deleted in favour of newer ones."
     yield _counter("etcd_actions_dead_letters_dropped", text, statistics.dropped_dead_letters)
@@ -291,9 +286,7 @@ def _of_containment(containment: Containment) -> Iterator[Metric]:
     text = "Units of work that failed unexpectedly, by kind."
     yield _counter("etcd_actions_contained_failures", text, containment.failures, "unit")
     parked = Counter(unit.kind for unit in containment.parked)
-    yield _gauge(
-        "etcd_actions_parked_units", "Of these, those that wait for a retry.", parked, "unit"
-    )
+    yield _gauge("etcd_actions_parked_units", "Failed units that wait for a retry.", parked, "unit")
 
 
 def _of_listeners(listeners: Mapping[str, ListenerStatistics]) -> Iterator[Metric]:
@@ -328,7 +321,7 @@ def _of_server(server: ServerStatistics) -> Iterator[Metric]:
 
 def _of_executor(executor: ExecutorStatistics) -> Iterator[Metric]:
     yield _gauge("etcd_actions_executor_running", "Attempts in progress.", executor.running)
-    text = "Of these, waiting for children."
+    text = "Attempts in progress that wait for children."
     yield _gauge("etcd_actions_executor_waiting", text, executor.waiting)
     text = "Actions that are not terminal."
     yield _gauge("etcd_actions_executor_open_actions", text, executor.open_actions)
@@ -429,7 +422,7 @@ _LISTENER_REASONS: Final[
     tuple[tuple[str, str, Callable[[ListenerStatistics], Mapping[str, int]]], ...]
 ] = (
     ("connections_refused", "Connections that were refused.", lambda each: each.refused),
-    ("connections_closed", "Connections that were closed from here.", lambda each: each.closed),
+    ("connections_closed", "Connections that the server closed.", lambda each: each.closed),
     (
         "requests_refused",
         "Requests with a Host or an Origin that is not allowed.",

@@ -64,10 +64,10 @@ async def open_monitoring(
         etcd: Its connection.
         bind: Where to listen; every client that can connect may read.
         prefix: A key below which the client may read.
-        silence_limit: How many seconds etcd may have been silent.
+        silence_limit: Seconds for which etcd may be silent.
         allowed_hosts: See :func:`~etcd_actions.web.open_listener`.
-        limits: Its own limits, so that probes are answered while the service is flooded; None for
-            64 connections with short timeouts.
+        limits: The limits of this listener, so that probes are answered while the service is
+            overloaded; None for 64 connections with short timeouts.
 
     Raises:
         ConfigError: The address cannot be used, or the extra ``server`` is not installed.
@@ -101,7 +101,7 @@ class Monitoring(NamedTuple):
     """The listener with its parts; made by :func:`open_monitoring`.
 
     Attributes:
-        address: Where it listens, with the port that the system chose.
+        address: The address of the listener, with the port that the system chose.
         health: The health of the process; set ``draining`` before it ends.
         metrics: The metrics; set ``server``, ``executor`` and further ``listeners`` once they are
             open.

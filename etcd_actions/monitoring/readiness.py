@@ -13,7 +13,7 @@ class Readiness:
     """Whether a process is ready, by its checks.
 
     Attributes:
-        ready: Whether all vital checks hold.
+        ready: Whether all vital checks pass.
         status: ``ready``, ``degraded`` if only other checks fail, or ``not ready``.
     """
 

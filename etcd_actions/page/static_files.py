@@ -52,10 +52,10 @@ class _File(NamedTuple):
     """One file.
 
     Attributes:
-        body: What is in it.
-        compressed: The same, by gzip.
+        body: Its content.
+        compressed: Its content, compressed by gzip.
         kind: Its content type.
-        tag: Its ETag. It is weak: that of both forms.
+        tag: Its ETag. It is weak because both forms have it.
     """
 
     body: bytes
@@ -68,7 +68,7 @@ class StaticFiles:
     """A route; see :class:`~etcd_actions.server.application.Route`.
 
     Args:
-        config: What the page reads before everything else: whether it offers to abort and signal
+        config: The settings that the page reads first: whether it offers to abort and signal
             (``actions``), whether the service needs a token (``token``), and the seconds after
             which a silent stream is sent a message (``keepalive``).
     """

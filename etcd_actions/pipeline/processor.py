@@ -128,7 +128,7 @@ async def open_processor(
 
 
 class Processor:
-    """Watches TaskActions and handles their changes; see the module's text.
+    """Watches TaskActions and handles their changes; see the module docstring.
 
     :func:`open_processor` makes it.
 
@@ -292,7 +292,7 @@ class Processor:
             revision: The revision of the snapshot.
             others: More states, not stored under the keys that they name.
         """
-        pending = {update.key for update in subscription.awaited()}
+        pending = {update.key for update in subscription.waiting()}
         deleted = [
             deletion_of(state, self._index.watched_up_to(state.key))
             for state in states
@@ -303,7 +303,7 @@ class Processor:
             subscription.deliver(update)
 
     def unsubscribe(self, subscription: AnySubscription) -> None:
-        """End a subscription behind its pending updates.
+        """End a subscription after its pending updates.
 
         Raises:
             InvalidArgument: It was opened by another processor.
@@ -311,7 +311,7 @@ class Processor:
         self._subscriptions.unsubscribe(subscription)
 
     def close_subscriptions(self) -> None:
-        """End all subscriptions, each behind its pending updates."""
+        """End all subscriptions, each after its pending updates."""
         self._subscriptions.end()
 
     async def start_watching(self) -> None:

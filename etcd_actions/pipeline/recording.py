@@ -29,7 +29,7 @@ _IDLE: Final = 12
 
 
 class Recording:
-    """See the module's text.
+    """Holds the parts of a processor that records.
 
     Attributes:
         recorder: Writes marks.
@@ -109,7 +109,7 @@ class Recording:
             guard=scope.guard,
             ttl=settings.election_ttl if settings.elect else None,
             save_every=settings.save_every,
-            # The checkpoints of many shards would move each other for ever.
+            # The checkpoints of many shards would move each other forever.
             save_idle=settings.save_every * (_IDLE if scope.part else 1),
             containment=containment,
         )

@@ -56,7 +56,7 @@ class WatchParts:
 
 
 class WatchRun:
-    """See the module's text.
+    """Runs the watch of a processor once.
 
     Args:
         parts: The parts of the processor.

@@ -19,7 +19,7 @@ from etcd_actions.watch import Change
 
 
 class Deletions:
-    """See the module's text.
+    """Reports deleted objects, and ends objects that are being deleted.
 
     Args:
         index: Has the deletions that are not reported yet.

@@ -104,7 +104,7 @@ class LeaderTasks:
 
 
 class Leader:
-    """Stands for election, and works while it is the leader; see the module's text.
+    """Stands for election, and works while it is the leader; see the module docstring.
 
     Args:
         etcd: The connection.

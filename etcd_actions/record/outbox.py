@@ -69,7 +69,7 @@ _BYTES_OF_OBJECTS = 256 * 1024
 
 
 class Outbox:
-    """See the module's text.
+    """Reports the states of the actions to the run service.
 
     Args:
         index: The facts of the keys, and the deletions to report.

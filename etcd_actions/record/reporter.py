@@ -73,7 +73,7 @@ class CallCounts:
 
 
 class Reporter:
-    """See the module's text. Several tasks may report at a time, each another action.
+    """Calls the run service. Several tasks may report at a time, each another action.
 
     Args:
         run_service: Receives the reports.

@@ -107,7 +107,7 @@ class CallFailed(Exception):
     Attributes:
         method: The method.
         code: The status code of gRPC.
-        details: The reason in words; may be empty.
+        details: The reason as text; may be empty.
         unsent: Whether the server certainly did nothing: the call was not sent, or the server
             refused it. Any other call may still be applied.
     """

@@ -174,7 +174,7 @@ class StatusStream:
         self._end_if_answered()
 
     def close(self, code: Code, details: str, *, not_done: bool = False) -> None:
-        """End the stream; callers get an error. Twice is harmless.
+        """End the stream; callers get an error. Idempotent.
 
         Args:
             code: The code for the callers.

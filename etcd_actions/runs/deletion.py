@@ -1,7 +1,8 @@
-"""Deletes runs that an operator names: the removal is that of runs that ended long ago.
+"""Deletes runs that an operator names, as retention deletes runs that ended long ago.
 
 A run that has not ended is aborted first, if that is requested. Nothing is deleted before the
-leader has reported each end and written its mark: the deletion waits for that for a limited time.
+leader has reported each terminal state and written its mark. The deletion waits for that for a
+limited time.
 """
 
 from __future__ import annotations
@@ -33,9 +34,9 @@ _MOST_FRESH: Final = 5.0
 
 
 class Result(Enum):
-    """What became of a run; in a dry run, what would.
+    """The result for a run; in a dry run, the result without ``--dry-run``.
 
-    FAILED: it stays although no rule keeps it, since a part cannot be decoded or deleted.
+    FAILED: the run stays although no rule keeps it, since a part cannot be decoded or deleted.
     """
 
     DELETED = "deleted"
@@ -49,8 +50,8 @@ class Deletion(NamedTuple):
 
     Attributes:
         run: The run, by its root.
-        result: What became of it.
-        kept: Why it stays.
+        result: Whether it was deleted.
+        kept: The reason if it was not deleted.
         removed: The removed parts, also of a run that stays.
         blob_bytes: Bytes of the removed blobs.
         aborted: Number of actions that were aborted for it.
@@ -73,7 +74,7 @@ class _Found(NamedTuple):
 
 
 class RunDeleter:
-    """See the module's text.
+    """Deletes the runs that an operator names.
 
     Args:
         client: Reads and aborts actions.

@@ -163,11 +163,11 @@ async def take_in_order(query: Query[Row], rows: Iterable[Sequence[Row]]) -> Pag
 
 async def take_sorted(query: Query[Row], rows: Iterable[Sequence[Row]]) -> Page[Row]:
     """The page of rows in any order; other tasks run between two portions."""
-    behind = query.cursor_rank()
+    after = query.cursor_rank()
     found: list[tuple[tuple[Any, ...], Row]] = []
     for portion in rows:
         ranked = ((query.rank(row), row) for row in query.select(portion))
-        later = ranked if behind is None else (each for each in ranked if each[0] > behind)
+        later = ranked if after is None else (each for each in ranked if each[0] > after)
         found = heapq.nsmallest(query.limit + 1, chain(found, later), key=itemgetter(0))
         await trio.lowlevel.checkpoint()
     return query.page([row for _, row in found])

@@ -129,7 +129,7 @@ class _Run(NamedTuple):
 
 
 class RunRemover:
-    """Removes runs; the module's text has the order.
+    """Removes runs; the module docstring has the order.
 
     Args:
         store: Reads and writes.

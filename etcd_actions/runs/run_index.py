@@ -146,7 +146,7 @@ class RunIndex(PrefixIndex[RunEntry]):
         scope: RunScope,
         *,
         descending: bool,
-        behind: Place | None = None,
+        after: Place | None = None,
         first: int = _PORTION,
     ) -> Iterator[Sequence[RunEntry]]:
         """Runs in the order of their creation, some at a time.
@@ -157,7 +157,7 @@ class RunIndex(PrefixIndex[RunEntry]):
         Args:
             scope: The runs.
             descending: Whether the newest is first.
-            behind: The sort key after which the first portion begins; None for the beginning.
+            after: The sort key after which the first portion begins; None for the beginning.
             first: The size of the first portion; later ones are large.
         """
         size = first
@@ -165,18 +165,18 @@ class RunIndex(PrefixIndex[RunEntry]):
             entries = in_order.entries
             if descending:
                 end = len(entries)
-                if behind is not None:
-                    end = bisect_left(entries, behind, key=_place_of)
+                if after is not None:
+                    end = bisect_left(entries, after, key=_place_of)
                 portion = entries[max(0, end - size) : end][::-1]
             else:
                 start = 0
-                if behind is not None:
-                    start = bisect_right(entries, behind, key=_place_of)
+                if after is not None:
+                    start = bisect_right(entries, after, key=_place_of)
                 portion = entries[start : start + size]
             if not portion:
                 return
             yield portion
-            behind, size = _place_of(portion[-1]), _PORTION
+            after, size = _place_of(portion[-1]), _PORTION
 
     def latest_of(self, task: OfTask) -> RunEntry | None:
         """The newest run of a task; None without one."""

@@ -45,9 +45,9 @@ class Duty(NamedTuple):
 
     Attributes:
         shard: The shard. If its range or revision is another one than before, it is another shard.
-        role: Why.
+        role: Why the member watches it.
         target: The member that should own the shard; empty if there is no member.
-        reason: The same in words, for people.
+        reason: The same as a sentence, for people.
     """
 
     shard: Shard
@@ -150,7 +150,7 @@ class ShardState(NamedTuple):
         target: The member that should own it; empty if there is no member, or no valid table.
         ready: The members whose watch of it has listed, by name.
         ownerless: Seconds without an owner; 0 with one.
-        problem: What is wrong; empty if the target owns the shard, or takes it over.
+        problem: The problem; empty if the target owns the shard, or takes it over.
     """
 
     shard: Shard

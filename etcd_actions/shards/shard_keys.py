@@ -1,6 +1,6 @@
 """The keys of shards in etcd, and the values under them.
 
-All are below ``<side>shards/<namespace or *>/``:
+All are below ``<own>shards/<namespace or *>/``:
 
 ====================  ============================================  ====================
 key                   value                                         attached to

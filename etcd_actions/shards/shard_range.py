@@ -67,7 +67,7 @@ def scope_of(namespace: str | None) -> ShardRange:
 
 
 def is_boundary(suffix: bytes) -> bool:
-    """Whether a suffix may separate two shards; see the module's text.
+    """Whether a suffix may separate two shards; see the module docstring.
 
     It is ``<namespace>/<name>``; the name consists of characters of ``0-9A-Za-z._``, or is empty.
     """

@@ -50,7 +50,7 @@ class ShardView:
 
 
 class ShardIndex(PrefixIndex[object]):
-    """The keys below ``<side>shards/<namespace or *>/``, from which the view is made.
+    """The keys below ``<own>shards/<namespace or *>/``, from which the view is made.
 
     Args:
         keys: The keys.

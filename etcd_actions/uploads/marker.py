@@ -86,7 +86,7 @@ class Marker:
         references = References()
         files: dict[str, bool] = {self._blobs.native_url(key): True for key in inputs}
         # Records before actions: a reference that moves from a record to an action is found.
-        await self._search(self._keys.side, references, files)
+        await self._search(self._keys.own, references, files)
         await self._search(self._keys.prefix, references, files)
         if not is_enough(references):
             references.add(await self._files.read(files))

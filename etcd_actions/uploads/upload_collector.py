@@ -95,7 +95,7 @@ class _Inventory(NamedTuple):
 
 
 class UploadCollector:
-    """Collects uploads; the module's text has the steps.
+    """Collects uploads; the module docstring has the steps.
 
     Args:
         store: Reads the values with references.

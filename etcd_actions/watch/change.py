@@ -10,7 +10,7 @@ from etcd_actions.etcd.api import Event, KeyValue
 
 
 class ChangeKind(enum.Enum):
-    """What happened to the key, in Kubernetes' words."""
+    """The kind of a change of a key, with the names of Kubernetes."""
 
     ADDED = "ADDED"
     MODIFIED = "MODIFIED"

@@ -91,7 +91,7 @@ class NotingSink:
         """Deliver changes to the sink, and note those that it certainly accepted.
 
         If the sink fails at a change, that key is delivered again by the next list. The changes
-        behind it are not noted, so that list finds them, too.
+        after it are not noted, so that list finds them, too.
         """
         batch = _Batch(changes)
         try:

@@ -77,7 +77,7 @@ class IdleCheck:
                     _log.debug("idle_range_unread", error=str(error))
 
     async def _compare(self, range_: WatchedRange) -> None:
-        """Read a range; after two equal reads advance its revision, as the module's text says."""
+        """Read a range; after two equal reads advance its revision; see the module docstring."""
         done = range_.resume.done
         keys, limit = range_.resume.keys, range_.keys + 1
         found = await self._etcd.range(keys, limit=limit, keys_only=True)

@@ -124,7 +124,7 @@ class RangeStream:
         try:
             for response in responses:
                 if response.canceled and ranges:
-                    # The range is listed afterwards, behind its changes.
+                    # The range is listed again, after its changes.
                     before, changes = changes, []
                     await self._deliver_batch(before, ranges)
                     ranges = []
@@ -157,8 +157,8 @@ class RangeStream:
             del self._by_watch_id[response.watch_id]
             # etcd 3.5.30 answers no progress request while a dead watcher is registered.
             self._stream.cancel(response.watch_id)
-            # A progress notification that was requested before the range is watched again says
-            # nothing about it: none is trusted until the next stream.
+            # A progress notification that was requested before the range is watched again does
+            # not cover it: none is trusted until the next stream.
             self.trusts_progress = False
             nursery.start_soon(self._recover, range_, response.compact_revision)
         elif response.events:
@@ -167,7 +167,7 @@ class RangeStream:
             if range_ is not None:
                 range_.confirmed_at = trio.current_time()
         elif range_ is not None:
-            # Every version of etcd sends it behind the watcher's events.
+            # Every version of etcd sends it after the watcher's events.
             range_.resume.progress(response.revision)
         elif self.trusts_progress:
             for each in self._by_watch_id.values():

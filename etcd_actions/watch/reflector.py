@@ -84,7 +84,7 @@ _log = structlog.get_logger(__name__)
 
 
 class Reflector:
-    """Lists and watches one prefix; see the module's text for what it promises.
+    """Lists and watches one prefix; see the module docstring for the guarantees.
 
     Args:
         etcd: The connection.

@@ -28,7 +28,7 @@ _log = structlog.get_logger(__name__)
 
 
 class StoreIdentity:
-    """See the module's text.
+    """Detects that etcd's store was replaced, and reads its version.
 
     Args:
         etcd: The connection.

@@ -20,7 +20,7 @@ class ReflectorSettings:
         prev_kv: Whether to request the previous value with each change. It costs etcd a read for
             each event, and etcd does not have it after a compaction.
         dead_after: The longest silence, and unanswered read, before a stream counts
-            as dead. etcd itself says nothing for ten minutes when nothing changes.
+            as dead. Without changes, etcd itself sends nothing for ten minutes.
         stream_life: A stream is replaced after this time: boundaries follow the keys,
             and etcd checks permissions only when a watch is opened.
         backoff: Delays between failed attempts to list or to watch.

@@ -56,7 +56,7 @@ _FAMILIES = {
     _KEYS.runs: "record of the run",
     _KEYS.run_tasks: "task of the run",
     _KEYS.histories: "history",
-    _KEYS.side + b"position/": "checkpoint",
+    _KEYS.own + b"position/": "checkpoint",
     _KEYS.elections: "election",
 }
 _WITH_OBJECT = {"object", "trace", "claim"}

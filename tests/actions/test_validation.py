@@ -39,7 +39,7 @@ async def refused(
 async def is_empty(etcd: Etcd, prefix: bytes) -> bool:
     """Whether nothing at all was written."""
     keys = Keyspace(prefix)
-    found = [await etcd.range(KeyRange.of_prefix(each)) for each in (prefix, keys.side)]
+    found = [await etcd.range(KeyRange.of_prefix(each)) for each in (prefix, keys.own)]
     return not any(each.total for each in found)
 
 

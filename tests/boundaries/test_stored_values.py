@@ -287,7 +287,7 @@ async def _play(
             assert set(scene.client.statistics().undecodable) <= listed
             await eventually(lambda: scene.client.statistics().elected)
             assert scene.failures == {}
-        for prefix in (keys.prefix, keys.side):
+        for prefix in (keys.prefix, keys.own):
             await etcd.delete(KeyRange.of_prefix(prefix))
 
 

@@ -236,11 +236,11 @@ async def test_gc_of_attempts_and_uploads(site: Site) -> None:
     refused = await site.finish("gc", "uploads", "--older-than", "1h")
     assert "give 48h or more for uploads" in refused.complaint
     # Also no name of the deployment, which the first upload creates.
-    before = await scene.there(scene.keys.side)
+    before = await scene.there(scene.keys.own)
     assert await site.done("gc", "uploads", "--dry-run") == [
         "would move no file: no upload was stored yet"
     ]
-    assert await scene.there(scene.keys.side) == before
+    assert await scene.there(scene.keys.own) == before
     uploads = await site.done("gc", "uploads")
     assert uploads[0].startswith("moved 0 files to the trash")
 

@@ -148,7 +148,7 @@ async def test_one_process_of_all_records_and_marks_in_every_namespace(
 
         await eventually_holds(marked, within=20)
         assert [one.statistics().elected, two.statistics().elected].count(True) == 1
-    elections = await etcd.range(KeyRange.of_prefix(Keyspace(prefix).side), keys_only=True)
+    elections = await etcd.range(KeyRange.of_prefix(Keyspace(prefix).own), keys_only=True)
     positions = [kv.key for kv in elections.kvs if b"/position/" in kv.key]
     assert positions == [Keyspace(prefix).checkpoint(None)]
 

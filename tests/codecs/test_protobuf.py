@@ -172,7 +172,7 @@ def test_no_message(data: bytes) -> None:
         (b"", "truncated$"),
         (b"\x80", "truncated$"),
         (b"\x02\x0a", "truncated: 1 of 2 bytes are missing"),
-        (b"\x00\x0a\x00", "2 bytes behind the message's end"),
+        (b"\x00\x0a\x00", "2 bytes after the message's end"),
         (b"\xff" * 5 + b"\x01", "malformed length"),
     ],
 )

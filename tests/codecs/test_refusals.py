@@ -151,8 +151,8 @@ def test_a_promise_of_much_takes_no_memory() -> None:
         (b"\xef\xbb\xbf{}", "byte order mark"),
         (b"\xffPB\x02\x00", "protobuf of version 2, and this etcd-actions reads version 1: update"),
         (b"\xffMP\xff\x80", "msgpack of version 255, and this etcd-actions reads version 1"),
-        (b"\xffPB", "protobuf is malformed: truncated behind 3 bytes"),
-        (b"\xffMP", "msgpack is malformed: truncated behind 3 bytes"),
+        (b"\xffPB", "protobuf is malformed: truncated after 3 bytes"),
+        (b"\xffMP", "msgpack is malformed: truncated after 3 bytes"),
         (b"", "the value is empty"),
     ],
 )

@@ -24,7 +24,7 @@ from tests.support.table import table
 
 READ, WRITE, BOTH = PermissionType.READ, PermissionType.WRITE, PermissionType.READWRITE
 
-OWN = Keyspace(PREFIX).side.decode()
+OWN = Keyspace(PREFIX).own.decode()
 
 
 @pytest.fixture

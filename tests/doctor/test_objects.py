@@ -135,7 +135,7 @@ async def test_open_actions_outside_their_namespaces(
     diagnosis = await diagnose(endpoint, prefix=prefix, template=template)
     assert diagnosis.ill == {"other-namespaces"}
     finding = diagnosis.one("other-namespaces")
-    assert f"flyte/r-c (RUNNING, belongs into {right})" in finding.seen
+    assert f"flyte/r-c (RUNNING, belongs in {right})" in finding.seen
     assert "--namespace <namespace>" in finding.remedy
     assert diagnosis.code is ExitCode.WARNINGS
 

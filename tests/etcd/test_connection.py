@@ -132,7 +132,7 @@ async def test_encrypted(
 
 _NOT_VERIFIED = "certificate verification failed: "
 _OTHER_NAME = _NOT_VERIFIED + ".*name"
-_OWN_CERTIFICATE = "wants a client certificate, or another one"
+_OWN_CERTIFICATE = "requires a client certificate, or another one"
 
 
 @each_use
@@ -172,7 +172,7 @@ _OWN_CERTIFICATE = "wants a client certificate, or another one"
         pytest.param(
             lambda s: (s.plain, Tls(skip_verify=True)), "does it use TLS", id="unverified-plain"
         ),
-        pytest.param(lambda s: (s.tls, None), "does it want TLS", id="plain-client"),
+        pytest.param(lambda s: (s.tls, None), "does it require TLS", id="plain-client"),
     ],
 )
 async def test_not_let_in(

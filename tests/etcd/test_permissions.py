@@ -295,7 +295,7 @@ async def test_marks_without_write_are_tried_until_it_is_granted(
             users_etcd,
             transport,
             ("read", "--prefix=true", prefix.decode()),
-            ("readwrite", "--prefix=true", Keyspace(prefix).side.decode()),
+            ("readwrite", "--prefix=true", Keyspace(prefix).own.decode()),
         ) as env,
         trio.fail_after(PATIENCE),
     ):

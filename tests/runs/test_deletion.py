@@ -45,7 +45,7 @@ async def delete(
 
 
 async def everything(scene: Scene) -> list[str]:
-    return [*await scene.there(scene.keys.prefix), *await scene.there(scene.keys.side)]
+    return [*await scene.there(scene.keys.prefix), *await scene.there(scene.keys.own)]
 
 
 async def test_all_of_a_run_goes_and_another_one_stays(scene: Scene) -> None:

@@ -32,13 +32,13 @@ async def page_of(index: FedIndex, query: Query[RunEntry]) -> Page[RunEntry]:
     descending = query.descending_by(CREATED)
     if descending is None:
         return await take_sorted(query, index.portions(SHELF, descending=True, first=3))
-    behind = None
+    after = None
     if query.cursor is not None:
         created, name = query.cursor
         assert isinstance(created, int)
         assert isinstance(name, str)
-        behind = created, key_of(index.keys, record(name))
-    portions = index.portions(SHELF, descending=descending, behind=behind, first=2)
+        after = created, key_of(index.keys, record(name))
+    portions = index.portions(SHELF, descending=descending, after=after, first=2)
     return await take_in_order(query, portions)
 
 

@@ -134,7 +134,7 @@ class Scene:
 
     async def left(self, name: str) -> list[str]:
         """What is there of a run."""
-        side = await self.there(self.keys.side)
+        side = await self.there(self.keys.own)
         keys = await self.there(self.keys.prefix) + side
         own = [each for each in keys if re.search(rf"/{name}(-[act][0-9]+)?$", each)]
         return own + [each for each in await self.data() if f"/{name}/" in each]
@@ -397,7 +397,7 @@ class Full:
 
 
 async def compacted(scene: Scene) -> None:
-    key = scene.keys.side + b"x"
+    key = scene.keys.own + b"x"
     put = await scene.etcd.put(key, b"")
     await scene.etcd.compact(put.revision)
 

@@ -264,7 +264,7 @@ async def an_image_has_it_as_context(world: World, url: str) -> None:
 
 async def a_kind_of_record_that_is_not_known_names_it(world: World, url: str) -> None:
     value = msgspec.json.encode({"later": literal(url)})
-    await world.etcd.put(world.keys.side + b"later/x", value)
+    await world.etcd.put(world.keys.own + b"later/x", value)
 
 
 REFERRERS: list[Refer] = [

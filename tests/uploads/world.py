@@ -98,7 +98,7 @@ class World:
     async def forget(self) -> None:
         """Delete all that refers to something."""
         await self.delete(self.keys.prefix)
-        await self.delete(self.keys.side)
+        await self.delete(self.keys.own)
 
     async def sweeps(self, collector: UploadCollector | None = None, times: int = 3) -> SweepResult:
         """Sweep several times, two hours apart; all that was done."""

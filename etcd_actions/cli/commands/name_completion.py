@@ -28,7 +28,7 @@ def completes_names(param: click.Parameter) -> bool:
 
 
 def complete_name(ctx: click.Context, param: click.Parameter, start: str) -> list[str]:
-    """The names that begin with a text: runs, and behind a slash actions of the run."""
+    """The names that begin with a text: runs, and after a slash actions of the run."""
     run, slash, rest = start.partition("/")
     if slash and ("/" in rest or not run or "ACTION" not in (param.metavar or "")):
         return []

@@ -139,7 +139,7 @@ async def _kubectl(command: list[str]) -> tuple[str, str | None]:
     if done.returncode == 0:
         return done.stdout.decode(errors="replace"), None
     lines = done.stderr.decode(errors="replace").splitlines()
-    # The error is behind the log, which can be long.
+    # The error comes after the log, which can be long.
     message = " ".join([line for line in lines if not _LOG_LINE.match(line)] or lines)
     text = clipped(printable(" ".join(message.split())), 500)
     return "", text or f"it ended with exit code {done.returncode}"

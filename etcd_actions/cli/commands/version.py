@@ -22,7 +22,7 @@ _WITHIN: Final = 2.0
 
 
 class Versions(msgspec.Struct, kw_only=True):
-    """What ``version`` shows.
+    """The output of ``version``.
 
     Attributes:
         sdk_messages: The version of Flyte's messages, ``flyteidl2``; empty if not installed.

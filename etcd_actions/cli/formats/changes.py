@@ -16,7 +16,7 @@ class Change(msgspec.Struct, kw_only=True, omit_defaults=True):
     Attributes:
         name: The name that other commands take: a run's or an action's path, the key of a dead
             letter.
-        result: What became of it, in one word such as ``enqueued``.
+        result: The result in one word such as ``enqueued``.
         aborted: The names of the ended actions; None if the service does not report them.
         parts: Number of the deleted parts by kind.
     """

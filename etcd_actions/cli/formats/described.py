@@ -1,4 +1,4 @@
-"""What ``describe`` prints, for a program."""
+"""The output of ``describe`` for a program."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ class AttemptDescription(msgspec.Struct, frozen=True, omit_defaults=True, kw_onl
 
 
 class Description(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What ``describe`` prints: of a run it is that of its root.
+    """The output of ``describe``; for a run, that of its root.
 
     Attributes:
-        error: Why it failed, with the traceback, if there is one.
+        error: The error, with the traceback if there is one.
         details: Flyte's ``ActionDetails`` without the parts above.
         failed: Other actions of the run that failed; only of a root.
     """

@@ -1,4 +1,4 @@
-"""What ``top`` prints, for a program."""
+"""The output of ``top`` for a program."""
 
 from __future__ import annotations
 

@@ -78,7 +78,7 @@ def from_status(status: int, body: bytes, call: CallInfo) -> Failed:
     return Failed(lost(call, f"{_status_text(status)}, and no answer of etcd's"), broken=True)
 
 
-def from_nonsense(call: CallInfo, reason: str) -> Failed:
+def from_unreadable(call: CallInfo, reason: str) -> Failed:
     """The error for an answer with a good status that cannot be read."""
     return Failed(lost(call, f"the answer is none of etcd's: {reason}"), broken=True)
 
@@ -117,7 +117,7 @@ def is_silence(error: BaseException) -> bool:
 
 
 def failure_reason(cause: BaseException) -> str:
-    """An error in words, without addresses of objects and contents of messages."""
+    """An error as text, without addresses of objects and contents of messages."""
     match cause:
         case ConnectFailed():
             return str(cause)

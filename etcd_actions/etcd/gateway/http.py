@@ -197,8 +197,8 @@ class _Tracked(HTTPConnection):
     def _greet(self) -> bool:
         """Read the server's version; returns False if the answer ends the connection.
 
-        Any answer will do. A listener that accepts connections and sends nothing is detected here,
-        and a certificate that is refused after the handshake, too. So no write, whose outcome
+        Any answer is accepted. The request detects a listener that accepts connections and sends
+        nothing, and a certificate that is refused after the handshake. So no write, whose outcome
         would be unknown, is sent to such a server.
         """
         host = f"[{self.host}]" if ":" in self.host else self.host
@@ -211,7 +211,7 @@ class _Tracked(HTTPConnection):
             if answer.status in _AWAY:
                 raise ConnectFailed(f"a proxy says HTTP {answer.status} {answer.reason}")
             if answer.status == http.HTTPStatus.BAD_REQUEST and b"HTTPS" in text:
-                raise ConnectFailed("the server does not speak plain HTTP; does it want TLS?")
+                raise ConnectFailed("the server does not speak plain HTTP; does it require TLS?")
             return answer.isclosed() and not answer.will_close
         except (RemoteDisconnected, ConnectionResetError, BrokenPipeError):
             raise ConnectFailed(self._when_closed) from None
@@ -222,7 +222,7 @@ class _Tracked(HTTPConnection):
         return max(0.001, self._give_up - time.monotonic())
 
     _when_reset = "the server reset the connection"
-    _when_closed = "the server closed the connection at once; does it want TLS?"
+    _when_closed = "the server closed the connection at once; does it require TLS?"
 
 
 class _TrackedTls(_Tracked, HTTPSConnection):
@@ -231,7 +231,7 @@ class _TrackedTls(_Tracked, HTTPSConnection):
     _when_reset = "reset in the handshake; does it use TLS?"
     _when_closed = (
         "the server closed the connection after the handshake; "
-        "perhaps it wants a client certificate, or another one"
+        "perhaps it requires a client certificate, or another one"
     )
 
 

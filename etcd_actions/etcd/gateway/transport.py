@@ -145,7 +145,7 @@ class GatewayConnection(MemberConnection):
         try:
             result = wire.decode(rpc, answer)
         except Exception as error:
-            return errors.from_nonsense(info, describe(error))
+            return errors.from_unreadable(info, describe(error))
         if isinstance(result, Refusal):
             return errors.from_refusal(result, info)
         return result

@@ -261,7 +261,7 @@ class GatewayWatchStream:
                 return None
             return errors.from_exception(error, info, sent=leg.exchange.sent).error
         except Exception as error:
-            return errors.from_nonsense(info, describe(error)).error
+            return errors.from_unreadable(info, describe(error)).error
         return Unavailable(f"{info.what}: etcd ended the stream")
 
     def _take(self, leg: _Leg, message: WatchResponse, size: int) -> bool:
@@ -306,7 +306,7 @@ class GatewayWatchStream:
 
 
 def _lines(raw: urllib3.HTTPResponse) -> Iterator[bytes]:
-    """The complete lines of an answer; the rest behind the last line is dropped."""
+    """The complete lines of an answer; the rest after the last line is dropped."""
     pieces: list[bytes] = []
     size = 0
     while data := raw.read1(_READ_SIZE, decode_content=True):

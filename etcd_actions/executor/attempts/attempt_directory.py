@@ -65,7 +65,7 @@ _log = structlog.get_logger(__name__)
 
 
 def lacks_resources(error: OSError) -> bool:
-    """Whether a file could not be read for want of descriptors or memory, so a retry may help."""
+    """Whether a file could not be read for lack of descriptors or memory, so a retry may help."""
     return error.errno in _LACKING
 
 

@@ -93,7 +93,7 @@ class AttemptLog:
                 self._file = open_regular(LOG, dir_fd=directory)
 
     def close(self) -> None:
-        """Close its file. Twice is harmless."""
+        """Close its file. Idempotent."""
         file, self._file = self._file, -1
         if file >= 0:
             os.close(file)

@@ -176,7 +176,7 @@ class ClusterState:
         }
 
     def _of_projects(self, statistics: WatchingStatistics) -> dict[str, Any]:
-        """What names actions: only those of projects that the client may use."""
+        """The parts that name actions, limited to the projects that the client may use."""
         caller = CALLER.get()
         rejected = [
             each for each in statistics.dead_letters if caller.may_use(each.action_id.project)

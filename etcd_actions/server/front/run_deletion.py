@@ -23,7 +23,7 @@ _WAIT: Final = 8.0
 
 
 class RunDeletion:
-    """See the module's text.
+    """The method of the service that deletes runs.
 
     Args:
         client: Reads and changes the actions.

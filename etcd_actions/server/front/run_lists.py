@@ -87,7 +87,7 @@ class RunLists:
         portions = self._index.portions(
             runs,
             descending=descending is not False,
-            behind=None if descending is None else _index_place(query),
+            after=None if descending is None else _index_place(query),
             first=query.limit + 1,
         )
         narrowed = self._narrowed(portions, only, paused)

@@ -27,7 +27,7 @@ _PAGE_BYTES = 1024 * 1024
 
 
 class StoredObjects:
-    """See the module's text.
+    """The method of the service that returns stored objects.
 
     Args:
         client: Reads the objects.
