@@ -88,7 +88,7 @@ class DeadLetterRequests(Requests):
 
     @request
     async def has_leader(self) -> bool:
-        """Return whether there is an elected leader, which retries dead letters.
+        """Return whether there is a leader, or an owner of a shard, which retries dead letters.
 
         A process that works without an election is not counted.
         """

@@ -37,6 +37,7 @@ class DeadLetterOperations:
         self._store = store
         self._keys = DeadLetterKeys(keys)
         self._elections = KeyRange.of_prefix(keys.elections)
+        self._shards = KeyRange.of_prefix(keys.shards)
 
     async def list_dead_letters(self) -> list[DeadLetter]:
         """All dead letters of the prefix, at one revision, the oldest first."""
@@ -103,6 +104,9 @@ class DeadLetterOperations:
         return (await self._store.compare_and_delete(kv)).applied
 
     async def is_served(self) -> bool:
-        """Whether there is an elected leader, which repeats calls."""
+        """Whether there is a leader, or an owner of a shard, which repeats calls."""
         found = await self._etcd.range(self._elections, limit=1, keys_only=True)
-        return bool(found.kvs)
+        if not found.kvs:
+            found = await self._etcd.range(self._shards, keys_only=True)
+            return any(b"/owner/" in kv.key for kv in found.kvs)
+        return True

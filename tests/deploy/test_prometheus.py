@@ -58,9 +58,16 @@ class Prometheus:
 
 @asynccontextmanager
 async def scraping(
-    directory: Path, target: str, rules: Path = DEPLOY / "alerts.yml"
+    directory: Path,
+    target: str,
+    rules: Path = DEPLOY / "alerts.yml",
+    *,
+    workers: dict[str, str] | None = None,
 ) -> AsyncIterator[Prometheus]:
-    """Prometheus by docs/deploy/prometheus.yml, of one process, more often than there."""
+    """Prometheus by docs/deploy/prometheus.yml, of one process, more often than there.
+
+    ``workers`` are further targets, each with its pool.
+    """
     program = shutil.which("prometheus")
     if program is None:
         pytest.skip("there is no Prometheus: it is Debian's package prometheus")
@@ -69,6 +76,13 @@ async def scraping(
     settings["rule_files"] = [str(rules)]
     (job,) = settings["scrape_configs"]
     job["static_configs"] = [{"targets": [target]}]
+    for each, pool in (workers or {}).items():
+        settings["scrape_configs"].append(
+            {
+                "job_name": "etcd-actions-worker",
+                "static_configs": [{"targets": [each], "labels": {"pool": pool}}],
+            }
+        )
     file = directory / "prometheus.yml"
     file.write_text(yaml.safe_dump(settings))
     port = free_port()

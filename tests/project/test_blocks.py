@@ -56,10 +56,16 @@ REASONS = {
     "it takes minutes": r"scripts/|scripts\.bench|\.ci/run",
     "it needs the SDK and the network": r"with_pip_packages",
     "it needs grpcurl": r"^\$ grpcurl",
+    "it needs root": r"^useradd ",
+    "it needs a cluster": r"^(kubectl|sbatch|nomad) ",
+    "it needs a Ray cluster": r"--ray-address",
 }
 
 # Programs of others, whose arguments are not looked at.
-OTHERS = {"flyte", "etcd", "etcdctl", "grpcurl", "jq"}
+OTHERS = {
+    *("cp", "docker", "etcd", "etcdctl", "export", "flyte", "grpcurl", "jq", "kubectl", "nomad"),
+    *("sbatch", "systemctl", "useradd"),
+}
 
 RUN: set[Block] = set()
 

@@ -8,12 +8,13 @@ from datetime import UTC, datetime
 
 import pytest
 
+from etcd_actions import open_actions_client
 from etcd_actions.cli.commands.shards import list_shards, remove_shards
 from etcd_actions.cli.options import CommonOptions
 from etcd_actions.config import Config, Flags, resolve
 from etcd_actions.config.settings import COMMON
 from etcd_actions.errors import FailedPrecondition
-from etcd_actions.etcd.api import Etcd, Lease
+from etcd_actions.etcd.api import Etcd, KeyRange, Lease
 from etcd_actions.model import Keyspace
 from etcd_actions.shards import ShardKeys, create_table, read_shards, shard_scopes
 from etcd_actions.shards.shard_keys import encode_member, encode_ready
@@ -67,6 +68,10 @@ async def test_what_etcd_has_is_read_at_once(
     assert second.state.ready == ("h/1/x",)
     assert second.state.target == "h/1/x"
     assert found.leader == ""
+    async with open_actions_client(etcd, prefix=keyspace.prefix) as client:
+        assert await client.has_leader()
+        await etcd.delete(KeyRange.of_key(keys.owner(0)))
+        assert not await client.has_leader()
     assert found.revision == before.revision + 1
     assert await shard_scopes(etcd, keyspace) == [NAMESPACE]
     assert await shard_scopes(etcd, keyspace, "other") == []

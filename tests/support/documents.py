@@ -10,7 +10,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = ("README.md", "docs/*.md", "examples/README.md", "scripts/bench/README.md")
+DOCUMENTS = (
+    "README.md",
+    "docs/*.md",
+    "docs/deploy/*.md",
+    "examples/README.md",
+    "scripts/bench/README.md",
+)
 
 _FENCED = re.compile(
     r"^(?:<!-- (?P<note>[^\n]*) -->\n)?```(?P<language>\w*)\n(?P<text>.*?)^```$",
