@@ -197,7 +197,12 @@ def _facts(state: dict[str, Any]) -> dict[str, str]:
     if watch:
         behind, seconds = watch.get("lagRevisions", 0), watch.get("lagSeconds", 0)
         facts["Lag"] = f"{plural(behind, 'revision')}, for {seconds:.1f} s" if behind else "none"
-    facts["Leader"] = "this process" if state.get("leader") else "another process, or none"
+    if shards := state.get("shards"):
+        owned = sum(bool(each.get("owner")) for each in shards)
+        sharing = state.get("shardMembers", 0)
+        facts["Shards"] = f"{len(shards)}, {owned} with an owner, {sharing} members"
+    else:
+        facts["Leader"] = "this process" if state.get("leader") else "another process, or none"
     reports, handlers = queues.get("reports") or {}, queues.get("handlers") or {}
     facts["Queues"] = f"{handlers.get('keys', 0)} to handle, {reports.get('keys', 0)} to report"
     executor = state.get("executor")

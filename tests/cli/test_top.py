@@ -14,9 +14,10 @@ import pytest
 import trio
 
 from etcd_actions import ActionId, Phase
-from etcd_actions.cli.cluster import Cluster
+from etcd_actions.cli.cluster import Cluster, _facts
 from etcd_actions.cli.commands.top import show_top
 from etcd_actions.etcd.api import Etcd
+from etcd_actions.shards import ShardKeys
 from tests.cli.command import environment, finish, running
 from tests.cli.reading_site import Site, open_site
 from tests.support.etcd_server import EtcdServer
@@ -128,3 +129,20 @@ async def test_live_on_a_terminal(site: Site) -> None:
         assert b"etcd-actions top" in frame
         assert b"r1" in frame
         assert frame.count(b"\n") <= 20
+
+
+async def test_shards_replace_the_leader(
+    site: Site, etcd: Etcd, capfd: pytest.CaptureFixture[str]
+) -> None:
+    keys = ShardKeys(site.keys, None)
+    for key in (keys.range(0), keys.range(1), keys.owner(1), keys.member("h/1/x")):
+        await etcd.put(key, b"")
+    await show_top(site.common("etcd"), interval=0.1, once=True, output="json")
+    cluster = json.loads(capfd.readouterr().out)["cluster"]
+    assert cluster["Shards"] == "2, 1 with an owner, 1 members"
+    assert "Leader" not in cluster
+
+    state = {"shards": [{"owner": "a"}, {"owner": ""}], "shardMembers": 2, "leader": True}
+    facts = _facts(state)
+    assert facts["Shards"] == "2, 1 with an owner, 2 members"
+    assert "Leader" not in facts
