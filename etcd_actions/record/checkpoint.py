@@ -149,14 +149,14 @@ class Checkpoint:
             if await self._write(self.saved, fence):
                 return self._predecessor
 
-    async def close_term(self, revision: int, fence: Compare) -> None:
+    async def close_term(self, fence: Compare, revision: int = 0) -> None:
         """Save a revision, and that no call of this process can still arrive, in one write.
 
         After an error or a cancellation the write may have been applied.
 
         Args:
-            revision: The checkpoint, unless the saved one is higher; 0 for that one.
             fence: The compare of the leader's key.
+            revision: The checkpoint, unless the saved one is higher; 0 for that one.
 
         Raises:
             EtcdError: The read or the write failed.

@@ -398,7 +398,7 @@ class Leader:
             try:
                 revision, fence = self._done_up_to(progress), election.fence
                 if self._outbox.close_if_settled():
-                    await self._checkpoint.close_term(revision, fence)
+                    await self._checkpoint.close_term(fence, revision)
                 else:
                     await self._checkpoint.save(revision, fence)
             except EtcdError as error:

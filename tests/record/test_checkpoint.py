@@ -330,7 +330,7 @@ async def test_a_successor_learns_whether_the_term_before_was_closed(
     # What the first one told may land for as long as before.
     before, leadership = await open_term(etcd, prefix, third)
     assert before == Predecessor(30, own=False)
-    await third.close_term(0, leadership.fence)
+    await third.close_term(leadership.fence)
     assert (await open_term(etcd, prefix, Checkpoint(etcd, key)))[0] is None
     assert (await stored(etcd, key))["revision"] == 7
 
@@ -378,7 +378,7 @@ async def test_a_deposed_leader_opens_and_closes_nothing(
     _, leadership = await open_term(etcd, prefix, position)
     await end_term(etcd, prefix)
     with pytest.raises(Unavailable):
-        await position.close_term(0, leadership.fence)
+        await position.close_term(leadership.fence)
     with pytest.raises(Unavailable):
         await position.open_term(leadership.create_revision + 1, 10, leadership.fence)
     assert not (await stored(etcd, key))["term"]["closed"]
