@@ -21,15 +21,7 @@ from etcd_actions.web.descriptors import most_connections
 if TYPE_CHECKING:
     from etcd_actions.server.front.project_service import ProjectSettings
 
-_NEEDED = (
-    "connectrpc",
-    "flyteidl2",
-    "grpc_health",
-    "grpc_reflection",
-    "h11",
-    "h2",
-    "prometheus_client",
-)
+_NEEDED = ("connectrpc", "flyteidl2", "h11", "h2", "prometheus_client")
 _ROOT = 0
 # Requests are short; a client retries one that takes longer.
 _MOST_GRACE = 5.0

@@ -117,8 +117,6 @@ _EXTRAS = {
     "connectrpc": "server",
     "etcd3": "gateway",
     "flyteidl2": "flyte",
-    "grpc_health": "server",
-    "grpc_reflection": "server",
     "h11": "server",
     "h2": "server",
     "opentelemetry": "telemetry",

@@ -49,6 +49,8 @@ _RELEASE_WITHIN: Final = 2.0
 _HEALS_AFTER: Final = 5.0
 # Seconds between checks whether the directory of outputs is free.
 _OUTPUTS_AGAIN: Final = 1.0
+# Seconds that a launcher may take to run a command before its action is reported as waiting.
+_QUEUED_AFTER: Final = 0.5
 # Seconds until an action that was started without a slot, and needs one, is scheduled again.
 _SLOT_AGAIN: Final = 0.2
 
@@ -256,7 +258,8 @@ class ActionRun:
                 _log.info("attempt_waits", action=work.name, reason=str(busy))
                 return await self._wait(action, attempt, claim, work, _OUTPUTS_AGAIN)
             except NotStarted as failure:
-                work.place = None
+                if not failure.may_run:
+                    work.place = None
                 if not failure.by_machine:
                     return await self._shared.reports.report(
                         action, number, Phase.FAILED, claim, failure.error
@@ -420,9 +423,15 @@ class ActionRun:
                 await limit(self._shared.clock.monotonic() - ran)
 
             async def report() -> None:
-                nonlocal running, refused
-                await launched.wait()
+                nonlocal action, running, refused
                 try:
+                    with trio.move_on_after(_QUEUED_AFTER):
+                        await launched.wait()
+                    if not launched.is_set() and action.phase is Phase.UNSPECIFIED:
+                        action = await self._shared.reports.report(
+                            action, attempt.number, Phase.QUEUED, claim
+                        )
+                    await launched.wait()
                     if running is None:
                         running = await report_running()
                 except ActionError as error:

@@ -194,7 +194,7 @@ class Executor:
         if not self._shared.board.note(update):
             return
         for moved in self._shared.board.moved():
-            self._shared.schedule.reorder(moved, self._shared.board.order(moved))
+            self._shared.schedule.reorder(moved, self._order(moved))
         known = self._shared.board.get(name)
         if known is None or object_before not in (None, known.update.incarnation):
             self._remove(name)
@@ -245,17 +245,21 @@ class Executor:
         ):
             self._shared.schedule.examine(name)
         elif self._shared.schedule.is_ready(name):
-            self._shared.schedule.reorder(name, self._shared.board.order(name))
+            self._shared.schedule.reorder(name, self._order(name))
         elif first and placement is not None and (wait := placement.head_start(name)):
             until = self._shared.clock.monotonic() + wait
             self._shared.schedule.delay(name, until, wakes=False)
         else:
             self._ready(name)
 
+    def _order(self, name: str) -> tuple[int, int]:
+        depth, age = self._shared.board.order(name)
+        return (depth, age if self.placement is None else age + self.placement.yields(name))
+
     def _ready(self, name: str) -> None:
         known = self._shared.board.get(name)
         if known is not None:
-            order = self._shared.board.order(name)
+            order = self._order(name)
             self._shared.schedule.ready(name, order, known.run, known.update.most_at_once)
 
     async def _start_ready(self) -> None:

@@ -110,3 +110,8 @@ class ExecutorSettings:
     def runs_here(self) -> bool:
         """Whether attempts run on this machine, so with its environment."""
         return self.ray is None
+
+    @property
+    def outputs_may_be_elsewhere(self) -> bool:
+        """Whether outputs may be at a URL, which the executor reads, too."""
+        return not self.runs_here or self.offer is not None

@@ -32,7 +32,8 @@ from etcd_actions.storage.claims import Claims
 
 _HEAD_START: Final = 0.05
 """Seconds between the claims of two workers for a new action, and the most of the jitter."""
-_MOST_HEAD_STARTS: Final = 4
+_MOST_BEFORE: Final = 4
+_YIELDS: Final = 100
 _PATIENCE: Final = 30.0
 """Seconds that an action is blocked before others wait for it."""
 _STARTED: Final = (Phase.INITIALIZING, Phase.RUNNING)
@@ -173,17 +174,26 @@ class Placement:
 
     def head_start(self, name: str) -> float:
         """Seconds for which other workers may claim a new action first."""
-        needs = self._needs.get(name)
-        own = _rank(self._own, name)
-        before = sum(
+        before = self._before(name)
+        if not before:
+            return 0.0
+        return (min(before, _MOST_BEFORE) + random.random()) * _HEAD_START
+
+    def yields(self, name: str) -> int:
+        """How much younger an action counts here than it is, in revisions.
+
+        So workers that get slots at the same time claim different actions of about the same age.
+        """
+        return min(self._before(name), _MOST_BEFORE) * _YIELDS
+
+    def _before(self, name: str) -> int:
+        """The number of workers that are before this one in the order of an action."""
+        needs, own = self._needs.get(name), _rank(self._own, name)
+        return sum(
             _rank(other, name) > own
             for other, offer in self._workers.items()
             if other != self._own and (needs is None or offer.fits(needs))
         )
-        if not before:
-            return 0.0
-        starts = min(before, _MOST_HEAD_STARTS) + random.random()
-        return starts * _HEAD_START
 
     def _fits_now(self, needs: Needs) -> bool:
         """Whether an action fits together with those that run here.

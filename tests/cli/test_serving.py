@@ -89,6 +89,7 @@ async def test_nothing_is_served_where_that_is_not_wanted(
 
 
 LOCAL = ("--executor", "local")
+RAY = ("--executor", "ray", "--ray-address")
 
 
 @pytest.mark.parametrize(
@@ -102,6 +103,13 @@ LOCAL = ("--executor", "local")
             ("--executor-state-dir", "can be written"),
         ),
         ((*LOCAL, "--executor-claim-ttl", "2"), ("--executor-claim-ttl", "5 seconds")),
+        (("--executor", "ray"), ("--executor ray", "--ray-address")),
+        ((*RAY, "http://127.0.0.1:1", "--listen", "0.0.0.0:0"), ("--listen", "in the Ray cluster")),
+        ((*RAY, "http://127.0.0.1:1", "--executor-memory", "1GiB"), ("--executor-memory", "Ray")),
+        ((*RAY, "http://127.0.0.1:1", "--secret", "a=env:HOME"), ("--secret", "on its nodes")),
+        ((*RAY, "http://head:8265"), ("http://head:8265", "--tasks-listen")),
+        ((*RAY, "http://head:8265", "--tasks-listen", "0.0.0.0:1"), ("--tasks-listen 0.0.0.0:1",)),
+        ((*RAY, "head:8265"), ("--ray-address", "http://host:port")),
         (("--listen-cert", "a.pem"), ("--listen-cert", "--listen-key")),
         (("--listen-cert", "/no.pem", "--listen-key", "/no.pem"), ("/no.pem",)),
         (("--token-file", "/nowhere/tokens"), ("tokens", "/nowhere/tokens")),

@@ -16,13 +16,19 @@ import trio
 from etcd_actions import ActionsClient, Phase, open_actions_client, open_etcd
 from etcd_actions._internal.backoff import Backoff
 from etcd_actions.codecs import json
-from etcd_actions.errors import ActionError, Compacted, RunServiceUnavailable
+from etcd_actions.errors import (
+    ActionError,
+    Compacted,
+    FailedPrecondition,
+    RunServiceUnavailable,
+)
 from etcd_actions.etcd.api import Etcd, KeyRange, WatchResponse, WatchStream
 from etcd_actions.follow.workqueue import WorkQueueSettings
 from etcd_actions.model import ActionObject, ActionUpdate, Keyspace
 from etcd_actions.run_service import RunService
 from etcd_actions.run_service.unsettled import Unsettled
 from etcd_actions.testing import EtcdServer
+from tests.pipeline.test_reshaping import reshaper, run_of
 from tests.record.test_outbox import LONG, ROOT, SETTINGS, Scripted, is_idle, named, tell, watching
 from tests.support import flyte
 from tests.support.waiting import eventually, eventually_holds
@@ -294,8 +300,9 @@ class Schedule:
 
     NAMES = ("a0", "0c", "zc")
 
-    def __init__(self, etcd: Etcd, seed: int, nursery: trio.Nursery) -> None:
+    def __init__(self, etcd: Etcd, seed: int, nursery: trio.Nursery, shards: int = 0) -> None:
         self.etcd = etcd
+        self.shards = shards
         self.random = random.Random(seed)
         self.keys = Keyspace(f"/truth-{next(_numbers)}/taskactions/".encode())
         self.nursery = nursery
@@ -314,6 +321,8 @@ class Schedule:
             election_ttl=4,
             reflector=replace(SETTINGS.reflector, dead_after=10),
             save_every=self.random.choice((0.02, 0.2, NEVER)),
+            shards=self.shards,
+            split_from=None,
             queue=WorkQueueSettings(backoff=Backoff(0.01, 0.1)),
         )
         with trio.CancelScope() as life:
@@ -331,9 +340,18 @@ class Schedule:
 
     async def step(self) -> None:
         number = self.random.randrange(2)
-        what = self.random.choices(
-            ("status", "enqueue", "wait", "kill", "stop", "crash", "compact"), (9, 3, 4, 2, 1, 3, 1)
-        )[0]
+        steps = {
+            "status": 9,
+            "enqueue": 3,
+            "wait": 4,
+            "kill": 2,
+            "stop": 1,
+            "crash": 3,
+            "compact": 1,
+        }
+        if self.shards:
+            steps |= {"reshape": 3, "stop": 3, "crash": 1}
+        what = self.random.choices(list(steps), list(steps.values()))[0]
         name = self.random.choice(self.NAMES)
         if what == "status":
             phase = self.random.choice((Phase.QUEUED, Phase.RUNNING, Phase.FAILED, Phase.SUCCEEDED))
@@ -341,6 +359,8 @@ class Schedule:
             await self.writer.put_status(named(name), attempt, flyte.status(phase, attempt))
         elif what == "enqueue":
             await self.writer.enqueue(flyte.task(named(name), "" if name == "a0" else "a0"))
+        elif what == "reshape":
+            await self.reshape(self.lives[number][0])
         elif what == "wait":
             await trio.sleep(self.random.random() * 0.3)
         elif what == "compact":
@@ -359,6 +379,23 @@ class Schedule:
                 await over.wait()
             for each in numbers:
                 await self.nursery.start(self.live, each)
+
+    async def reshape(self, client: ActionsClient) -> None:
+        """Split a shard of a client, or merge two neighbours."""
+        owned = [each for each in run_of(client).watches.values() if each.leads]
+        owned.sort(key=lambda each: each.shard.range)
+        if not owned:
+            return
+        one = self.random.choice(owned)
+        boundary = b"flyte/r%d" % self.random.randrange(10**6)
+        other = next(
+            (each for each in owned if each.shard.range.start == one.shard.range.end), None
+        )
+        with suppress(FailedPrecondition):
+            if other is not None and self.random.random() < 0.5:
+                await reshaper(client)._replace([one, other], [])
+            elif boundary in one.shard.range and boundary > one.shard.range.start:
+                await reshaper(client)._replace([one], [boundary])
 
     async def run(self) -> None:
         self.writer = await self.stack_writer()
@@ -422,14 +459,14 @@ class Schedule:
 
 
 @asynccontextmanager
-async def schedules(endpoint: str, seeds: range) -> AsyncIterator[list[Schedule]]:
+async def schedules(endpoint: str, seeds: range, shards: int = 0) -> AsyncIterator[list[Schedule]]:
     """Side by side, as most of each is waiting."""
     async with AsyncExitStack() as stack:
         made = []
         nursery = await stack.enter_async_context(trio.open_nursery())
         for seed in seeds:
             etcd = await stack.enter_async_context(open_etcd(endpoint))
-            made.append(Schedule(etcd, seed, nursery))
+            made.append(Schedule(etcd, seed, nursery, shards))
         async with trio.open_nursery() as running:
             for each in made:
                 running.start_soon(each.run)
@@ -439,8 +476,14 @@ async def schedules(endpoint: str, seeds: range) -> AsyncIterator[list[Schedule]
 
 @pytest.mark.slow
 @pytest.mark.faults
-async def test_no_schedule_tells_anything_older_after_an_ending(own_etcd: EtcdServer) -> None:
-    """Two leaders, killed and stopped at any moment; calls that are refused, lost, applied late."""
-    async with schedules(own_etcd.endpoint, range(FIRST, FIRST + SCHEDULES)) as made:
+@pytest.mark.parametrize("shards", [0, 3])
+async def test_no_schedule_tells_anything_older_after_an_ending(
+    own_etcd: EtcdServer, shards: int
+) -> None:
+    """Two leaders, killed and stopped at any moment; calls that are refused, lost, applied late.
+
+    With shards also hand-overs, splits and merges.
+    """
+    async with schedules(own_etcd.endpoint, range(FIRST, FIRST + SCHEDULES), shards) as made:
         for number, each in enumerate(made):
             assert await each.problems() == [], f"seed {FIRST + number}"

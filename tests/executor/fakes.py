@@ -50,8 +50,9 @@ class FakeAttempts(Attempts):
         name = f"{command.environment['RUN_NAME']}-{command.environment['ACTION_NAME']}"
         self._names[place.path] = name
         self.on_begin(name)
-        assert isinstance(command.outputs, Path)
-        self._outputs[name], self._places[name] = command.outputs, place
+        self._places[name] = place
+        if isinstance(command.outputs, Path):
+            self._outputs[name] = command.outputs
         if place.was_started:
             self.adopted += 1
             return
@@ -80,6 +81,12 @@ class FakeAttempts(Attempts):
         if code == 0:
             self._outputs[name].mkdir(parents=True, exist_ok=True)
             (self._outputs[name] / "outputs.pb").write_bytes(outputs)
+        self._over[place.path].set()
+
+    def end_now(self, name: str) -> None:
+        """The present attempt of an action ends, with the files that its outputs have."""
+        place = self._places[name]
+        (place.path / EXIT).write_text("0")
         self._over[place.path].set()
 
     def fail(self, name: str, message: str = "no", *, recoverable: bool = True) -> None:

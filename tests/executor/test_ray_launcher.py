@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -15,7 +16,7 @@ from etcd_actions._internal.backoff import Backoff
 from etcd_actions._internal.containment import Containment
 from etcd_actions.executor import RaySettings
 from etcd_actions.executor.attempts.attempt_command import Command
-from etcd_actions.executor.attempts.attempt_directory import AttemptDirectory
+from etcd_actions.executor.attempts.attempt_directory import STARTED, AttemptDirectory
 from etcd_actions.executor.attempts.outcome import find_outcome
 from etcd_actions.executor.attempts.start_errors import NotStarted
 from etcd_actions.executor.launchers import attempts as following
@@ -158,7 +159,7 @@ async def test_an_answer_that_is_lost_is_no_second_job(head: RayHead, bench: Ben
 
     async def lose(request: HttpRequest) -> bytes | None:
         if request.method == "POST" and not lost:
-            lost.append(head._answer(request))
+            lost.append(head.answer(request))
             return b""
         return None
 
@@ -237,8 +238,13 @@ async def test_a_job_that_waits_for_resources_is_not_launched(head: RayHead, ben
         nursery.start_soon(bench.attempts.wait_ended, bench.place, launched)
         await trio.sleep(0.1)
         assert not launched.is_set()
+        # It was submitted long ago.
+        os.utime(bench.place.path / STARTED, (1, 1))
         head.set("RUNNING")
         await launched.wait()
+        ran = bench.place.running_for()
+        assert ran is not None
+        assert ran < 60
         head.set("SUCCEEDED")
 
 
@@ -393,3 +399,23 @@ def test_names_fit_and_differ() -> None:
     assert all(
         len(name) < 200 and name.replace("-", "").replace(".", "").isalnum() for name in names
     )
+
+
+async def test_another_executor_that_is_about_to_submit_it_is_awaited(
+    head: RayHead, bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has the lock, and may be stopped: the attempt is neither lost nor submitted by two."""
+    bench.place.make()
+    lock = bench.place.try_lock()
+    assert lock is not None
+    monkeypatch.setattr(following, "_STARTED_WITHIN", 0.1)
+    with pytest.raises(NotStarted, match="another executor starts it now") as raised:
+        await bench.attempts.begin(bench.place, bench.command)
+    assert raised.value.by_machine
+    monkeypatch.setattr(following, "_STARTED_WITHIN", 60.0)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(bench.attempts.begin, bench.place, bench.command)
+        await trio.sleep(0.1)
+        assert not head.submitted
+        os.close(lock)
+    assert len(head.submitted) == 1

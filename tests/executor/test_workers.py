@@ -7,8 +7,10 @@ from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
 
+import fsspec
 import trio
 from flyteidl2.actions.actions_service_pb2 import Action
+from flyteidl2.core.execution_pb2 import ContainerError, ErrorDocument, ExecutionError
 from flyteidl2.core.tasks_pb2 import Resources
 from flyteidl2.task.run_pb2 import RunSpec
 
@@ -189,3 +191,22 @@ async def test_a_drained_worker_hands_over_what_does_not_end(
         await eventually_holds(unclaimed)
         async with fake_worker(etcd, prefix, tmp_path / "b") as other:
             await eventually(lambda: started(other) == ["r1-a0"])
+
+
+async def test_outputs_may_be_in_an_object_store(
+    etcd: Etcd, prefix: bytes, bench: Bench, client: ActionsClient, tmp_path: Path
+) -> None:
+    def in_store(action: Action) -> None:
+        action.run_output_base = "memory://bucket/r1"
+
+    async with fake_worker(etcd, prefix, tmp_path / "w") as worker:
+        await bench.enqueue(ROOT, change=in_store)
+        await eventually(lambda: started(worker) == ["r1-a0"])
+        error = ContainerError(code="Full", message="no", origin=ExecutionError.USER)
+        document = ErrorDocument(error=error).SerializeToString()
+        outputs = (await client.get_task_action(ROOT)).outputs_of(1)
+        fsspec.filesystem("memory").pipe_file(f"{outputs}/error.pb", document)
+        worker.attempts.end_now("r1-a0")
+        action = await until(client, ROOT)
+    assert action.status.error_state is not None
+    assert action.status.error_state.code == "Full"

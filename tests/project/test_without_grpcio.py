@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from etcd_actions.app.listeners import _NEEDED
+from tests.cli.command import ROOT as PROJECT
 from tests.cli.command import environment, finish, running
 from tests.support.etcd_server import EtcdServer
 from tests.support.run_service_server import RunServiceServer
@@ -45,6 +47,13 @@ def test_the_library() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert done.stdout.split() == []
+
+
+def test_the_service_needs_only_what_its_extra_installs() -> None:
+    """Else ``run`` serves nothing in an environment that has the extra alone."""
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
+    server = project["optional-dependencies"]["server"]
+    assert {each.partition(">=")[0].replace("-", "_") for each in server} == set(_NEEDED)
 
 
 def test_no_installation_brings_it() -> None:

@@ -58,6 +58,20 @@ class Site:
             *flags,
         )
 
+    def worker(self, name: str, *flags: str) -> AbstractContextManager[Running]:
+        """A worker with a state directory of its own, for as long as the context lasts."""
+        return running(
+            self.directory,
+            "worker",
+            *self.common,
+            *self.python,
+            "--executor-state-dir",
+            self.state_dir / name,
+            "--executor-claim-ttl",
+            "5",
+            *flags,
+        )
+
     async def submit(self, program: str, task: str, *inputs: str, run: str) -> None:
         """Put a program's root in, and do not wait for it."""
         flags = [flag for each in inputs for flag in ("--input", each)]

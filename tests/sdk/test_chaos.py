@@ -39,7 +39,7 @@ async def result(etcd: OwnEtcd) -> ActionUpdate:
         async for update in updates:
             if (
                 isinstance(update, ActionUpdate)
-                and update.action_id == ROOT
+                and update.name == ROOT.object_name
                 and update.phase.is_terminal
             ):
                 return update

@@ -125,8 +125,7 @@ async def test_a_head_that_is_killed_costs_attempts_and_no_result(
         await service.logged("serving")
         await submit(site, "waiting.py", "main", "width=3")
         await eventually(lambda: len(site.starts()) == 4, within=120)
-        for name in ("head", "node1", "node2"):
-            cluster.kill(name)
+        cluster.kill("head")
         await service.logged("ray_unavailable")
         await cluster.start()
         await eventually(lambda: len(site.starts()) == 8, within=180)

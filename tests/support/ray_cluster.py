@@ -8,17 +8,18 @@ import shutil
 import socket
 import subprocess
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
+import trio
 
 from tests.cli.command import environment
 from tests.support.waiting import eventually
 
 _MARK = "RAY_CLUSTER_OF_A_TEST"
-_START_WITHIN = 120.0
+_START_WITHIN = 240.0
 
 
 class RayCluster:
@@ -39,26 +40,18 @@ class RayCluster:
 
     async def start(self) -> None:
         """Start what does not run, and wait until jobs can be submitted."""
-        if "head" not in self._processes:
-            self._start(
-                "head",
-                *("--head", "--port", str(self._port), "--num-cpus", "0"),
-                *("--include-dashboard", "true", "--dashboard-host", "127.0.0.1"),
-                *("--dashboard-port", str(self._dashboard)),
-                *("--ray-client-server-port", str(_free_ports(1)[0])),
-                *("--temp-dir", str(self._directory)),
-            )
-        await eventually(self._answers, within=_START_WITHIN)
-        for number, name in enumerate(("node1", "node2"), 2):
-            # Ray gives a node 30 seconds, which a busy machine may need twice.
-            while name not in self._processes or self._processes[name].poll() is not None:
-                self.kill(name)
-                self._start(name, "--address", f"127.0.0.1:{self._port}", "--num-cpus", "3")
-                process = self._processes[name]
-                await eventually(
-                    lambda: self.nodes() >= number or process.poll() is not None,  # noqa: B023
-                    within=_START_WITHIN,
-                )
+        head = (
+            *("--head", "--port", str(self._port), "--num-cpus", "0"),
+            *("--include-dashboard", "true", "--dashboard-host", "127.0.0.1"),
+            *("--dashboard-port", str(self._dashboard)),
+            *("--ray-client-server-port", str(_free_ports(1)[0])),
+            *("--temp-dir", str(self._directory)),
+        )
+        node = ("--address", f"127.0.0.1:{self._port}", "--num-cpus", "3")
+        with trio.fail_after(_START_WITHIN):
+            await self._start(self._answers, "head", head)
+            await self._start(lambda: self.nodes() >= 2, "node1", node)
+            await self._start(lambda: self.nodes() >= 3, "node2", node)
 
     def kill(self, name: str) -> None:
         """Kill all processes of the head or of a node, and what they have started."""
@@ -96,17 +89,26 @@ class RayCluster:
         for name in ("node1", "node2", "head", ""):
             self.kill(name)
 
+    async def _start(self, is_up: Callable[[], bool], name: str, flags: tuple[str, ...]) -> None:
+        """Start processes, again and again: a node ends some time after its head.
+
+        A head does not start before the nodes of the last one have ended, and a node gives up on a
+        busy machine.
+        """
+        while not is_up():
+            if name not in self._processes or self._processes[name].poll() is not None:
+                self.kill(name)
+                self._open(name, *flags)
+            process = self._processes[name]
+            await eventually(lambda: is_up() or process.poll() is not None)  # noqa: B023
+
     def _answers(self) -> bool:
-        assert self._processes["head"].poll() is None, self._log("head")
         url = f"{self.address}/api/jobs/"
         with suppress(OSError), urllib.request.urlopen(url, timeout=5) as response:
             return bool(response.status == 200)
         return False
 
-    def _log(self, name: str) -> str:
-        return (self._directory / f"{name}.out").read_text()[-3000:]
-
-    def _start(self, name: str, *flags: str) -> None:
+    def _open(self, name: str, *flags: str) -> None:
         node, agent, environments, metrics, manager, objects = map(str, _free_ports(6))
         command = [
             *(str(self._ray), "start", "--block", "--disable-usage-stats"),

@@ -15,15 +15,18 @@ class RayHead:
 
     Attributes:
         address: Its URL.
+        first_status: The status of a job that was submitted.
         jobs: Each job by its submission id, with the fields that Ray reports.
         submitted: The bodies of all submissions that it accepted, in order.
-        stopped: The jobs that were told to stop, in order.
+        stopped: The jobs whose end was requested, in order.
+        logs: The log of each job, by its submission id.
         fault: Called with each request first; what it returns is sent instead of an answer, and
             None means that there is no fault.
     """
 
     def __init__(self) -> None:
         self.address = ""
+        self.first_status = "RUNNING"
         self.jobs: dict[str, dict[str, Any]] = {}
         self.submitted: list[dict[str, Any]] = []
         self.stopped: list[str] = []
@@ -41,10 +44,11 @@ class RayHead:
         if instead is not None:
             await request.send(instead)
             return False
-        await request.send(self._answer(request))
+        await request.send(self.answer(request))
         return True
 
-    def _answer(self, request: HttpRequest) -> bytes:
+    def answer(self, request: HttpRequest) -> bytes:
+        """What Ray answers to a request, which takes effect."""
         name, _, part = request.path.removeprefix("/api/jobs/").partition("/")
         if not name:
             return self._submit(json.loads(request.body))
@@ -66,7 +70,7 @@ class RayHead:
             text = f"Traceback\nValueError: Job with submission_id {name} already exists."
             return answer(text.encode(), "500 Internal Server Error")
         self.submitted.append(job)
-        self.jobs[name] = {"status": "RUNNING", "message": None, "type": "SUBMISSION"}
+        self.jobs[name] = {"status": self.first_status, "message": None, "type": "SUBMISSION"}
         return answer(json.dumps({"job_id": name, "submission_id": name}).encode())
 
 

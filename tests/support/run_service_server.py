@@ -102,6 +102,7 @@ class RunServiceServer:
         most_at_once: The most requests that were handled at once.
         streams: Number of streams that were opened.
         nonces_lie: Answer on streams with nonces that nobody sent.
+        name_of: Returns the name of an action in all of these; by default its own in its run.
         refuses: By ``what`` and request, what is answered with UNAVAILABLE, and not applied.
     """
 
@@ -124,6 +125,7 @@ class RunServiceServer:
         self.streams = 0
         self.nonces_lie = False
         self.refuses: Callable[[str, Any], bool] = lambda _what, _request: False
+        self.name_of: Callable[[Any], str] = lambda action_id: str(action_id.name)
         self._has_stream = has_stream
         self._threads = threads
         self._delay = delay
@@ -253,7 +255,7 @@ class RunServiceServer:
                 self._at_once -= 1
 
     def _serve_scripted(self, what: str, request: Any, context: grpc.ServicerContext) -> int:
-        name = request.action_id.name
+        name = self.name_of(request.action_id)
         fault = self._fault(what, name)
         if self.refuses(what, request):
             fault = Fault(code=14)

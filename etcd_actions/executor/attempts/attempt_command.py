@@ -230,7 +230,7 @@ def _place_of_outputs(
         outputs = local_path(prefix)
     except ValueError:
         outputs = None
-    if outputs is None and not settings.runs_here and is_url(prefix):
+    if outputs is None and settings.outputs_may_be_elsewhere and is_url(prefix):
         return prefix, prefix
     if outputs is None or "\0" in str(outputs):
         base = action.spec.run_output_base

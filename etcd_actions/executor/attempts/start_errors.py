@@ -37,12 +37,14 @@ class NotStarted(Exception):
         error: The error that the action ends with, if the machine is not to blame.
         by_machine: Whether the machine lacks something (space, memory, descriptors, processes), so
             that the action starts later.
+        may_run: Whether it may run nevertheless, since the answer of its launcher was lost.
     """
 
     def __init__(self, error: ErrorState, *, by_machine: bool) -> None:
         super().__init__(error.message)
         self.error = error
         self.by_machine = by_machine
+        self.may_run = False
 
     @classmethod
     def because(cls, message: str, *, by_machine: bool = False, code: str = CODE) -> NotStarted:

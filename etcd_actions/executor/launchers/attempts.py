@@ -25,6 +25,9 @@ from etcd_actions.executor.launchers.launcher import Launcher, LauncherUnavailab
 
 _TRIES: Final = 3
 _FILES_WITHIN: Final = 60.0
+# Another executor that starts the same attempt.
+_STARTED_WITHIN: Final = 60.0
+_LOCK_EVERY: Final = 0.05
 # A supervisor reports the end of its attempt before it ends itself.
 _RELEASED_WITHIN: Final = 1.0
 # Seconds between two looks: at first, and later, since a long attempt may be noticed later.
@@ -74,7 +77,7 @@ class Attempts:
         for _ in range(_TRIES):
             try:
                 place.make()
-                lock = place.try_lock()
+                lock = await _lock(place)
             except UnusableFile as error:
                 raise NotStarted.because(f"{place.path}: {error}") from error
             except OSError as error:
@@ -101,7 +104,7 @@ class Attempts:
             place: The attempt.
             launched: Set once its command runs, or has ended.
         """
-        within, read_log = 0.0, trio.current_time()
+        within, waited, read_log = 0.0, False, trio.current_time()
         while True:
             since = trio.current_time()
             with self._containment.unit(UNIT, place.name) as unit:
@@ -111,8 +114,15 @@ class Attempts:
                     seen = None
             if unit.failed:
                 seen = None
-            if launched is not None and seen is not None and seen.state is not State.PENDING:
-                launched.set()
+            if seen is not None and seen.state is State.PENDING:
+                waited = True
+            elif seen is not None:
+                if waited:
+                    # Its time counts from now on.
+                    place.note_start(0.0)
+                    waited = False
+                if launched is not None:
+                    launched.set()
             if seen is not None and seen.state is State.ENDED:
                 break
             if trio.current_time() >= read_log + _LOG_EVERY:
@@ -137,6 +147,25 @@ class Attempts:
                 return
             if data is not None:
                 place.write_log(data, self._log_bytes)
+
+
+async def _lock(place: AttemptDirectory) -> int | None:
+    """Lock an attempt that was not started, see :meth:`AttemptDirectory.try_lock`.
+
+    Another executor that has the lock without a supervisor is about to start it, and may fail.
+
+    Raises:
+        NotStarted: That takes too long.
+        UnusableFile, OSError: It cannot be locked.
+    """
+    until = trio.current_time() + _STARTED_WITHIN
+    while True:
+        lock = place.try_lock()
+        if lock is not None or place.was_started or place.supervisor() is not None:
+            return lock
+        if trio.current_time() >= until:
+            raise not_started(place.path, None, "another executor starts it now", "process")
+        await trio.sleep(_LOCK_EVERY)
 
 
 async def _prepare(place: AttemptDirectory, command: Command) -> None:

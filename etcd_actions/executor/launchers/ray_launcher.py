@@ -87,7 +87,10 @@ class RayLauncher:
                     by_machine = error.status >= 500
                     raise NotStarted.because(str(error), by_machine=by_machine) from error
         except LauncherUnavailable as error:
-            raise NotStarted.because(str(error), by_machine=True) from error
+            failure = NotStarted.because(str(error), by_machine=True)
+            # An abort has to stop it, unless a later call finds that it does not run.
+            failure.may_run = True
+            raise failure from error
         return True
 
     async def look(self, place: AttemptDirectory, *, within: float) -> Look:
