@@ -84,6 +84,8 @@ async def test_the_demand_of_a_pool(
 
 async def enqueue(client: ActionsClient, machine: Machine, action_id: ActionId, go: Path) -> None:
     action = machine.task(action_id, f'while [ ! -e "{go}" ]; do sleep 0.05; done')
+    # Each run has its own place for outputs.
+    action.run_output_base = str(machine.base / action_id.run)
     if action_id is RUNS[3]:
         action.task.queue = "gpu"
     await client.enqueue(action)
