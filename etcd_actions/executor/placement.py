@@ -23,10 +23,10 @@ import structlog
 from etcd_actions.actions.status import ActionStatus
 from etcd_actions.actions.stored_action import StoredAction
 from etcd_actions.errors import ActionError, DecodeError, InvalidArgument
-from etcd_actions.executor.action_run import template_of
 from etcd_actions.executor.attempts.attempt_directory import directory_of
 from etcd_actions.executor.offers import Needs, Offer
 from etcd_actions.executor.shared import Shared, Work
+from etcd_actions.executor.task_templates import template_of
 from etcd_actions.model import Phase
 from etcd_actions.storage.claims import Claims
 
