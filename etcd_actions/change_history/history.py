@@ -259,11 +259,11 @@ def _prefix(header: dict[str, Any]) -> bytes:
     """
     if header.get("format") != FORMAT:
         raise DecodeError(
-            f"no record: its format is {quoted(header.get('format'))}, not {FORMAT!r}"
+            f"not a record: its format is {quoted(header.get('format'))}, not {FORMAT!r}"
         )
     version = header.get("version")
     if type(version) is not int or version < 1:
-        raise DecodeError(f"no record: its version is {quoted(version)}, not {VERSION}")
+        raise DecodeError(f"not a record: its version is {quoted(version)}, not {VERSION}")
     if version != VERSION:
         raise DecodeError(
             f"a record of version {version}: this program reads {VERSION}: use a later etcd-actions"

@@ -145,11 +145,11 @@ class RecordDecoder:
                 except msgpack.OutOfData:
                     break
                 except (msgpack.StackError, RecursionError):
-                    raise DecodeError("no record: it is nested too deeply") from None
+                    raise DecodeError("not a record: it is nested too deeply") from None
                 except (ValueError, msgpack.UnpackException) as error:
-                    raise DecodeError(f"no msgpack: {clipped(str(error), 200)}") from None
+                    raise DecodeError(f"not msgpack: {clipped(str(error), 200)}") from None
                 if not isinstance(entry, dict):
-                    raise DecodeError(f"no map, but {type(entry).__name__}")
+                    raise DecodeError(f"not a map, but {type(entry).__name__}")
                 yield entry
                 used = self._unpacker.tell() - base
                 self.offset = base + used

@@ -1,4 +1,4 @@
-"""Calls of the methods that the service has, on the service or in this process."""
+"""Calls the methods of the service, on the service or in this process."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Calls(Protocol):
     async def unary(
         self, service: str, method: str, request: Message, kind: type[MessageT], /
     ) -> MessageT:
-        """The response, which is of this kind."""
+        """Do a unary call; returns its response, a ``kind``."""
         ...
 
     def stream(

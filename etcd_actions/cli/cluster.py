@@ -33,8 +33,8 @@ class Cluster:
     Attributes:
         facts: Texts for people, by title.
         counters: Numbers that only grow, by name.
-        at: When it was taken, in seconds of the monotonic clock.
-        note: Why a part is missing.
+        at: The time of the sample, in seconds of the monotonic clock.
+        note: The reason if a part is missing.
     """
 
     facts: dict[str, str]
@@ -127,7 +127,7 @@ class _OfEtcd:
         return {"Leader": f"{first.value.decode(errors='replace')}{candidates}"}
 
     async def _actions(self, total: int) -> dict[str, str]:
-        """The number of actions by phase; of more than some thousands only all."""
+        """The number of actions by phase; above some thousands only the total."""
         if total > _MOST_SCANNED:
             return {"Actions": f"{total} (too many to count by phase)"}
         phases: Counter[str] = Counter()

@@ -28,7 +28,7 @@ _MOST_SIMILAR = 5_000
 
 
 class EtcdNames:
-    """Implements :class:`~etcd_actions.cli.names.Names`; all reads are of one revision.
+    """Implements :class:`~etcd_actions.cli.names.Names`; all reads are at one revision.
 
     Args:
         etcd: The connection.
@@ -87,7 +87,7 @@ class EtcdNames:
             found, self.revision = await find_namespaces(
                 self._etcd, self._prefix, None, self.revision
             )
-            # Of runs whose objects have expired only the records exist.
+            # A run whose objects have expired has only its record.
             with suppress(PermissionDenied):
                 recorded, _ = await find_namespaces(
                     self._etcd, self._keys.runs, None, self.revision

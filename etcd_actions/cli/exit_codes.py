@@ -103,7 +103,7 @@ _ADVICE: dict[type[errors.EtcdActionsError], dict[str, str]] = {
     errors.Unauthenticated: {
         "user name is empty": "this etcd needs a user: give --user and --password-file, or "
         "ETCDCTL_USER and ETCDCTL_PASSWORD",
-        "": "is this the user, and the password? See config show",
+        "": "check the user and the password: see config show",
     },
     errors.Compacted: {"": "etcd compacted its history during the command: retry"},
     errors.NoSpace: {"": "compact and defragment etcd, or raise its quota"},
@@ -128,7 +128,7 @@ _EXTRAS = {
 def report(error: BaseException) -> ExitCode:
     """Print to standard error why the command ends, and return the exit code.
 
-    Of an exception group it reports the first cause. Any error that is not of this package is a
+    For an exception group it reports the first cause. An error that is not of this package is a
     bug. The traceback of a :attr:`ExitCode.FAILURE` is logged.
     """
     for leaf in errors.leaf_errors(error):

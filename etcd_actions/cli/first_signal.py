@@ -9,7 +9,7 @@ A first SIGINT or SIGTERM ends the process
 - in order once a command listens, see :meth:`Signals.listening`;
 - not at all once the command is done: the process ends with the exit code that it has.
 
-A second one ends it at once, with 128 and its number. This module has no slow import.
+A second signal ends the process at once, with 128 and its number. This module has no slow import.
 """
 
 from __future__ import annotations

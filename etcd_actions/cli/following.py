@@ -1,4 +1,4 @@
-"""Streams that are opened again when they end, until a command has what it waits for."""
+"""Streams that are opened again when they end, until the command has its result."""
 
 from __future__ import annotations
 

@@ -17,8 +17,8 @@ async def find_namespaces(
 ) -> tuple[Sequence[str], int]:
     """The namespaces that have keys, and the revision of that state.
 
-    It takes one read a namespace, for any number of keys. A namespace whose name is empty or not
-    UTF-8 contains no objects and is omitted.
+    It makes one read for each namespace, for any number of keys. A namespace whose name is empty
+    or not UTF-8 contains no objects and is omitted.
 
     Args:
         etcd: The connection.

@@ -1,8 +1,8 @@
 """Logs: structlog to standard error, for people on a terminal and as JSON lines elsewhere.
 
-A line is a unit of work: a failure while it is made or written loses it alone. A line that cannot
-be written is dropped and counted, see :mod:`etcd_actions.cli.stderr`; a value that cannot be shown
-is replaced; and the length is bounded.
+A line is a unit of work: a failure while it is made or written loses only that line. A line that
+cannot be written is dropped and counted, see :mod:`etcd_actions.cli.stderr`. A value that cannot be
+shown is replaced. The length is limited.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
     from etcd_actions._internal.containment import Containment
 
-# Characters of a value, and of a traceback, of which the end is kept.
+# The most characters of a value, which keeps its beginning, and of a traceback, which keeps its
+# end.
 _MOST_OF_VALUE: Final = 4_000
 _MOST_OF_TRACEBACK: Final = 20_000
 _MOST_FIELDS: Final = 50

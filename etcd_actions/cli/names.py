@@ -1,9 +1,9 @@
-"""How commands name runs and actions, and the lookup of each name.
+"""The names of runs and actions in commands, and their lookup.
 
 A command accepts ``RUN``, ``RUN/ACTION``, the name of the action's object (``<run>-<action>``),
 ``<namespace>/<object>``, or the full path: ``<project>/<domain>/<run>`` or
-``<project>/<domain>/<run>/<action>``, with ``<org>/`` before the latter. An unknown name is an
-error with the nearest ones, an ambiguous name one with the candidates.
+``<project>/<domain>/<run>/<action>``, with ``<org>/`` before the latter. For an unknown name the
+error has the nearest names, for an ambiguous name the candidates.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class Name(NamedTuple):
         action: The action's name; empty for a run.
         org: The organisation; empty if the text names none.
         namespace: The namespace of its object; empty if that is unknown.
-        object: The name of its object; of a value that cannot be decoded the only name.
-        reason: Why its value cannot be decoded.
+        object: The name of its object; the only name of a value that cannot be decoded.
+        reason: Why its value cannot be decoded; empty if it can.
     """
 
     project: str = ""
@@ -63,7 +63,7 @@ class Name(NamedTuple):
         return ActionId(self.project, self.domain, self.run, self.action or ROOT_ACTION, self.org)
 
     def may_be(self, action: ActionId | None, namespace: str, name: str) -> bool:
-        """Whether a parsed name may be that of an action; a run's name is one of all its actions.
+        """Whether a parsed name may mean an action; the name of a run means all its actions.
 
         Args:
             action: The action; None for a value that cannot be decoded.
@@ -171,9 +171,9 @@ async def find_complete_run(names: Names, text: str) -> Name:
 
 
 async def find_name(names: Names, text: str) -> Name:
-    """The run or action that a text names, with what is known of it; raises as `find_action`.
+    """The run or action that a text names; raises as `find_action`.
 
-    The object of an action can be one that cannot be decoded.
+    The object of the action may be one that cannot be decoded.
     """
     return _only(await _found(names, text), text)
 

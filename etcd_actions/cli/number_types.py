@@ -13,17 +13,17 @@ from etcd_actions._internal.quoting import quoted
 _Value = TypeVar("_Value", bound=float)
 
 _MOST_COUNT: Final = 2**32 - 1
-# One event in some twelve days: a slower replay never ends.
+# One event in about twelve days: a slower replay would not end.
 _LEAST_RATE: Final = 1e-6
 _RATE: Final = r"(?:[0-9]{1,20}(?:\.[0-9]{0,20})?|\.[0-9]{1,20})(?:[eE][0-9]{1,2})?"
 
 
 class _Number(click.ParamType[_Value]):
-    """A number that a function reads.
+    """A number that a function parses.
 
     Args:
-        name: What click calls such a value.
-        parse: Reads it. The text of its ``ValueError`` names the value.
+        name: The name of such a value in click's messages.
+        parse: Parses it. The text of its ``ValueError`` quotes the value.
     """
 
     def __init__(self, name: str, parse: Callable[[str], _Value]) -> None:

@@ -1,4 +1,4 @@
-"""The settings of a command as its flags, and the connection that a command opens by them."""
+"""The settings of a command as its flags, and the connection that they describe."""
 
 from __future__ import annotations
 
@@ -67,8 +67,8 @@ class CommonOptions:
     def endpoints_to_use(self) -> str:
         """The endpoints, else the running embedded etcd's, else etcd's own default.
 
-        The embedded etcd has neither TLS nor users: with these it is not used. If its directory
-        is given, no other etcd is used: a command would show or change the wrong one.
+        The embedded etcd has neither TLS nor users: it is not used if TLS or a user is given. If
+        its directory is given, no other etcd is used: a command would show or change the wrong one.
 
         Raises:
             ConfigError: The directory is given together with TLS or a user.

@@ -29,9 +29,9 @@ _NOT_WAITED_FOR = {
 def keep_descriptors() -> None:
     """Reserve the descriptors 0, 1 and 2, and make standard error tolerant.
 
-    Otherwise the first file that is opened gets the number of a closed standard stream, and the
-    writes to that. The replacement of a closed stream fails as a closed one does. From here on a
-    failed write to standard error is dropped and counted.
+    Otherwise the first opened file gets the number of a closed standard stream, and receives the
+    writes to that stream. The replacement of a closed stream fails as a closed stream does. From
+    here on a failed write to standard error is dropped and counted.
     """
     for descriptor in (0, 1, 2):
         try:
@@ -50,9 +50,9 @@ def keep_descriptors() -> None:
 def reap_as_init() -> None:
     """As process 1, continue in a child process, and reap adopted processes.
 
-    Process 1 of a container without an init adopts every process whose parent has ended. To wait
-    for any child in the process that does the work would lose the exit codes of its own children.
-    Process 1 forwards the signals that it receives, and ends as its child does.
+    Process 1 of a container without an init adopts every process whose parent has ended. If the
+    working process waited for any child, it would lose the exit codes of its own children. Process
+    1 forwards the signals that it receives, and ends as its child does.
     """
     if os.getpid() != 1:
         return
@@ -114,8 +114,8 @@ def has_terminal() -> bool:
 def leave(code: int) -> NoReturn:
     """End the process with a code, without Python's own exit.
 
-    That would wait for threads that may never return, and restore the default handlers of
-    signals, so that a late signal would change the exit code.
+    Python's exit would wait for threads that may never return. It would also restore the default
+    handlers of signals, so that a late signal would change the exit code.
     """
     try:
         sys.stdout.flush()

@@ -29,7 +29,7 @@ class Reader:
     error after a terminal state, and when the service ends: open it again.
 
     Attributes:
-        calls: Calls methods; for those that have no function here.
+        calls: Calls the methods that have no function here.
         names: Looks up names.
     """
 

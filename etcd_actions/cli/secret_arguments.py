@@ -67,8 +67,8 @@ def _arguments(passed: str) -> list[str]:
 def visible_arguments(arguments: Sequence[str]) -> list[str]:
     """The arguments with their passwords hidden.
 
-    A text that can be a flag counts as one, also if it is the value of another: every possible
-    password is hidden.
+    A text that can be a flag counts as a flag, even if it is the value of another one: every
+    possible password is hidden.
     """
     visible = list(arguments)
     for index, text in enumerate(arguments):

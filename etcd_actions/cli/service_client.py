@@ -149,7 +149,7 @@ class ServiceClient:
         """Call a method that etcd-actions' service has in addition to Flyte's.
 
         Raises:
-            ConfigError: The service does not have it; ``without`` says what cannot be done.
+            ConfigError: The service does not have it; the message begins with ``without``.
             EtcdActionsError: It failed.
         """
         try:

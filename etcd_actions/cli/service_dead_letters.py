@@ -1,4 +1,4 @@
-"""Dead letters by the service, with the methods that the client has for those of etcd."""
+"""Dead letters through the service, with the methods that the client has for etcd."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class ServiceDeadLetters:
     """Implements :class:`DeadLetters`.
 
     Args:
-        service: The service; one that is Flyte's raises ConfigError.
+        service: The service; for Flyte's service the methods raise ConfigError.
     """
 
     def __init__(self, service: ServiceClient) -> None:

@@ -1,7 +1,7 @@
-"""The names of runs and actions by the service; see :mod:`etcd_actions.cli.names`.
+"""The names of runs and actions through the service; see :mod:`etcd_actions.cli.names`.
 
-The service lists the runs that it has records of. A full path is not verified: the call that
-names it returns the error.
+The service lists the runs that have records. A full path is not verified: the call that uses it
+returns the error.
 """
 
 from __future__ import annotations

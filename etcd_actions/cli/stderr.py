@@ -13,7 +13,7 @@ import stat
 import threading
 from typing import Any, Final
 
-# POSIX: a pipe with capacity accepts so many bytes atomically.
+# POSIX: a pipe with capacity accepts this many bytes atomically.
 _PIECE: Final = 4096
 
 

@@ -1,4 +1,4 @@
-"""The stored objects of actions, of etcd or through the service."""
+"""The stored objects of actions, from etcd or through the service."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from etcd_actions.model import DEFAULT_KEY_PREFIX, DEFAULT_NAMESPACE
 CodecName: TypeAlias = Literal["json", "protobuf", "msgpack"]
 
 _CONFIG_FILE = Group("A file with settings")
-_ETCD = Group("Where etcd is")
+_ETCD = Group("The connection to etcd")
 _KEYS = Group("Keys and values")
 _TLS = Group("Encryption")
 _USER = Group("User")
@@ -57,7 +57,7 @@ PREFIX = _KEYS.setting(
     "The prefix of the keys, before the namespace",
 )
 NAMESPACE = _KEYS.optional(
-    "namespace", Kind("NAME", values.namespace), "Only this namespace", otherwise="all namespaces"
+    "namespace", Kind("NAME", values.namespace), "The only namespace", otherwise="all namespaces"
 )
 NAMESPACE_TEMPLATE = _KEYS.optional(
     "namespace_template",
@@ -70,20 +70,20 @@ CODEC = _KEYS.setting(
     "codec",
     _CODEC_NAMES,
     "json",
-    "How objects that are created are stored; Kubernetes reads json only",
+    "The stored form of new objects; Kubernetes reads only json",
 )
 FINALIZER = _KEYS.setting(
     "finalizer",
     kinds.BOOL,
     "true",
-    "Whether new objects get our finalizer, which keeps them until their end is recorded; false "
-    "if an API server encrypts actions at rest",
+    "Whether new objects get our finalizer, which keeps them until their terminal state is "
+    "recorded; false if an API server encrypts actions at rest",
 )
 
 CACERT = _TLS.optional(
     "cacert",
     kinds.FILE,
-    "The authorities, in PEM, that may vouch for etcd's certificate; switches TLS on",
+    "The authorities, in PEM, that may sign etcd's certificate; switches TLS on",
     otherwise="the system's",
 )
 CERT = _TLS.optional("cert", kinds.FILE, "The client's own certificate, in PEM; switches TLS on")
@@ -91,7 +91,7 @@ KEY = _TLS.optional("key", kinds.FILE, "The key of that certificate, in PEM, wit
 TLS_SERVER_NAME = _TLS.optional(
     "tls_server_name",
     kinds.NAME,
-    "The name that etcd's certificate must hold; switches TLS on",
+    "The name that etcd's certificate must have; switches TLS on",
     otherwise="the endpoint's host",
 )
 INSECURE_TRANSPORT = _TLS.setting(
@@ -104,7 +104,7 @@ INSECURE_SKIP_TLS_VERIFY = _TLS.setting(
     "insecure_skip_tls_verify",
     kinds.BOOL,
     "false",
-    "With TLS, accept any certificate; for trying out only",
+    "With TLS, accept any certificate; only for trials",
 )
 
 USER = _USER.optional(
@@ -238,23 +238,23 @@ LISTEN_KEY = _SERVE.optional(
 LISTEN_CLIENT_CA = _SERVE.optional(
     "listen_client_ca",
     kinds.FILE,
-    "The authorities, in PEM, one of which must vouch for a client's certificate",
+    "The authorities, in PEM, one of which must have signed a client's certificate",
     otherwise="clients need no certificate",
 )
 TOKEN_FILE = _SERVE.optional(
     "token_file",
     kinds.FILE,
-    "Tokens, one a line, each with an optional name and projects (TOKEN name=N projects=A,B); a "
-    "client must show one of them. Read again when it changes",
+    "Tokens, one a line, each with an optional name and projects (TOKEN name=N projects=A,B); "
+    "a client must send one of them. The file is read again when it changes",
     otherwise="clients need no token",
 )
 OIDC_ISSUER = _SERVE.optional(
     "oidc_issuer",
     kinds.URL,
-    "An OpenID Connect issuer whose tokens clients may show; needs --oidc-audience",
+    "An OpenID Connect issuer whose tokens clients may send; needs --oidc-audience",
 )
 OIDC_AUDIENCE = _SERVE.optional(
-    "oidc_audience", kinds.TEXT, "The audience that the issuer's tokens must be for"
+    "oidc_audience", kinds.TEXT, "The audience that the issuer's tokens must have"
 )
 OIDC_CLIENT_ID = _SERVE.optional(
     "oidc_client_id",
@@ -286,7 +286,7 @@ DOMAINS = _SERVE.setting(
     "domains",
     kinds.NAMES,
     "development,staging,production",
-    "The domains that clients are shown of each project",
+    "The domains of every project",
 )
 LISTEN_USERS = _SERVE.setting(
     "listen_users",
@@ -326,7 +326,7 @@ MAX_CONNECTIONS = _SERVE.optional(
 MAX_CONNECTIONS_PER_ADDRESS = _SERVE.optional(
     "max_connections_per_address",
     kinds.COUNT,
-    "Of these, how many one address may have",
+    "Open connections of one address, at most",
     otherwise="half of --max-connections",
 )
 HEADER_TIMEOUT = _SERVE.setting(
@@ -384,7 +384,7 @@ READY_WITHIN = _MONITORING.setting(
 OTLP_ENDPOINT = _MONITORING.optional(
     "otlp_endpoint",
     kinds.URL,
-    "Where OpenTelemetry's traces and logs go, over HTTP, such as http://127.0.0.1:4318",
+    "The OpenTelemetry collector for traces and logs, over HTTP, such as http://127.0.0.1:4318",
     otherwise="none are sent",
 )
 DRAIN_DELAY = _MONITORING.setting(
@@ -526,7 +526,7 @@ SERVICE = _BACKEND.optional(
 SERVICE_CACERT = _BACKEND.optional(
     "service_cacert",
     kinds.FILE,
-    "The authorities, in PEM, that may vouch for the service's certificate; switches TLS on",
+    "The authorities, in PEM, that may sign the service's certificate; switches TLS on",
     otherwise="the system's",
 )
 SERVICE_TOKEN_FILE = _BACKEND.optional(

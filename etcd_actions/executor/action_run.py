@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import signal
 from collections import defaultdict
 from collections.abc import AsyncIterator, Mapping
 from contextlib import ExitStack, asynccontextmanager
@@ -31,19 +32,25 @@ from etcd_actions.executor.attempts.start_errors import (
 from etcd_actions.executor.cache.caching import HIT, Caching, Task
 from etcd_actions.executor.images.image_environments import NotBuiltYet
 from etcd_actions.executor.launchers.attempts import Attempts
-from etcd_actions.executor.lost_attempts import MOST_LOST, WORKER_LOST, loss_of, losses, noted_loss
+from etcd_actions.executor.lost_attempts import (
+    MOST_LOST,
+    WORKER_LOST,
+    loss_of,
+    losses,
+    note_lost,
+    noted_loss,
+)
 from etcd_actions.executor.provisions import Provisions
 from etcd_actions.executor.scheduling.schedule import Due
 from etcd_actions.executor.shared import Shared, Work
 from etcd_actions.executor.shared_logs import copied_log
+from etcd_actions.executor.task_templates import invalid_spec, template_of
 from etcd_actions.model import ANNOTATION_TRACEPARENT, ErrorState, Phase
-from etcd_actions.model import flyte as conversions
 from etcd_actions.storage.claims import Claim, Claims
 
 if TYPE_CHECKING:
     from flyteidl2.core.tasks_pb2 import TaskTemplate
 
-INVALID_SPEC: Final = "InvalidSpec"
 _RELEASE_WITHIN: Final = 2.0
 # Seconds that an attempt has to run before the failures of its action are forgotten.
 _HEALS_AFTER: Final = 5.0
@@ -53,6 +60,8 @@ _OUTPUTS_AGAIN: Final = 1.0
 _QUEUED_AFTER: Final = 0.5
 # Seconds until an action that was started without a slot, and needs one, is scheduled again.
 _SLOT_AGAIN: Final = 0.2
+# Seconds for which a worker leaves an action to others that it cannot start.
+_ELSEWHERE_FIRST: Final = 5.0
 
 _TRACEPARENT: Final = TRACEPARENT.upper()
 
@@ -137,6 +146,8 @@ class ActionRun:
                 if work.not_before is not None or self._is_delayed(action, work):
                     break
         finally:
+            if self._shared.settings.offer is not None and work.place is not None:
+                await self._end_unclaimed(work.place)
             with trio.move_on_after(_RELEASE_WITHIN, shield=True):
                 await self._caching.release(work.name)
                 try:
@@ -144,6 +155,14 @@ class ActionRun:
                 except EtcdError as error:
                     _log.debug("claim_not_released", action=work.name, error=str(error))
         return action if action.is_terminal and action.incarnation == incarnation else None
+
+    async def _end_unclaimed(self, place: AttemptDirectory) -> None:
+        """End an attempt whose claim is released: another worker will start the next one."""
+        if place.is_alive:
+            with trio.CancelScope(shield=True):
+                note_lost(place, WORKER_LOST)
+                place.kill(signal.SIGKILL)
+                await self._attempts.end(place)
 
     def limits(self, action: StoredAction, name: str) -> Limits:
         """The limits of the present attempt.
@@ -264,6 +283,10 @@ class ActionRun:
                     return await self._shared.reports.report(
                         action, number, Phase.FAILED, claim, failure.error
                     )
+                if is_worker:
+                    # It is RUNNING: another worker may be able to start it.
+                    work.not_before = self._shared.clock.monotonic() + _ELSEWHERE_FIRST
+                    return await self._report_loss(action, number, claim, failure.error)
                 if action.phase is Phase.UNSPECIFIED:
                     await self._shared.reports.report(action, number, Phase.QUEUED, claim)
                 self._expires(work, limits)
@@ -476,23 +499,3 @@ class ActionRun:
             message = f"the files of the attempt cannot be read: {error}"
             state = ErrorState(code="OutcomeUnreadable", kind="SYSTEM", message=message)
             return Outcome(state, True)
-
-
-def template_of(action: StoredAction) -> TaskTemplate:
-    """The task template of an action.
-
-    Raises:
-        InvalidArgument: There is none.
-        DecodeError: It cannot be read.
-    """
-    template = conversions.task_template(action)
-    if template is None:
-        raise InvalidArgument("spec.taskTemplate", "it is empty")
-    return template
-
-
-def invalid_spec(error: DecodeError | InvalidArgument) -> ErrorState:
-    """The error of an invalid action; of kind USER, unless the field is of the metadata."""
-    field = error.field if isinstance(error, InvalidArgument) else ""
-    kind = "SYSTEM" if field.startswith("metadata.") else "USER"
-    return ErrorState(code=INVALID_SPEC, kind=kind, message=str(error))

@@ -21,6 +21,7 @@ WORKER_STOPPED: Final = "WorkerStopped"
 MOST_LOST: Final = 5
 """Workers that one action may lose before it fails: it may be what ends them."""
 
+_NOT_STARTED: Final = "NotStarted"
 _FILE: Final = "lost"
 _MESSAGES: Final = {
     WORKER_LOST: "its worker died, or could not renew its claim: its outcome is unknown",
@@ -63,7 +64,9 @@ def noted_loss(place: AttemptDirectory) -> ErrorState | None:
 def losses(action: StoredAction, code: str = "") -> int:
     """The number of attempts that were lost, as far as the object has notes of them."""
     codes = [each.code for each in earlier_attempts(action)]
-    return sum(each == code if code else each in _MESSAGES for each in codes)
+    # The machine could not start it: an attempt that never ran.
+    lost = (code,) if code else (*_MESSAGES, _NOT_STARTED)
+    return sum(each in lost for each in codes)
 
 
 def _error(code: str) -> ErrorState:

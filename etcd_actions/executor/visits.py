@@ -16,10 +16,11 @@ from etcd_actions.errors import (
     InvalidArgument,
     NotFound,
 )
-from etcd_actions.executor.action_run import ActionRun, invalid_spec
+from etcd_actions.executor.action_run import ActionRun
 from etcd_actions.executor.scheduling.failures import DELAYED, PARKED, PATIENCE
 from etcd_actions.executor.scheduling.schedule import Due
 from etcd_actions.executor.shared import Shared
+from etcd_actions.executor.task_templates import invalid_spec
 from etcd_actions.model import ActionId, ActionUpdate, Phase
 from etcd_actions.model import flyte as conversions
 from etcd_actions.model.durations import limit_of

@@ -242,11 +242,31 @@ def _of_queues(statistics: WatchingStatistics) -> Iterator[Metric]:
     )
 
 
+def _of_shards(statistics: WatchingStatistics) -> Iterator[Metric]:
+    if not statistics.member:
+        return
+    shards = statistics.shards
+    states = {
+        "owned": sum(each.owned for each in shards),
+        "standby": sum(bool(each.duty) and not each.owned for each in shards),
+        "elsewhere": sum(not each.duty for each in shards),
+    }
+    yield _gauge("etcd_actions_shards", "Shards, by what this process does.", states, "state")
+    text = "Shards without an owner, as this process knows them."
+    yield _gauge("etcd_actions_shards_unowned", text, sum(not each.owner for each in shards))
+    text = "The longest time that a shard is without an owner."
+    ownerless = max((each.ownerless for each in shards), default=0.0)
+    yield _gauge("etcd_actions_shard_ownerless_seconds", text, ownerless)
+    text = "Members that share the shards, as this process knows them."
+    yield _gauge("etcd_actions_shard_members", text, len(statistics.members))
+
+
 def _of_recording(statistics: WatchingStatistics) -> Iterator[Metric]:
     yield _gauge("etcd_actions_leader", "Whether this process is the leader.", statistics.elected)
+    yield from _of_shards(statistics)
     text = "Actions that wait for a worker, by pool; of the leader, the others say 0."
-    queued = _largest(statistics.queued) if statistics.elected else {}
-    yield _gauge("etcd_actions_queued_actions", text, {_DEFAULT_POOL: 0, **queued}, "pool")
+    queued = {_DEFAULT_POOL: 0, **_largest(statistics.queued)}
+    yield _gauge("etcd_actions_queued_actions", text, queued, "pool")
     yield _gauge("etcd_actions_checkpoint", "The saved checkpoint.", statistics.checkpoint)
     yield _gauge("etcd_actions_subscriptions", "Open subscriptions.", statistics.subscriptions)
     text = "Updates that subscribers have yet to receive."

@@ -113,7 +113,8 @@ def _sum(one: WatchingStatistics, other: WatchingStatistics) -> WatchingStatisti
         elected=one.elected or other.elected,
         collects=one.collects or other.collects,
         refused=one.refused or other.refused,
-        queued=_counts(one.queued, other.queued),
+        # Of a shard that another process owns that one counts them.
+        queued=_counts(one.queued if one.elected else {}, other.queued if other.elected else {}),
         checkpoint=min(checkpoints, default=0),
         subscriptions=one.subscriptions + other.subscriptions,
         undelivered=one.undelivered + other.undelivered,

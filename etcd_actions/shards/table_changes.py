@@ -207,9 +207,6 @@ async def remove_table(etcd: Etcd, keys: ShardKeys) -> None:
             )
         single = await _read_key(etcd, keys.single_checkpoint)
         compares = [
-            # A change of the table between would have written newer ranges, or none.
-            Compare.unchanged(found.ranges[0].key, found.ranges[0].mod_revision),
-            unchanged_below(keys.ranges, found.revision),
             unchanged_below(keys.checkpoints, found.revision),
             absent_below(keys.owners),
             Compare.unchanged(keys.single_checkpoint, 0 if single is None else single.mod_revision),

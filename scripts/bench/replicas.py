@@ -74,7 +74,7 @@ def replicas(directory: Path, count: int, flags: Sequence[str]) -> Figures:
     with ExitStack() as stack:
         server = stack.enter_context(etcd_server(etcd_binary(None), directory))
         preload(server, directory, _KEYS, small=True)
-        common = ("--blob-dir", str(directory / "blobs"), "--collect-orphans", "false", *flags)
+        common = ("--blob-dir", str(directory / "blobs"), "--collect-orphans=false", *flags)
         running = [
             stack.enter_context(service(server.address, directory / f"{number}.log", *common))[1]
             for number in range(count)
@@ -113,7 +113,7 @@ def handover(directory: Path, how: int, flags: Sequence[str]) -> Figures:
     """The leader of two processes goes, while actions end; seconds from an end to its mark."""
     with ExitStack() as stack:
         server = stack.enter_context(etcd_server(etcd_binary(None), directory))
-        common = ("--blob-dir", str(directory / "blobs"), "--collect-orphans", "false", *flags)
+        common = ("--blob-dir", str(directory / "blobs"), "--collect-orphans=false", *flags)
         running = [
             stack.enter_context(service(server.address, directory / f"{number}.log", *common))[1]
             for number in range(2)
@@ -216,7 +216,7 @@ def worker(etcd: str, directory: Path, number: int, *flags: str) -> Iterator[psu
     command = [
         sys.executable, "-m", "etcd_actions", "worker", "--endpoints", etcd,
         "--executor-slots", "2", "--cpus", "1000", "--python", sys.executable,
-        "--executor-fork-server", "false", "--executor-state-dir", str(directory / f"w{number}"),
+        "--executor-fork-server=false", "--executor-state-dir", str(directory / f"w{number}"),
         "--monitoring-listen", f"127.0.0.1:{port}", "--log-level", "error", *flags,
     ]  # fmt: skip
     with process(command, log, gentle=True) as started:

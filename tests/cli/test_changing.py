@@ -134,7 +134,7 @@ async def test_what_cannot_be_done_ends_with_its_code(site: Site) -> None:
         (ExitCode.NOT_FOUND, "a0", ("status", "q/d/r1/a0", "RUNNING"), ""),
         (ExitCode.NOT_FOUND, "a0", ("signal", "q/d/r1/a0", "true"), ""),
         (ExitCode.ACTION, "project", ("enqueue", "-"), MessageToJson(nameless)),
-        (ExitCode.INPUT, "no EnqueueRequest", ("enqueue", "-"), '{"what": 1}'),
+        (ExitCode.INPUT, "neither an EnqueueRequest", ("enqueue", "-"), '{"what": 1}'),
         (ExitCode.NOT_FOUND, "none", ("abort", "p/d/r1/none"), ""),
         (ExitCode.NOT_FOUND, "none", ("status", "p/d/r1/none", "RUNNING"), ""),
         (ExitCode.ACTION, "attempt", ("status", "p/d/r1/a0", "RUNNING", "--attempt", "1"), ""),
@@ -274,7 +274,7 @@ def test_a_signals_value(text: str, kind: str, field: str, value: object) -> Non
 
 @pytest.mark.parametrize(("text", "kind"), [("yes", "bool"), ("7.5", "int"), ("x", "float")])
 def test_a_value_of_another_type(text: str, kind: str) -> None:
-    with pytest.raises(ConfigError, match=f"is no {kind}"):
+    with pytest.raises(ConfigError, match=f"is not a valid {kind}"):
         literal_of(text, kind)
 
 

@@ -427,7 +427,7 @@ def test_a_file_counts_behind_flag_and_variable(tmp_path: Path) -> None:
         ("codec = 1979-05-27", "codec: .* is neither a text"),
         ("codec = ['a', 1]", "codec: .* is neither a text"),
         ("[server]\nlisten = 'a:1'", "server: there is no such setting"),
-        ("codec = ", "no TOML"),
+        ("codec = ", "not valid TOML"),
     ],
 )
 def test_what_a_file_may_not_hold(tmp_path: Path, text: str, words: str) -> None:

@@ -121,7 +121,7 @@ def test_other_ways_in(
     [
         # etcd takes the certificate's name for the user then.
         ({"user": None, "password_file": None}, 4, "grant the etcd user read and write"),
-        ({"user": "nobody"}, 4, "is this the user, and the password?"),
+        ({"user": "nobody"}, 4, "check the user and the password"),
         ({"cert": None, "key": None}, 3, "give one that etcd's authority signed, with --cert"),
         ({"tls_server_name": "wrong.test"}, 3, "--tls-server-name, or in --endpoints"),
         ({"cacert": "other"}, 3, "give the authority that signed etcd's certificate with --cacert"),

@@ -117,7 +117,7 @@ async def test_list_retry_and_delete(shared_etcd: EtcdServer, etcd: Etcd, prefix
         # What cannot be read is named, and can be deleted only.
         everything = await site.run("retry", "--all", "--wait")
         assert everything.code == ExitCode.OK
-        assert "no dead letter" in everything.err
+        assert "not a dead letter" in everything.err
         key = (Keyspace(prefix).dead_letters + b"x").decode()
         deleted = await site.run("delete", key, "-o", "name")
         assert (deleted.code, deleted.out, deleted.err) == (ExitCode.OK, f"{key}\n", "")

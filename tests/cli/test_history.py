@@ -244,12 +244,12 @@ def entry(**changes: Any) -> bytes:
 @table(
     ("made", "told"),
     [
-        (lambda: b"\xc1", "no msgpack"),
-        (lambda: b"\x05", "no map, but int"),
-        (lambda: b"\xdf\xff\xff\xff\xff", "no msgpack"),
-        (lambda: b"\x81\x90\x01", "no msgpack"),
+        (lambda: b"\xc1", "not msgpack"),
+        (lambda: b"\x05", "not a map, but int"),
+        (lambda: b"\xdf\xff\xff\xff\xff", "not msgpack"),
+        (lambda: b"\x81\x90\x01", "not msgpack"),
         (lambda: b"\x81" * 2000, "nested too deeply"),
-        (lambda: b"\x81\xa1\xff\x01", "no msgpack"),
+        (lambda: b"\x81\xa1\xff\x01", "not msgpack"),
         (lambda: msgpack.packb({"no": "type"}), "its type is None"),
         (lambda: entry(type="MOVE"), "its type is 'MOVE'"),
         (lambda: entry(type=[1]), "its type is [1]"),

@@ -188,7 +188,7 @@ def test_the_limit(tmp_path: Path, size: int) -> None:
 def test_a_file_of_settings_that_is_none(tmp_path: Path, content: bytes, told: str) -> None:
     path = tmp_path / "settings.toml"
     path.write_bytes(content)
-    with pytest.raises(ConfigError, match=f"^{path}: (no TOML: )?.*{told}") as raised:
+    with pytest.raises(ConfigError, match=f"^{path}: (not valid TOML: )?.*{told}") as raised:
         Config(resolve(SETTINGS, [File(path)]), None)
     assert len(str(raised.value)) < 400 + len(str(path))
     assert report(raised.value) == 2
@@ -246,12 +246,12 @@ def test_a_request_that_is_no_file(tmp_path: Path, kind: str) -> None:
         (b" \n", "it is empty"),
         (b'{"action":' + b"[" * 100_000, "nested too deeply"),
         (b'{"action":{"task":{"spec":' + b'{"a":' * 100_000, "nested too deeply"),
-        (b'{"action":{"inputUri":' + b"9" * 5000 + b"}}", "no EnqueueRequest"),
+        (b'{"action":{"inputUri":' + b"9" * 5000 + b"}}", "neither an EnqueueRequest"),
         (b'{"action":{"inputUri":NaN}}', "inputUri"),
         (b'{"action":{"zonk":1}}', "zonk"),
         (b'{"action":{},"action":{}}', "duplicate key action"),
         ('{"action":{}}'.encode("utf-16"), "it is UTF-16: save it as UTF-8"),
-        (b"\x89PNG\r\n\x1a\n", "no EnqueueRequest, and no Action, in JSON or in binary"),
+        (b"\x89PNG\r\n\x1a\n", "neither an EnqueueRequest nor an Action, in JSON or in binary"),
         (b"{" + b" " * (17 << 20), "it has more than 16 MiB"),
     ],
 )

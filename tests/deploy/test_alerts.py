@@ -20,6 +20,7 @@ JOB = "etcd-actions"
 FIRES = {
     "EtcdActionsDown": ("up", "1 0x20"),
     "EtcdActionsNoLeader": ("etcd_actions_leader", "0x20"),
+    "EtcdActionsShardUnowned": ("etcd_actions_shard_ownerless_seconds", "0+30x20"),
     "EtcdActionsQuorumLost": ("etcd_actions_quorum_lost", "1x20"),
     "EtcdActionsMemberUnhealthy": ('etcd_actions_etcd_member_healthy{member="m1"}', "0x20"),
     "EtcdActionsNotReady": ("etcd_actions_ready", "0x20"),

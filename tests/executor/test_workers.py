@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import time
 from collections import Counter
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import fsspec
+import pytest
 import trio
 from flyteidl2.actions.actions_service_pb2 import Action
 from flyteidl2.core.execution_pb2 import ContainerError, ErrorDocument, ExecutionError
@@ -16,10 +20,14 @@ from flyteidl2.task.run_pb2 import RunSpec
 
 from etcd_actions import ActionId, ActionsClient, Phase
 from etcd_actions.etcd.api import Etcd
+from etcd_actions.executor import open_executor
+from etcd_actions.executor.attempts.attempt_directory import AttemptDirectory
+from etcd_actions.executor.attempts.start_errors import not_started
 from etcd_actions.executor.lost_attempts import WORKER_LOST, WORKER_STOPPED
 from etcd_actions.model.earlier_attempts import earlier_attempts
+from tests.executor.attempts import lives
 from tests.executor.fakes import Bench
-from tests.executor.tasks import ROOT, named, until
+from tests.executor.tasks import ROOT, Machine, named, until
 from tests.executor.workers import GIBIBYTE, FakeWorker, fake_worker, offer
 from tests.support.waiting import eventually, eventually_holds
 
@@ -210,3 +218,49 @@ async def test_outputs_may_be_in_an_object_store(
         action = await until(client, ROOT)
     assert action.status.error_state is not None
     assert action.status.error_state.code == "Full"
+
+
+async def test_an_action_that_cannot_be_started_is_left_to_others(
+    etcd: Etcd, prefix: bytes, bench: Bench, client: ActionsClient, tmp_path: Path
+) -> None:
+    def refuse(name: str) -> None:
+        raise not_started(name, errno.ENOSPC, "no space", "state")
+
+    async with fake_worker(etcd, prefix, tmp_path / "full") as full:
+        full.attempts.on_begin = refuse
+        await bench.enqueue(ROOT)
+        await eventually(lambda: full.executor.statistics().retries == 1)
+        async with fake_worker(etcd, prefix, tmp_path / "b") as other:
+            await eventually(lambda: started(other) == ["r1-a0"])
+            # The template allows one attempt: none of those that did not start counts.
+            other.attempts.finish("r1-a0")
+            action = await until(client, ROOT)
+    assert action.phase is Phase.SUCCEEDED
+    assert {each.code for each in earlier_attempts(action)} == {"NotStarted"}
+
+
+@pytest.mark.slow
+async def test_an_attempt_ends_before_its_claim_is_released(
+    client: ActionsClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An unexpected failure parks the action: its process must not run on without the claim."""
+    machine = Machine(tmp_path)
+    failures = iter([RuntimeError("a defect")])
+
+    def note_start(place: AttemptDirectory, seconds: float) -> None:
+        for failure in failures:
+            while not machine.starts("a0"):
+                time.sleep(0.01)
+            raise failure
+
+    monkeypatch.setattr(AttemptDirectory, "note_start", note_start)
+    settings = replace(machine.settings(), offer=offer())
+    script = 'if [ "$FLYTE_ATTEMPT_NUMBER" = 0 ]; then exec sleep 1000; fi'
+    async with open_executor(client, settings):
+        await client.enqueue(machine.task(ROOT, script))
+        action = await until(client, ROOT)
+        first, second = machine.starts("a0")
+        assert not lives(int(first.rpartition(".")[2]))
+    assert second.startswith("a0.1.")
+    assert (action.phase, action.status.attempts) == (Phase.SUCCEEDED, 2)
+    assert [each.code for each in earlier_attempts(action)] == [WORKER_LOST]

@@ -12,7 +12,7 @@ import h2.connection
 import pytest
 import trio
 
-from etcd_actions import ActionId, ActionsClient, Phase, open_actions_client
+from etcd_actions import ActionId, ActionsClient, Phase, WatchingSettings, open_actions_client
 from etcd_actions.app.cluster_sources import cluster_sources
 from etcd_actions.errors import RunServiceRejected
 from etcd_actions.etcd.connecting import open_connection
@@ -192,12 +192,15 @@ async def cluster(
     prefix: bytes,
     settings: ServerSettings,
     service: Scripted | None = None,
+    watching: WatchingSettings | None = None,
 ) -> AsyncIterator[tuple[ActionsServer, ActionsClient]]:
     connection = ConnectionSettings(endpoints=parse_endpoints(etcd.endpoint), request_timeout=2)
     async with (
         open_connection(connection) as connected,
         open_member_states(connected) as members,
-        open_actions_client(connected, prefix=prefix, run_service=service) as client,
+        open_actions_client(
+            connected, prefix=prefix, run_service=service, settings=watching
+        ) as client,
     ):
         await client.start_watching()
         health = Health(client, connected, prefix, silence_limit=30)
@@ -234,6 +237,26 @@ async def test_the_state_has_health_members_rates_and_the_leader(
             later = await lines.next()
             assert later["at"] > state["at"]
         await eventually(lambda: server.statistics().open_streams == 0)
+
+
+async def test_the_state_has_the_shards(
+    shared_etcd: EtcdServer, prefix: bytes, tokens: Path
+) -> None:
+    """A client of one project sees no range: it begins with the name of a run."""
+    shared = WatchingSettings(shards=2)
+    async with cluster(shared_etcd, prefix, settings(tokens), watching=shared) as (server, client):
+        await eventually(lambda: all(each.owned for each in client.statistics().shards))
+        async with reading(server, "/page/cluster", "of-all") as lines:
+            state = await lines.next()
+        async with reading(server, "/page/cluster", "of-p") as lines:
+            limited = await lines.next()
+    assert state["member"] == client.statistics().member
+    assert state["shardMembers"] == 1
+    assert [each["id"] for each in state["shards"]] == ["0000", "0001"]
+    for each in state["shards"]:
+        assert (each["owner"], each["owned"], each["problem"]) == (state["member"], True, "")
+    assert [each["start"] for each in state["shards"]] == ["flyte/", "flyte/ri0"]
+    assert [each["start"] for each in limited["shards"]] == ["", ""]
 
 
 async def test_many_clients_share_a_sample(shared_etcd: EtcdServer, prefix: bytes) -> None:

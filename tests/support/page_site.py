@@ -14,7 +14,7 @@ from typing import cast
 from flyteidl2.core.literals_pb2 import Literal, Primitive, Scalar
 from flyteidl2.task.common_pb2 import Inputs, NamedLiteral, Outputs
 
-from etcd_actions import ActionId, ActionsClient, Phase, open_actions_client
+from etcd_actions import ActionId, ActionsClient, Phase, WatchingSettings, open_actions_client
 from etcd_actions._internal.containment import Containment
 from etcd_actions.actions.status import ActionStatus
 from etcd_actions.app.cluster_sources import cluster_sources
@@ -23,7 +23,7 @@ from etcd_actions.app.listeners import server_settings
 from etcd_actions.app.run_services import open_run_services
 from etcd_actions.config import SETTINGS, Config
 from etcd_actions.config.resolution import resolve
-from etcd_actions.config.settings import READY_WITHIN
+from etcd_actions.config.settings import READY_WITHIN, SHARDS
 from etcd_actions.config.sources import Flags
 from etcd_actions.etcd.api import Etcd
 from etcd_actions.etcd.client import EtcdClient
@@ -119,7 +119,11 @@ async def open_page_site(
         run_service = await enter(open_run_services(etcd, keys, config, containment, served=True))
         client = await enter(
             open_actions_client(
-                etcd, prefix=prefix, run_service=run_service, containment=containment
+                etcd,
+                prefix=prefix,
+                run_service=run_service,
+                settings=WatchingSettings(shards=config[SHARDS] or 0),
+                containment=containment,
             )
         )
         await client.start_watching()

@@ -91,7 +91,7 @@ async def follow_run(reader: Reader, run: Name, printer: ProgressPrinter) -> Act
 
 
 async def _with_error(reader: Reader, run: Name, state: ActionState) -> ActionState:
-    """The same with why it failed, which lists of actions do not have."""
+    """The state with its error, which lists of actions do not have."""
     if not state.phase.is_terminal or state.phase in SUCCESSES:
         return state
     try:

@@ -30,9 +30,9 @@ _MOST_SHOWN: Final = 10
 class DeadLetterRow(msgspec.Struct, kw_only=True, omit_defaults=True, tag="DEAD_LETTER"):
     """A dead letter for people and programs.
 
-    ``object`` is ``there``, ``gone``, or ``replaced`` by another one of the same key. ``keeps`` is
-    the dead letter's own copy for a retry without the object: ``object``, ``state`` without the
-    fields that a record needs, or nothing.
+    ``object`` is ``there``, ``gone``, or ``replaced`` if another object has its key. ``keeps``
+    names the copy in the dead letter, for a retry without the object: ``object``, ``state``
+    without the fields that a record needs, or nothing.
     """
 
     key: str
@@ -79,7 +79,7 @@ class Selection:
         for_change: Whether the command changes them: then a name must be that of one run or action.
 
     Raises:
-        ConfigError: An argument can be no action.
+        ConfigError: An argument cannot be an action.
     """
 
     def __init__(

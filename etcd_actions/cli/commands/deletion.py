@@ -1,4 +1,4 @@
-"""``etcd-actions delete`` and the runs of ``gc``: runs with all that belongs to them."""
+"""``etcd-actions delete``, and ``gc`` for runs: deletes runs with all their parts."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class DeletedRuns:
     Args:
         reader: Calls the method, of the service or in this process.
         changes: Prints the results.
-        dry_run: Delete nothing, and print the parts that would go.
+        dry_run: Delete nothing, and print the parts that would be deleted.
         force: Abort a run that has not ended, and then delete it.
-        reason: Why, for the abort.
+        reason: The reason of the abort.
 
     Attributes:
         totals: Number of runs by result, and of their removed parts by kind.
@@ -62,7 +62,7 @@ class DeletedRuns:
                 ) from None
             for each in response.runs:
                 self._report(each)
-            # It stops early when that takes long.
+            # The service stops early if a call takes long.
             left = left[max(1, len(response.runs)) :]
 
     def finish(self) -> None:
@@ -120,7 +120,7 @@ async def delete_runs(
     reason: str,
     output: str | None,
 ) -> int:
-    """Delete the named runs; a name that is unknown delays no other."""
+    """Delete the named runs; an unknown name does not delay the others."""
     changes = Changes(output)
     unknown = 0
     async with open_reader(common, files=True) as reader:

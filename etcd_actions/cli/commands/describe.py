@@ -1,4 +1,4 @@
-"""``etcd-actions describe``: all that is known of an action, with its attempts and their events."""
+"""``etcd-actions describe``: an action with its attempts, their events and errors."""
 
 from __future__ import annotations
 

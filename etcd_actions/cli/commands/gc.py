@@ -1,4 +1,4 @@
-"""``etcd-actions gc``: what is old, of runs, attempts and uploads."""
+"""``etcd-actions gc``: deletes old runs, attempts and uploads."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Collection:
 
     @property
     def before(self) -> datetime:
-        """The newest end of what is deleted."""
+        """The time before which a deleted item has ended."""
         return datetime.now(UTC) - timedelta(seconds=self.older_than)
 
     def selects(self, action: Action, before: datetime) -> bool:
@@ -75,7 +75,7 @@ class Collection:
 async def collect_garbage(
     common: CommonOptions, collection: Collection, output: str | None = None
 ) -> int:
-    """Delete what is old, or print what would be deleted."""
+    """Delete old runs, attempts or uploads, or print them in a dry run."""
     local = [kind for kind in collection.kinds if kind != RUNS]
     if local and common.config[settings.SERVICE] is not None:
         raise ConfigError(
@@ -140,7 +140,7 @@ async def _roots(reader: Reader) -> AsyncIterator[Action]:
 
 
 def _time_of(action: Action) -> datetime:
-    """The end of a run; of one that has not ended its start."""
+    """The end of a run, or its start if it has not ended."""
     status = action.status
     time = status.end_time if status.HasField("end_time") else status.start_time
     found: datetime = time.ToDatetime(tzinfo=UTC)
@@ -198,7 +198,7 @@ async def _collect_uploads(
         local=LocalFiles(),
     )
     try:
-        # An upload goes when two sweeps in a row found no reference to it.
+        # An upload is deleted after two sweeps in a row found no reference to it.
         swept = await collector.sweep() + await collector.sweep()
     except (BlobError, Incomplete) as error:
         raise InputError(f"uploads stay: {error}") from None

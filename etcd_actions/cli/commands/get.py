@@ -26,7 +26,7 @@ from etcd_actions.model import parse_key
 class StoredObject(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """An object with etcd's metadata: the JSON output.
 
-    ``object`` is the stored JSON except for white space; of another codec, the same object as
+    ``object`` is the stored JSON except for white space; with another codec, the same object as
     JSON. A value that cannot be decoded has ``reason`` and ``value_base64`` instead.
     """
 
@@ -52,7 +52,7 @@ async def get_actions(
 ) -> int:
     """Print actions, all at one revision; see :mod:`etcd_actions.cli.names` for their names.
 
-    With ``watch`` then each change of them, until a signal.
+    With ``watch`` it then prints each change of them, until a signal.
     """
     form = chosen_format(output, elsewhere="json")
     for text in actions:

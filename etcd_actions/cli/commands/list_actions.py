@@ -28,7 +28,7 @@ from etcd_actions.model import Phase, Summary, parse_key
 
 @dataclass(frozen=True, kw_only=True)
 class Filter:
-    """Selects the actions that match all of its fields; None, and empty ones, match all.
+    """Selects the actions that match all fields; a field that is None or empty matches all.
 
     Attributes:
         labels: Labels of the stored object; the value None matches any.
@@ -196,7 +196,7 @@ async def list_actions(
 ) -> int:
     """Print the selected actions in the order of their keys, as they are read.
 
-    With ``watch`` the present ones, then each that changes, until a signal.
+    With ``watch`` it prints the present ones, then each that changes, until a signal.
     """
     form = chosen_format(output, elsewhere="jsonl")
     if selected.run is not None and (not selected.run or "/" in selected.run):

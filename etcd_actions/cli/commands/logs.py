@@ -1,4 +1,4 @@
-"""``etcd-actions logs``: what the process of an attempt wrote."""
+"""``etcd-actions logs``: the output of an attempt's process."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ async def show_log(
 
     Args:
         common: The settings.
-        text: The name of an action; a run's is that of its root.
-        follow: Continue until the action ends, also with its next attempts, or a signal.
+        text: The name of an action; the name of a run means its root.
+        follow: Continue, also with the next attempts, until the action ends or a signal comes.
         attempt: The attempt; None for the present one.
         tail: The number of last lines that are written first; None for all.
     """

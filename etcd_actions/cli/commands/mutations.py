@@ -151,7 +151,7 @@ def read_request(file: str) -> pb.EnqueueRequest:
             return _from_json(text_of(data))
         except ValueError as error:
             why = clipped(" ".join(str(error).split()), 500)
-            raise InputError(f"{name}: no EnqueueRequest, and no Action: {why}") from None
+            raise InputError(f"{name}: neither an EnqueueRequest nor an Action: {why}") from None
     # The bytes do not show which of the two it is, but only one parse has a spec.
     for of_action in (False, True):
         request = pb.EnqueueRequest()
@@ -161,7 +161,7 @@ def read_request(file: str) -> pb.EnqueueRequest:
             continue
         if request.action.WhichOneof("spec") is not None:
             return request
-    raise InputError(f"{name}: no EnqueueRequest, and no Action, in JSON or in binary")
+    raise InputError(f"{name}: neither an EnqueueRequest nor an Action, in JSON or in binary")
 
 
 def _read(file: str, name: str) -> bytes:

@@ -1,7 +1,7 @@
 """Completion of the names of runs and actions in a shell.
 
-A prompt must never wait or show an error: an etcd or a service that is slow, away or refuses gives
-no candidates, and a thread ends the process after half a second of waiting.
+A prompt must never wait or show an error. If etcd or the service is slow, unavailable or refuses
+the request, there are no candidates. A thread ends the process after half a second of waiting.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ async def _names_in_etcd(
         records = await tails(keys.runs + f"{namespace}/{run}".encode())
         found += [run + tail for tail in records]
         if not records:
-            # As of a leader that keeps no records.
+            # The leader may keep no records.
             end = f"-{ROOT_ACTION}"
             names = await tails(common.prefix + f"{namespace}/{run}".encode())
             found += [run + each.removesuffix(end) for each in names if each.endswith(end)]

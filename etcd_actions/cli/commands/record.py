@@ -39,8 +39,8 @@ from etcd_actions.watch import Change, Reflector, ReflectorSettings
 _DRAIN = 5.0
 # Seconds between checks whether a recorded history has reached the present.
 _CHECK_INTERVAL = 0.1
-# Seconds without a change after which an etcd without reliable progress has sent its history: it
-# reads on in it each tenth of a second.
+# Without reliable progress notifications, etcd counts as having sent its history after this many
+# seconds without a change: it continues to read its history each tenth of a second.
 _QUIET = 1.0
 
 _log = structlog.get_logger(__name__)

@@ -95,7 +95,7 @@ def _document(snapshot: Snapshot, title: str) -> bytes:
 async def read_snapshot(
     reader: Reader, run: Name, most: int = MOST_DETAILED
 ) -> tuple[Snapshot, int]:
-    """The data, with the details of so many actions; and the number of all actions."""
+    """The data with the details of at most ``most`` actions, and the number of all actions."""
     actions: list[runs_pb.Action] = []
     async for page in reader.actions(run):
         actions += page
@@ -129,7 +129,7 @@ async def read_snapshot(
 
 
 def as_json(details: runs_pb.RunDetails | runs_pb.ActionDetails) -> dict[str, Any]:
-    """Details as JSON; without the task if that has a number such as NaN, which JSON has not."""
+    """Details as JSON; without the task if that has a number such as NaN, which JSON lacks."""
     try:
         return MessageToDict(details)
     except SerializeToJsonError:

@@ -22,7 +22,7 @@ _log = structlog.get_logger(__name__)
 async def run_until_signal(common: CommonOptions) -> int:
     """Run the process until a signal; raises the failure that ended it.
 
-    The end takes ``--drain-delay`` and ``--grace`` at most, counted from the signal.
+    After the signal it takes at most the sum of ``--drain-delay`` and ``--grace``.
     """
     raise_limit()
     config = common.config

@@ -58,12 +58,12 @@ SORT_KEYS: Mapping[str, str] = {
 
 @dataclass(frozen=True, kw_only=True)
 class RunFilter:
-    """Selects the runs that match all of its fields; empty ones match all.
+    """Selects the runs that match all fields; an empty field matches all.
 
     Attributes:
         labels: Labels with their values; the value ``None`` matches any.
-        newer_than: The most seconds since the creation of a run.
-        older_than: The least.
+        newer_than: The maximum of the seconds since the creation of a run.
+        older_than: The minimum of these seconds.
     """
 
     phases: Sequence[str] = ()
@@ -127,7 +127,7 @@ async def show_runs(
     watch: bool = False,
     output: str | None = None,
 ) -> int:
-    """Print runs; with ``watch`` then each that changes or is new, until a signal."""
+    """Print runs; with ``watch`` then print each changed or new run, until a signal."""
     form = chosen_format(output, elsewhere="jsonl")
     if watch and form in ("json", "yaml"):
         raise ConfigError(f"--output {form} is one document: with --watch give jsonl")
@@ -251,7 +251,7 @@ def _run_of(root: ActionRow) -> RunRow:
 
 
 async def count_actions(reader: Reader, rows: Sequence[RunRow]) -> list[RunRow]:
-    """The same with the numbers of actions; without them where the objects have expired."""
+    """The rows with the numbers of actions, except where the objects have expired."""
     counted = list(rows)
     limiter = trio.CapacityLimiter(_COUNTED_AT_ONCE)
 

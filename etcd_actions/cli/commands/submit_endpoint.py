@@ -27,7 +27,7 @@ _KEEPALIVE = 30.0
 
 
 class RunEndpoint(NamedTuple):
-    """Where runs are created: a reader of the run, and the SDK's connection to it."""
+    """A reader of the created run, and the SDK's connection to the service."""
 
     reader: Reader
     connection: dict[str, Any]
@@ -37,14 +37,14 @@ class RunEndpoint(NamedTuple):
 async def open_run_endpoint(
     common: CommonOptions, output_base: str | None
 ) -> AsyncIterator[RunEndpoint]:
-    """The service that the settings name, else services of our own on their etcd.
+    """The service that the settings name, else our own services on the etcd of the settings.
 
-    Our own listen on the loopback interface, for this user, while the context is open.
+    Our own services listen on the loopback interface, for this user, while the context is open.
 
     Args:
         common: The settings.
-        output_base: Where the outputs of the run are stored, and with our own services its
-            inputs; None for the blob store.
+        output_base: The directory of the run's outputs, and with our own services of its inputs;
+            None for the blob store.
 
     Raises:
         ConfigError: There is no store for the files of runs, or a token cannot be sent.

@@ -63,7 +63,7 @@ def phases_of(condition: str) -> Collection[Phase]:
     """Parse ``phase=PHASE[,PHASE...]``, ``success`` or ``terminal``.
 
     Raises:
-        ConfigError: It is something else.
+        ConfigError: It has none of these forms.
     """
     if condition == "success":
         return _SUCCESSES

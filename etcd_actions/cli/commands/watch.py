@@ -49,12 +49,12 @@ ALL = Name()
 
 @dataclass(frozen=True, kw_only=True)
 class Watching:
-    """Which changes are printed, and how.
+    """The selection and the format of the printed changes.
 
     Attributes:
         lines: Formats the rows.
         selects: Whether a row is printed.
-        run: The only run; without names all of them.
+        run: The only run; with empty names all runs.
         prev_kv: Whether etcd is to send the value before a deletion.
     """
 

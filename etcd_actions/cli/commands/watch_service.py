@@ -1,7 +1,7 @@
 """``watch``, and ``--watch`` of other commands, through the service.
 
-It has one stream with the updates of all actions. Of an action that changes faster than the service
-sends, it omits states.
+One stream has the updates of all actions. It omits states of an action that changes faster than
+the service sends.
 """
 
 from __future__ import annotations

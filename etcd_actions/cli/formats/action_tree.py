@@ -12,7 +12,7 @@ import msgspec
 from etcd_actions.cli.formats.rows import ActionRow
 from etcd_actions.model import ROOT_ACTION
 
-# A deeper level has only the last of its guides: those of a chain of thousands are megabytes.
+# A deeper level has only the last of its guides: a chain of thousands has megabytes of guides.
 _WIDEST_GUIDES = 120
 
 

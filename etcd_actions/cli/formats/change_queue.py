@@ -70,7 +70,7 @@ class ChangeQueue:
         self._filled.set()
 
     async def pop(self) -> list[Change | SyncedRow]:
-        """The next items, some hundred at most; empty at the end."""
+        """The next items, at most some hundred; empty at the end."""
         while not self._pending and not self._closed:
             self._filled = trio.Event()
             await self._filled.wait()

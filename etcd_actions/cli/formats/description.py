@@ -95,6 +95,6 @@ def _field(title: str, cell: Cell) -> Line:
 
 
 def _block(text: str, style: str) -> Iterator[Line]:
-    """A text with the lines that it has, such as a traceback."""
+    """A text of several lines, such as a traceback."""
     for line in text.splitlines():
         yield [Cell(f"  {printable(line)}", style)]

@@ -71,7 +71,7 @@ def action_row(
 
     Args:
         action: The message.
-        error: Why it failed, which the message does not have.
+        error: The error, which the message does not have.
         kind: The kind of the change.
     """
     named, status, metadata = action.id, action.status, action.metadata
@@ -96,7 +96,7 @@ def action_row(
 
 
 def error_of(details: pb.ActionDetails) -> ErrorState | None:
-    """Why an action failed or was aborted; None if no reason is known."""
+    """The error or the reason of the abort of an action; None if unknown."""
     result = details.WhichOneof("result")
     if result == "error_info":
         info = details.error_info

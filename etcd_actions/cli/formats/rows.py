@@ -87,7 +87,7 @@ Row: TypeAlias = ActionRow | UndecodableRow | SyncedRow
 
 
 class RowMaker:
-    """Makes rows of changes, and caches of each key the fields that its deletion needs.
+    """Makes rows of changes, and caches the fields of each key that its deletion needs.
 
     Args:
         prefix: The part of keys before ``<namespace>/<name>``.
@@ -170,7 +170,7 @@ def stored_row(prefix: bytes, kv: KeyValue) -> ActionRow | UndecodableRow:
 
 
 def ended_at(action: ActionObject) -> str:
-    """When an action became terminal, as stored; empty if it is not, or if that is not stored."""
+    """The stored time at which an action became terminal; empty if there is none."""
     for condition in action.status.conditions if action.is_terminal else ():
         if condition.status == "True" and condition.type in ("Succeeded", "Failed"):
             return condition.last_transition_time

@@ -1,8 +1,8 @@
 """Tables for people: lines of columns, so that rows can be added as they come.
 
-A name is never cut: a table that is too wide for its terminal gives up other columns, in the order
-of their rank, and a terminal wraps a name that is wider than itself. Output that is not a terminal
-gets all of everything.
+A name is never cut. A table that is too wide for its terminal omits other columns, in the order of
+their rank; the terminal wraps a name that is wider than itself. Output that is not a terminal gets
+all columns in full.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ class Column(NamedTuple, Generic[RowT]):
     Attributes:
         title: Its header.
         cell: Returns its cell of a row.
-        rank: The column of the greatest rank is given up first; one of rank 0 never.
-        right: Whether its texts end below each other.
-        cuts: Whether its texts may be cut before it is given up.
+        rank: The column of the greatest rank is omitted first; a column of rank 0 never.
+        right: Whether its texts are right-aligned.
+        cuts: Whether its texts may be cut before the column is omitted.
         wide: Whether only ``-o wide`` shows it.
     """
 
@@ -117,7 +117,7 @@ class Table(Generic[RowT]):
     Args:
         file: The output.
         columns: The columns; the last one is not padded.
-        wide: Whether to show those of ``-o wide``, too.
+        wide: Whether to show the columns of ``-o wide``, too.
         follow: Whether rows come one by one: on a terminal the header is repeated before it
             leaves the screen.
     """

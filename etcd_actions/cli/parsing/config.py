@@ -19,8 +19,9 @@ def config() -> None:
 def show(values: Resolution, *, output: str | None) -> int:
     """Show each setting, its value, and the source of the value.
 
-    A flag overrides a variable, that a file, that the default. Passwords are not shown. Unusable
-    values are reported on standard error; the exit code is 2 then.
+    A flag overrides a variable, a variable overrides the file, the file overrides the default.
+    Passwords are not shown. Unusable values are reported on standard error; then the exit code
+    is 2.
     """
     from etcd_actions.cli.commands.config_show import show_config  # noqa: PLC0415
 

@@ -1,4 +1,4 @@
-"""The flags of logs and io, which show what an attempt wrote."""
+"""The flags of logs and io, which show the output of an attempt."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from etcd_actions.config.settings import FILES
 def logs(
     common: CommonOptions, *, action: str, follow: bool, attempt: int | None, tail: int | None
 ) -> int:
-    """Write the log of an action's attempt: what its process printed.
+    """Write the log of an action's attempt, the output of its process.
 
     ACTION is RUN, for its root, RUN/ACTION, or a full path. With --service the service reads it;
     else it is in the directory of this machine's executor (--executor-state-dir). --follow

@@ -26,9 +26,9 @@ def list_dead_letters(
 ) -> int:
     """Show the rejected reports: when, why, and whether the object still exists.
 
-    The oldest first; without an ACTION all. ACTION is RUN, RUN/ACTION, the object's name
-    (<run>-a0), <project>/<domain>/<run>/<action>, or the key of a dead letter. A value
-    among them that cannot be decoded is shown as such.
+    The oldest is first; without an ACTION all are shown. ACTION is RUN, RUN/ACTION, the object's
+    name (<run>-a0), <project>/<domain>/<run>/<action>, or the key of a dead letter. A value that
+    cannot be decoded is shown as such.
     """
     from etcd_actions.cli.commands.dead_letters import list_dead_letters as print_dead_letters  # noqa: PLC0415
 

@@ -19,16 +19,17 @@ from etcd_actions.model import Phase
 @command(example="etcd-actions delete r1 --dry-run")
 @click.argument("runs", metavar="RUN...", nargs=-1, required=True)
 @click.option("--force", is_flag=True, help="Abort a run that has not ended, and then delete it.")
-@click.option("--dry-run", is_flag=True, help="Delete nothing, and print what would go.")
+@click.option("--dry-run", is_flag=True, help="Delete nothing, and print what would be deleted.")
 @click.option("--reason", metavar="TEXT", default="deleted", help="Why, for an abort.")
 @change_output_option
 @with_settings(FILES)
 def delete(common: CommonOptions, *, runs: tuple[str, ...], **flags: Any) -> int:
     """Delete runs: their actions, histories, files and records.
 
-    A run goes only when the leader has reported each end and no other program's finalizer is
-    left; else the message says why it stays, and the exit code is 10. Files go that are in the
-    blob store and that no other run or cached result uses. Interrupted, run it again.
+    A run is deleted only when the leader has reported each terminal state and no other program's
+    finalizer is left; else the message has the reason, and the exit code is 10. Its files in the
+    blob store are deleted unless another run or cached result uses them. If the command is
+    interrupted, run it again.
     """
     from etcd_actions.cli.commands.deletion import delete_runs  # noqa: PLC0415
 
@@ -48,7 +49,7 @@ def delete(common: CommonOptions, *, runs: tuple[str, ...], **flags: Any) -> int
     metavar="AGE",
     default="30d",
     show_default=True,
-    help="Only what ended, or was last changed, longer ago, such as 12h or 30d.",
+    help="Only items that ended, or last changed, longer ago, such as 12h or 30d.",
 )
 @click.option(
     "--phase",
@@ -61,16 +62,16 @@ def delete(common: CommonOptions, *, runs: tuple[str, ...], **flags: Any) -> int
 @click.option("--domain", metavar="NAME", help="Only runs of this domain.")
 @click.option("--limit", type=COUNT, metavar="N", help="The most runs, the oldest first.")
 @click.option("--force", is_flag=True, help="Abort old runs that have not ended, and delete them.")
-@click.option("--dry-run", is_flag=True, help="Delete nothing, and print what would go.")
+@click.option("--dry-run", is_flag=True, help="Delete nothing, and print what would be deleted.")
 @change_output_option
 @with_settings(FILES)
 def gc(common: CommonOptions, *, output: str | None, **flags: Any) -> int:
-    """Delete what is old: runs, attempts, uploads; by default runs.
+    """Delete old runs, attempts or uploads; by default runs.
 
-    Runs go as with delete, with all that belongs to them. attempts are directories of this
-    machine's executor (--executor-state-dir) of actions that have ended. uploads are files of
-    the blob store that nothing refers to. At the end it prints the counts. The service collects
-    the same by itself, by --retain-runs and --retain-uploads.
+    runs are deleted as by delete, with all their parts. attempts are directories of ended actions
+    of this machine's executor (--executor-state-dir). uploads are files of the blob store without
+    a reference. At the end the command prints the counts. The service collects the same by itself,
+    by --retain-runs and --retain-uploads.
     """
     from etcd_actions.cli.commands.gc import Collection, collect_garbage, parse_kinds  # noqa: PLC0415
 

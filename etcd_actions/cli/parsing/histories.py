@@ -29,9 +29,10 @@ def record(
     """Record the actions' changes into a file.
 
     First the state, then SYNCED, then each change in the order of revisions, until a signal.
-    With --history the state at the oldest revision, then all changes since; etcd has nothing
-    before its compaction, and the first states are marked as listed. FILE is a stream of msgpack
-    maps, which replay writes back; - is standard output. The command waits for an unavailable etcd.
+    With --history it records the state at the oldest revision, then all changes since; the
+    history before etcd's compaction is lost, and the first states are marked as listed. FILE is a
+    stream of msgpack maps, which replay writes back; - is standard output. The command waits for
+    an unavailable etcd.
     """
     from etcd_actions.cli.commands.record import RecordSettings, record_file  # noqa: PLC0415
 
@@ -51,8 +52,8 @@ def record(
 def replay(common: CommonOptions, *, file: str, rate: float | None) -> int:
     """Write a recorded history into etcd.
 
-    One change after another. FILE is a record, or has one JSON object a line: type (PUT or
-    DELETE), key, and value in base64; - is standard input. Namespace and name of a key are
+    It writes one change after another. FILE is a record, or has one JSON object a line: type (PUT
+    or DELETE), key, and value in base64; - is standard input. Namespace and name of a key are
     written below --prefix; --namespace replaces the namespace. Leases are not written. A first
     signal stops after the current change. A truncated record is written up to its last complete
     entry, with a warning.
@@ -63,15 +64,16 @@ def replay(common: CommonOptions, *, file: str, rate: float | None) -> int:
 
 
 @command("release-finalizers", example="etcd-actions release-finalizers --namespace flyte")
-@click.option("--namespace", metavar="NAME", help="Only this namespace.")
+@click.option("--namespace", metavar="NAME", help="The only namespace.")
 @click.option("--context", metavar="NAME", help="This context of kubectl's configuration.")
 @click.option("--dry-run", is_flag=True, help="Only print the actions that would be changed.")
 def release_finalizers(*, namespace: str | None, context: str | None, dry_run: bool) -> int:
     """Have an API server remove our finalizer from its actions.
 
-    For actions that an API server encrypts at rest, which only it can change: without this they
-    are never deleted. It uses kubectl, with your configuration, and changes nothing else. Set
-    --finalizer=false first, so that new actions do not get it. Safe to run again.
+    It is for actions that an API server encrypts at rest: only the API server can change them, and
+    with our finalizer they are never deleted. The command uses kubectl with your configuration,
+    and changes nothing else. Set --finalizer=false first, so that new actions do not get it. Safe
+    to run again.
     """
     from etcd_actions.cli.commands.release_finalizers import release_finalizers as release  # noqa: PLC0415
 

@@ -66,8 +66,7 @@ def signal(
     """Deliver VALUE to a condition that waits for it.
 
     ACTION is RUN/ACTION, the object's name (<run>-<action>), or
-    <project>/<domain>/<run>/<action>; RUN alone is its root. A repetition is
-    no error.
+    <project>/<domain>/<run>/<action>; RUN alone is its root. A repetition is not an error.
     """
     from etcd_actions.cli.commands.mutations import signal_condition  # noqa: PLC0415
 

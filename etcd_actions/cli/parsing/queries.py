@@ -63,10 +63,10 @@ def list_(
 ) -> int:
     """Show the existing actions.
 
-    All at one revision, in the order of their keys, as they are read. With several flags
-    those that match all of them. jsonl has one object a line; json is one document, with the
-    revision and the actions. A value that is not a TaskAction is shown as such, or with a filter
-    omitted; standard error has their number.
+    All are read at one revision, in the order of their keys. With several flags, an action must
+    match all of them. jsonl has one object a line; json is one document, with the revision and the
+    actions. A value that is not a TaskAction is shown as such; with a filter it is omitted, and
+    standard error has the number of such values.
     """
     from etcd_actions.cli.commands.list_actions import Filter, list_actions  # noqa: PLC0415
 
@@ -86,8 +86,8 @@ def get(common: CommonOptions, *, actions: tuple[str, ...], watch: bool, output:
 
     An ACTION is RUN/ACTION, the object's name (<run>-a0), <namespace>/<name>, or
     <project>/<domain>/<run>/<action>; RUN alone is its root. json is an object with the key,
-    etcd's revisions and, in the field object, the stored object unchanged; of several ACTIONs an
-    array of these. jsonl has one of them a line.
+    etcd's revisions and, in the field object, the stored object unchanged; for several ACTIONs it
+    is an array. jsonl has one object a line.
     """
     from etcd_actions.cli.commands.get import get_actions  # noqa: PLC0415
 
@@ -103,9 +103,8 @@ def tree(common: CommonOptions, *, run: str, output: str | None) -> int:
 
     RUN is its name, or <project>/<domain>/<run>; each project with a run of the name has a tree.
     TIME is the duration of an action, or its age. An action whose parent is missing is below a
-    line for that. json is flat, since many readers of JSON cannot nest as deep as
-    actions: the actions of a tree depth first, each with its depth. jsonl has one of these a
-    line.
+    line for that parent. json is flat, since many readers of JSON cannot nest as deep as actions:
+    it has the actions of a tree depth first, each with its depth. jsonl has one action a line.
     """
     from etcd_actions.cli.commands.tree import show_tree  # noqa: PLC0415
 
@@ -116,10 +115,10 @@ def tree(common: CommonOptions, *, run: str, output: str | None) -> int:
 @output_option("table", "jsonl", "json", elsewhere="jsonl")
 @with_settings(COMMON)
 def doctor(common: CommonOptions, *, output: str | None) -> int:
-    """Examine etcd, and show what is wrong and the remedies.
+    """Examine etcd, and show problems and their remedies.
 
     It examines each endpoint and member, permissions, space, history, clocks and the stored
-    values, changes nothing, and ends in bounded time. A finding has a severity (ok, note,
+    values, changes nothing, and ends in limited time. A finding has a severity (ok, note,
     warning, error), a stable id, the observation, its meaning, and a remedy. The worst one
     determines the exit code: 0 for nothing worse than a note.
     """

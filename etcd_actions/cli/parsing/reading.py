@@ -67,8 +67,8 @@ def runs(
 ) -> int:
     """Show the runs, the newest first.
 
-    ACTIONS is the number of terminal actions and of all; it is empty once they have expired. A
-    run that has no record, of a run service other than ours, is shown by list alone.
+    ACTIONS is the number of terminal actions and of all actions; it is empty once they have
+    expired. A run of another run service has no record here: only list shows it.
     """
     from etcd_actions.cli.commands.runs import RunFilter, show_runs  # noqa: PLC0415
 
@@ -98,7 +98,7 @@ def runs(
 @output_option("table", "yaml", "json", "jsonl", elsewhere="table")
 @with_settings(BACKEND)
 def describe(common: CommonOptions, *, names: tuple[str, ...], output: str | None) -> int:
-    """Show all that is known of runs or actions: events, attempts, errors, logs.
+    """Describe runs or actions: events, attempts, errors, logs.
 
     Events are the phases of all attempts in the order of time. Errors have their tracebacks. A
     run is described by its root, with the labels of the run and its failed actions.
@@ -138,8 +138,8 @@ def wait(common: CommonOptions, *, name: str, condition: str, timeout: float | N
 def attach(common: CommonOptions, *, run: str, output: str | None) -> int:
     """Follow a run to its end, as submit does.
 
-    Each state of its actions is a line. It ends with the run: with 0 if that succeeded, else with
-    11. A first Ctrl-C ends attach alone; abort ends the run.
+    Each state of its actions is a line. It ends with the run: with 0 if the run succeeded, else
+    with 11. A first Ctrl-C ends only attach; abort ends the run.
     """
     from etcd_actions.cli.commands.attach import attach_to_run  # noqa: PLC0415
 
@@ -161,10 +161,10 @@ def attach(common: CommonOptions, *, run: str, output: str | None) -> int:
 def top(common: CommonOptions, *, interval: float, once: bool, output: str | None) -> int:
     """Show the state of runs, executors and the cluster, live.
 
-    Runs by phase, rates, the active runs with their actions; of etcd: members, the leader, actions
-    by phase, ends that are still to be reported, claims of executors, dead letters. Through the
-    service the cluster is as the page shows it: lag, queues, the local executor. Without a
-    terminal it prints one frame and ends. Ctrl-C ends it.
+    It shows runs by phase, rates, and the active runs with their actions. From etcd it shows
+    members, the leader, actions by phase, terminal states to report, claims of executors and dead
+    letters. From the service it shows the cluster as the page does: lag, queues, the local
+    executor. Without a terminal it prints one frame and ends. Ctrl-C ends it.
     """
     from etcd_actions.cli.commands.top import show_top  # noqa: PLC0415
 

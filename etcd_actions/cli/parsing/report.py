@@ -26,8 +26,9 @@ def report(common: CommonOptions, *, run: str, file: str | None) -> int:
 
     RUN is its name, or <project>/<domain>/<run>. The file has the tree, the timeline, and the
     attempts and errors of each action, at one time; it has no logs, inputs or outputs. It loads
-    nothing, and no text in it can run as a script. Of a run with more than 2000 actions those that
-    failed or run have details first. With --service the data come from the service, else from etcd.
+    nothing, and no text in it can run as a script. In a run with more than 2000 actions, only 2000
+    have details, the failed and the running ones first. With --service the data come from the
+    service, else from etcd.
     """
     from etcd_actions.cli.commands.report import write_report  # noqa: PLC0415
 

@@ -42,9 +42,9 @@ def submit(common: CommonOptions, *, output: str | None, **flags: Any) -> int:
 
     The SDK, in the interpreter that --python names, converts the inputs and creates the run; an
     executor, such as that of run --executor local, runs it. Each change of a phase is shown,
-    and the result at the end. With --detach name and json are the run's name, and it in JSON.
-    VALUE is as for flyte run: a text, a path of a file or a directory, or JSON. A first Ctrl-C
-    does not end the run: abort does.
+    and the result at the end. With --detach, the outputs name and json have the run's name. VALUE
+    is as for flyte run: a text, a path of a file or a directory, or JSON. A first Ctrl-C does not
+    end the run: abort does.
     """
     from etcd_actions.cli.commands.submit import Submission, submit_program  # noqa: PLC0415
 

@@ -43,7 +43,7 @@ export function clusterView({ main, status, signal }) {
     health = now;
     fill(about, `etcd-actions ${state.version} · ${when(state.at)}`);
     const scroll = main.scrollTop;
-    fill(content, healthCard(state, now), membersCard(state), watchCard(state), ratesCard(), queuesCard(state), executorCard(state), lettersCard(state));
+    fill(content, healthCard(state, now), membersCard(state), watchCard(state), shardsCard(state), ratesCard(), queuesCard(state), executorCard(state), lettersCard(state));
     main.scrollTop = scroll;
   }
 
@@ -123,12 +123,49 @@ export function clusterView({ main, status, signal }) {
     return quota ? `${used} of ${bytes(quota)}` : used;
   }
 
-  function watchCard({ watch, leader, checkpoint, runs, streams, subscriptions }) {
+  function shardsCard({ member, shardMembers, shards }) {
+    if (member === "") return null;
+    const mine = shards.filter((each) => each.owned).length;
+    return h(
+      "section",
+      { class: "card wide", "aria-label": "Shards" },
+      h("h2", {}, `Shards: ${shards.length.toLocaleString()}`),
+      h("p", { class: "quiet" }, `Members: ${shardMembers.toLocaleString()}. This process is ${member}, and owns ${mine}.`),
+      h(
+        "div",
+        { class: "scroll" },
+        h(
+          "table",
+          { class: "members" },
+          h("thead", {}, h("tr", {}, ["Shard", "From", "Owner", "Here", "Keys", "To report", "Problem"].map((each) => h("th", { scope: "col" }, each)))),
+          h(
+            "tbody",
+            {},
+            shards.map((each) =>
+              h(
+                "tr",
+                {},
+                h("th", { scope: "row" }, each.id),
+                h("td", {}, each.start),
+                h("td", { class: each.owner === "" ? "bad" : null }, each.owner || `none for ${duration(each.ownerless * 1000)}`),
+                h("td", {}, each.owned ? "owner" : each.duty),
+                h("td", {}, each.keys === null ? "" : each.keys.toLocaleString()),
+                h("td", {}, each.owned ? each.pending.toLocaleString() : ""),
+                h("td", { class: "long bad" }, each.problem),
+              ),
+            ),
+          ),
+        ),
+      ),
+    );
+  }
+
+  function watchCard({ watch, leader, checkpoint, runs, streams, subscriptions, member }) {
     const lag = watch.lagRevisions || 0;
     return card(
       "This process",
       pairs(
-        ["Leads", leader ? "yes: it reports and marks" : "no: another process does"],
+        member !== "" ? null : ["Leads", leader ? "yes: it reports and marks" : "no: another process does"],
         ["Lag", lag === 0 ? "none" : `${plural(lag, "revision")}, for ${duration(watch.lagSeconds * 1000)}`, watch.lagSeconds > 60],
         ["Stream", watch.streaming ? `open, ${duration(watch.silence * 1000)} silent` : "closed", !watch.streaming],
         ["Actions", (watch.keys ?? 0).toLocaleString()],

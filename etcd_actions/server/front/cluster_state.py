@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from etcd_actions.dead_letters import DeadLetter
     from etcd_actions.etcd.member_states import MemberState
     from etcd_actions.follow.workqueue import WorkQueueStatistics
-    from etcd_actions.pipeline.watching_settings import WatchingStatistics
+    from etcd_actions.pipeline.watching_settings import ShardStatistics, WatchingStatistics
     from etcd_actions.server.application import Calls
     from etcd_actions.server.front.page_streams import Lines
     from etcd_actions.server.streams import Streams
@@ -154,6 +154,9 @@ class ClusterState:
             "watch": watch,
             "leader": statistics.elected,
             "checkpoint": statistics.checkpoint,
+            "member": statistics.member,
+            "shardMembers": len(statistics.members),
+            "shards": [_shard(each) for each in statistics.shards],
             "queues": {
                 "handlers": _queue(handlers),
                 "reports": None if outbox is None else _queue(outbox),
@@ -202,6 +205,9 @@ class ClusterState:
                 {**each, "reason": each["reason"] and "see the log of the service"}
                 for each in self._sample["checks"]
             ]
+            # Its range begins with the name of a run.
+            hidden = dict.fromkeys(("start", "end", "problem"), "")
+            found["shards"] = [{**each, **hidden} for each in self._sample["shards"]]
         return found
 
 
@@ -217,6 +223,23 @@ def _queue(queue: WorkQueueStatistics | None) -> dict[str, int]:
     if queue is None:
         return {"keys": 0, "changes": 0, "failing": 0}
     return {"keys": queue.keys, "changes": queue.pending_changes, "failing": len(queue.failing)}
+
+
+def _shard(shard: ShardStatistics) -> dict[str, Any]:
+    return {
+        "id": f"{shard.id:04d}",
+        "start": shard.start,
+        "end": shard.end,
+        "owner": shard.owner,
+        "target": shard.target,
+        "duty": shard.duty,
+        "owned": shard.owned,
+        "keys": shard.keys,
+        "silence": None if shard.silence is None else min(shard.silence, 1e9),
+        "pending": shard.pending,
+        "ownerless": shard.ownerless,
+        "problem": shard.problem[:_MOST_OF_A_TEXT],
+    }
 
 
 def _member(state: MemberState) -> dict[str, Any]:
