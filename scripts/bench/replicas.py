@@ -14,6 +14,7 @@ Everything is on one machine; the order of the sizes alternates between the roun
 from __future__ import annotations
 
 import argparse
+import hashlib
 import os
 import signal
 import sys
@@ -152,7 +153,8 @@ async def _marked(address: str, act: Callable[[], None]) -> list[tuple[float, fl
         await started.wait()
         nursery.start_soon(_act_after, _BEFORE, act)
         for number in range(total):
-            name = f"h{number:05d}"
+            # As random as Flyte's names, so that they are in all shards.
+            name = "r" + hashlib.sha256(b"%d" % number).hexdigest()[:19]
             tree["metadata"] |= {"name": f"{name}-a0", "uid": f"uid-{number}"}
             tree["spec"] |= {"runName": name, "actionName": "a0", "parentActionName": ""}
             key = prefix + f"{_NAMESPACE}/{name}-a0".encode()
