@@ -51,7 +51,7 @@ MIXED_CLUSTERS = Kind.error(
 LEARNER = Kind.warning(
     "learner",
     "A learner refuses most requests.",
-    "remove it from --endpoints, or: etcdctl member promote <member>",
+    "remove it from --endpoints, or: etcdctl --endpoints <voter> member promote <member>",
 )
 LAGS = Kind.warning(
     "member-lags",
@@ -143,10 +143,6 @@ async def check_member(
         if status.leader == status.member_id:
             seen = f"member {status.member_id:x} is the leader"
         findings.append(LEADER.found(f"{seen}, at revision {status.revision}", subject=endpoint))
-        if status.is_learner:
-            member_id = f"{status.member_id:x}"
-            seen = f"member {member_id} is a learner"
-            findings.append(LEARNER.found(seen, subject=endpoint, member=member_id))
     return member, findings
 
 
@@ -201,6 +197,14 @@ def check_agreement(subject: Subject, members: Sequence[MemberSeen]) -> Iterator
     if len(clusters) > 1:
         seen = "; ".join(f"cluster {id_:x}: {', '.join(at)}" for id_, at in clusters.items())
         yield MIXED_CLUSTERS.found(seen)
+    voters = [endpoint for endpoint, status in known if not status.is_learner]
+    for endpoint, status in known:
+        if status.is_learner:
+            member_id = f"{status.member_id:x}"
+            # A learner refuses the command itself.
+            voter = voters[0] if voters else "LEADER:2379"
+            seen = f"member {member_id} is a learner"
+            yield LEARNER.found(seen, subject=endpoint, member=member_id, voter=voter)
     for endpoint, status in known:
         newest = max(s.revision for _, s in known if s.cluster_id == status.cluster_id)
         if newest - status.revision > subject.limits.lag:

@@ -15,7 +15,9 @@ from etcd_actions.etcd import EtcdClient
 from etcd_actions.etcd.api import KeyValue
 from etcd_actions.model import (
     FINALIZER_RECORD,
+    NO_WORKER_FITS,
     ActionObject,
+    Phase,
     is_task_action,
     other_version,
     parse_key,
@@ -77,6 +79,12 @@ LARGE = Kind.warning(
     "any more: no mark can be made.",
     "raise --max-request-bytes, or have the writer store less in it; the largest is '<key>'",
 )
+NO_WORKER = Kind.warning(
+    "no-worker-fits",
+    "These actions need resources, a pool or a label that no live worker offers: they wait until "
+    "one joins.",
+    "start a worker with the flags that the message names: etcd-actions worker --help",
+)
 WAITING = Kind.note(
     "unrecorded-endings",
     "These actions are terminal, and wait for the run service to accept that. If no leader "
@@ -96,6 +104,7 @@ _WITH_EXAMPLES = (
     OTHER_VERSION,
     ODD_KEYS,
     ELSEWHERE,
+    NO_WORKER,
     WAITING,
     LARGE,
 )
@@ -147,6 +156,11 @@ class _Tally:
                 self._note(WAITING, kv, f"{action.phase.name} since revision {kv.mod_revision}")
         elif right := self._elsewhere(action, namespace):
             self._note(ELSEWHERE, kv, f"{action.phase.name}, belongs in {right}")
+        elif action.phase is Phase.WAITING_FOR_RESOURCES:
+            for condition in action.status.conditions:
+                if condition.message.startswith(NO_WORKER_FITS):
+                    self._note(NO_WORKER, kv, condition.message)
+                    break
 
     def _note(self, kind: Kind, kv: KeyValue, text: str) -> None:
         self._examples[kind.id].add(kv.key, text)

@@ -284,9 +284,10 @@ class Election:
         if found is not None:
             self._is_refused = False
             self._leader = found.value[:_LONGEST_NAME].decode(errors="replace")
-            if not await self._delete_orphan(found):
-                await self._wait_deleted(revision)
-            return
+            if await self._delete_orphan(found) or not await self._wait_deleted(revision):
+                return
+            # The guard is compared when the key is created.
+            is_allowed = True
         self._leader = ""
         self._orphan = None
         if not is_allowed:
@@ -350,10 +351,13 @@ class Election:
         self._orphan = None
         return True
 
-    async def _wait_deleted(self, revision: int, *, or_put: bool = False) -> None:
+    async def _wait_deleted(self, revision: int, *, or_put: bool = False) -> bool:
         """Return once the key was deleted after ``revision``, or ``ttl`` seconds have passed.
 
         With ``or_put`` it returns after a put, too.
+
+        Returns:
+            Whether such a change was received.
         """
         with trio.move_on_after(self._ttl):
             async with self._etcd.watch() as stream:
@@ -362,15 +366,16 @@ class Election:
                     try:
                         responses = await stream.receive()
                     except trio.EndOfChannel:
-                        return
+                        return False
                     for response in responses:
                         if response.canceled and not response.compact_revision:
                             reason = response.cancel_reason or "etcd cancelled the watch"
                             raise (error_kind(reason) or Unavailable)(f"watch: {reason}")
-                        if response.canceled or any(
-                            or_put or event.is_delete for event in response.events
-                        ):
-                            return
+                        if response.canceled:
+                            return False
+                        if any(or_put or event.is_delete for event in response.events):
+                            return True
+        return False
 
     async def _lead(self, leadership: Leadership, session: Session) -> None:
         """Lead until the term ends; count the reason."""

@@ -99,6 +99,8 @@ async def open_guard(state_dir: Path) -> AsyncIterator[Guard]:
     """
     lock = os.open(state_dir / _LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
+        if not _locked(lock):
+            _log.info("state_directory_in_use", path=str(state_dir), waits=_FREE_WITHIN)
         with trio.move_on_after(_FREE_WITHIN):
             while not _locked(lock):  # noqa: ASYNC110 - another process
                 await trio.sleep(0.05)

@@ -27,7 +27,7 @@ from etcd_actions.executor.attempts.attempt_directory import directory_of
 from etcd_actions.executor.offers import Needs, Offer
 from etcd_actions.executor.shared import Shared, Work
 from etcd_actions.executor.task_templates import template_of
-from etcd_actions.model import Phase
+from etcd_actions.model import NO_WORKER_FITS, Phase
 from etcd_actions.storage.claims import Claims
 
 _HEAD_START: Final = 0.05
@@ -227,7 +227,7 @@ class Placement:
                     update.action_id,
                     max(update.attempts, 1),
                     ActionStatus(Phase.WAITING_FOR_RESOURCES),
-                    message=f"no worker fits: start one with {flags}",
+                    message=f"{NO_WORKER_FITS}: start one with {flags}",
                     incarnation=update.incarnation,
                 )
             except ActionError as error:

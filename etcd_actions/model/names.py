@@ -79,6 +79,8 @@ ANNOTATION_RECOVERED_OUTPUTS: Final = OWN_DOMAIN + "/recovered-outputs"
 """The directory of these outputs, for which Flyte's object has no field."""
 
 CACHE_SCOPE_GLOBAL: Final = "global"
+NO_WORKER_FITS: Final = "no worker fits"
+"""The beginning of the message of an action that waits for a worker that it fits."""
 
 ACTION_TYPE_TASK: Final = "task"
 ACTION_TYPE_CONDITION: Final = "condition"

@@ -265,8 +265,8 @@ def _of_recording(statistics: WatchingStatistics) -> Iterator[Metric]:
     yield _gauge("etcd_actions_leader", "Whether this process is the leader.", statistics.elected)
     yield from _of_shards(statistics)
     text = "Actions that wait for a worker, by pool; of the leader, the others say 0."
-    queued = _largest(statistics.queued) if statistics.elected else {}
-    yield _gauge("etcd_actions_queued_actions", text, {_DEFAULT_POOL: 0, **queued}, "pool")
+    queued = {_DEFAULT_POOL: 0, **_largest(statistics.queued)}
+    yield _gauge("etcd_actions_queued_actions", text, queued, "pool")
     yield _gauge("etcd_actions_checkpoint", "The saved checkpoint.", statistics.checkpoint)
     yield _gauge("etcd_actions_subscriptions", "Open subscriptions.", statistics.subscriptions)
     text = "Updates that subscribers have yet to receive."

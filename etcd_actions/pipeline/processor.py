@@ -199,6 +199,7 @@ class Processor:
     def statistics(self) -> WatchingStatistics:
         """The present counts; see :class:`WatchingStatistics`."""
         run, recording = self._run, self._recording
+        is_leader = recording is not None and recording.leader.is_elected
         reflector = run.reflector if run else None
         outbox = recording.outbox if recording else None
         counts = outbox.reporter.counts if outbox else CallCounts()
@@ -219,10 +220,10 @@ class Processor:
             dead_letters=dead_letters.dead_letters if dead_letters else (),
             dropped_dead_letters=dead_letters.dropped if dead_letters else 0,
             marks=recording.recorder.statistics() if recording else {},
-            elected=recording is not None and recording.leader.is_elected,
-            collects=recording is not None and recording.leader.is_elected,
+            elected=is_leader,
+            collects=is_leader,
             refused=_SHARDS if recording is not None and recording.leader.is_refused else "",
-            queued=self._index.queued(),
+            queued=self._index.queued() if is_leader else {},
             checkpoint=recording.leader.checkpoint if recording else 0,
             subscriptions=len(self._subscriptions),
             undelivered=self._subscriptions.pending(),

@@ -97,9 +97,11 @@ class Reshaper:
         owned = [each for each in self._watches() if each.leads and each.is_settled]
         if not owned:
             return False
-        mean = await self._count() / count
         largest = max(owned, key=lambda each: each.processor.key_count)
         size = largest.processor.key_count
+        if size < self._split_from and count <= self._least:
+            return False
+        mean = await self._count() / count
         if size > _TOO_LARGE * mean and size >= self._split_from and count < MOST_SHARDS:
             known = largest.processor.known_keys()
             step = 1 + len(known) // _MOST_KNOWN

@@ -158,7 +158,11 @@ class ShardWatch:
                     leader.stand()
                 await changed.wait()
                 continue
+            led = self.leads
             await self.resign()
+            if led:
+                target = "" if duty is None else duty.target
+                _log.info("shard_handed_over", shard=str(self.shard), to=target)
             if changed.is_set():
                 continue
             if not self._is_needed:

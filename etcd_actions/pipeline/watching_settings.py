@@ -140,7 +140,8 @@ class WatchingStatistics:
         member: The name of this process among those that share the work; empty without shards.
         members: The name of each of these processes, and since when it takes part.
         shards: The shards, in the order of their keys; empty without shards.
-        queued: Number of actions that are not started, by pool; the empty name is the default.
+        queued: Number of actions that are not started, by pool; the empty name is the default. None
+            of those for which another process is the leader.
         checkpoint: Every deletion up to this revision is reported, as last saved or read.
         subscriptions: Number of open subscriptions.
         undelivered: Number of updates that their readers have yet to receive.

@@ -149,10 +149,14 @@ class Checkpoint:
             if await self._write(self.saved, fence):
                 return self._predecessor
 
-    async def close_term(self, fence: Compare) -> None:
-        """Save that no call of this process can still arrive.
+    async def close_term(self, fence: Compare, revision: int = 0) -> None:
+        """Save a revision, and that no call of this process can still arrive, in one write.
 
         After an error or a cancellation the write may have been applied.
+
+        Args:
+            fence: The compare of the leader's key.
+            revision: The checkpoint, unless the saved one is higher; 0 for that one.
 
         Raises:
             EtcdError: The read or the write failed.
@@ -161,7 +165,9 @@ class Checkpoint:
         if self._term is None:
             return
         self._term = msgspec.structs.replace(self._term, closed=True)
-        while self._found_term != self._term and not await self._write(self.saved, fence):
+        while self._found_term != self._term and not await self._write(
+            max(revision, self.saved), fence
+        ):
             await self.load()
 
     async def save(self, revision: int, fence: Compare) -> bool:

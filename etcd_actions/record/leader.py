@@ -396,9 +396,11 @@ class Leader:
             return
         with trio.move_on_after(1), self._containment.unit("task", "saving the checkpoint"):
             try:
-                await self._checkpoint.save(self._done_up_to(progress), election.fence)
+                revision, fence = self._done_up_to(progress), election.fence
                 if self._outbox.close_if_settled():
-                    await self._checkpoint.close_term(election.fence)
+                    await self._checkpoint.close_term(fence, revision)
+                else:
+                    await self._checkpoint.save(revision, fence)
             except EtcdError as error:
                 _log.info("position_not_saved", error=str(error))
 

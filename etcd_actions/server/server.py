@@ -209,6 +209,13 @@ def _issuer(settings: OidcSettings) -> OidcIssuer:
     return OidcIssuer(settings)
 
 
+def _page_of(settings: ServerSettings, listener: Listener) -> dict[str, str]:
+    """The URL of the page, if it is served."""
+    if settings.page is None:
+        return {}
+    return {"page": f"http{'s' if settings.tls else ''}://{listener.address}/"}
+
+
 def _log_address(settings: ServerSettings, listener: Listener) -> None:
     authenticated = settings.is_authenticated
     _log.info(
@@ -216,6 +223,7 @@ def _log_address(settings: ServerSettings, listener: Listener) -> None:
         listen=str(listener.address),
         tls=settings.tls is not None,
         authentication=authenticated,
+        **_page_of(settings, listener),
     )
     if settings.demands_token and settings.tls is None and not settings.bind.is_loopback:
         _log.warning(

@@ -343,16 +343,13 @@ class FencedStore(Store):
             if result.succeeded and isinstance(inner := result.responses[0], TxnResult):
                 return inner
             raise Unavailable(_NO_LEADER)
-        # The last read of the failed branch shows which compare failed.
-        holder = Get(KeyRange.of_key(fence.key), keys_only=True)
-        fenced = Txn((*txn.compare, fence), txn.success, (*txn.failure, holder))
-        result = await self._unfenced(fenced)
-        if result.succeeded:
-            return result
-        found = key_of(result.responses[-1])
-        if (0 if found is None else found.create_revision) != fence.operand:
-            raise Unavailable(_NO_LEADER)
-        return result._replace(responses=result.responses[:-1])
+        result = await self._unfenced(Txn((*txn.compare, fence), txn.success, txn.failure))
+        if not result.succeeded:
+            # A fence that did not hold never holds again, so a later read shows whether it did.
+            holder = await self.get(fence.key)
+            if (0 if holder is None else holder.create_revision) != fence.operand:
+                raise Unavailable(_NO_LEADER)
+        return result
 
 
 def _writes(operations: Iterable[Operation]) -> bool:

@@ -3,7 +3,7 @@
     .venv/bin/python -m scripts.bench.action_cost [--children 200] [--runs 20] [--write]
 
 A program of Flyte's SDK has one run with so many children, then runs that have only a root; both
-through the front door and the local executor of one process, while a second process only follows.
+through the front door of the service and on one worker, while a second service only follows.
 Then the objects and records of all runs are removed, and etcd is compacted. The figures go into
 docs/scaling.json, which docs/scaling.md and ``scripts.bench.simulate_cells`` use.
 
@@ -35,12 +35,13 @@ from scripts.bench.machine import description
 from scripts.bench.processes import (
     ChildFailed,
     Server,
-    cpu_seconds,
     etcd_binary,
     etcd_server,
     etcd_version,
     last_lines,
     service,
+    total_cpu_seconds,
+    worker,
 )
 from scripts.bench.scaling_figures import Cost, Costs, keep_figures, replace_block, table
 
@@ -82,29 +83,33 @@ class Reading:
     etcd_cpu: float
     service_cpu: float
     follower_cpu: float
+    worker_cpu: float
     live: dict[bytes, int] = field(default_factory=dict)
 
 
 class Bench:
-    """One etcd, a process that serves and runs tasks, and one that only follows."""
+    """One etcd, a service, a worker, and a service that only follows."""
 
     def __init__(self, directory: Path, stack: ExitStack) -> None:
         self._directory = directory
         (directory / "bench.py").write_text(PROGRAM)
         self.server: Server = stack.enter_context(etcd_server(etcd_binary(None), directory))
         common = ("--blob-dir", str(directory / "blobs"))
-        executing = (
-            *("--executor", "local", "--python", str(SDK), "--images", "off"),
-            *("--executor-state-dir", str(directory / "state")),
-        )
         self.address, serving = stack.enter_context(
-            service(self.server.address, directory / "service.log", *common, *executing)
+            service(self.server.address, directory / "service.log", *common)
         )
         # It follows all changes; the first process is the leader.
         _, following = stack.enter_context(
             service(self.server.address, directory / "follower.log", *common)
         )
-        self._processes = (psutil.Process(self.server.pid), serving, following)
+        executing = (
+            *("--python", str(SDK), "--images", "off"),
+            *("--executor-state-dir", str(directory / "state")),
+        )
+        working = stack.enter_context(
+            worker(self.server.address, directory / "worker.log", *common, *executing)
+        )
+        self._processes = (psutil.Process(self.server.pid), serving, following, working)
         self._idle = [0.0] * len(self._processes)
 
     def submit(self, count: int) -> None:
@@ -134,10 +139,12 @@ class Bench:
     def measure_idle(self) -> None:
         """Measure the processor time that each process takes without work, to subtract it."""
         self._settle()
-        before = [cpu_seconds(each) for each in self._processes]
+        # The end of a start takes longer than its writes.
+        time.sleep(_IDLE_SECONDS)
+        before = [total_cpu_seconds(each) for each in self._processes]
         time.sleep(_IDLE_SECONDS)
         self._idle = [
-            (cpu_seconds(each) - spent) / _IDLE_SECONDS
+            (total_cpu_seconds(each) - spent) / _IDLE_SECONDS
             for each, spent in zip(self._processes, before, strict=True)
         ]
 
@@ -146,8 +153,8 @@ class Bench:
         self._settle()
         metrics = self._metrics()
         now = time.monotonic()
-        etcd, served, followed = (
-            cpu_seconds(each) - idle * now
+        etcd, served, followed, worked = (
+            total_cpu_seconds(each) - idle * now
             for each, idle in zip(self._processes, self._idle, strict=True)
         )
         return Reading(
@@ -158,6 +165,7 @@ class Bench:
             etcd_cpu=etcd,
             service_cpu=served,
             follower_cpu=followed,
+            worker_cpu=worked,
             live=self._live(),
         )
 
@@ -292,6 +300,7 @@ class Spent:
             record_bytes=sum(kinds[False]),
             etcd_cpu_ms=1000 * (self.after.etcd_cpu - self.before.etcd_cpu),
             service_cpu_ms=1000 * (self.after.service_cpu - self.before.service_cpu),
+            worker_cpu_ms=1000 * (self.after.worker_cpu - self.before.worker_cpu),
         )
 
     def by_family(self) -> dict[str, tuple[int, int, int]]:
@@ -397,7 +406,8 @@ def tables(costs: Costs, families: dict[str, list[float]]) -> str:
         "record_keys": "keys that stay with the record of its run",
         "record_bytes": "bytes of these",
         "etcd_cpu_ms": "CPU ms of etcd",
-        "service_cpu_ms": "CPU ms of the service and its executor",
+        "service_cpu_ms": "CPU ms of the service",
+        "worker_cpu_ms": "CPU ms of the worker, without the task",
     }
     rows = [
         [text, f"{getattr(costs.run, name):,.1f}", f"{getattr(costs.child, name):,.1f}"]

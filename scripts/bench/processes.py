@@ -273,6 +273,36 @@ def service(etcd: str, log: Path, *more: str) -> Iterator[tuple[str, psutil.Proc
         yield f"127.0.0.1:{port}", psutil.Process(started.pid)
 
 
+@contextmanager
+def worker(etcd: str, log: Path, *more: str) -> Iterator[psutil.Process]:
+    """``etcd-actions worker``, once it is ready; it offers any number of CPUs.
+
+    Raises:
+        ChildFailed: It does not come up.
+    """
+    (port,) = free_ports(1)
+    command = [
+        sys.executable, "-m", "etcd_actions", "worker", "--endpoints", etcd, "--cpus", "1000",
+        "--monitoring-listen", f"127.0.0.1:{port}", "--log-level", "error", *more,
+    ]  # fmt: skip
+    with process(command, log, gentle=True) as started:
+        deadline = time.monotonic() + _START_SECONDS
+        while not _is_ready(port):
+            if started.poll() is not None or time.monotonic() > deadline:
+                raise ChildFailed("etcd-actions worker does not come up", log)
+            time.sleep(0.05)
+        yield psutil.Process(started.pid)
+
+
+def _is_ready(port: int) -> bool:
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=5) as wire:
+            wire.sendall(b"GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+            return b" 200 " in wire.recv(1 << 12).split(b"\r\n")[0]
+    except OSError:
+        return False
+
+
 def cpu_seconds(of: psutil.Process) -> float:
     """Processor time of a process so far, user and system, of all threads that it has now.
 
@@ -286,6 +316,12 @@ def cpu_seconds(of: psutil.Process) -> float:
             # A thread that has just ended.
             continue
     return spent / 1e9
+
+
+def total_cpu_seconds(of: psutil.Process) -> float:
+    """Processor time of a process so far, also of threads that have ended, in steps of 10 ms."""
+    times = of.cpu_times()
+    return float(times.user + times.system)
 
 
 def command_cost(command: Sequence[str], log: Path) -> tuple[float, float]:

@@ -14,14 +14,14 @@ Everything is on one machine; the order of the sizes alternates between the roun
 from __future__ import annotations
 
 import argparse
+import hashlib
 import os
 import signal
-import socket
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -37,16 +37,14 @@ from scripts.bench.action_cost import etcd_metrics
 from scripts.bench.load import Plan
 from scripts.bench.machine import description
 from scripts.bench.processes import (
-    ChildFailed,
     Server,
     child,
-    cpu_seconds,
     etcd_binary,
     etcd_server,
     etcd_version,
-    free_ports,
-    process,
     service,
+    total_cpu_seconds,
+    worker,
 )
 from scripts.bench.results import Figures
 from scripts.bench.scaling_figures import keep_figures, replace_block, table
@@ -59,7 +57,6 @@ _RATE = 400.0
 _SECONDS = 8.0
 _KEYS = 8_000
 _SENT = "etcd_network_client_grpc_sent_bytes_total"
-_START_SECONDS = 30.0
 _SETTLE_SECONDS = 240.0
 _ENDS_A_SECOND = 25
 _BEFORE = 3.0
@@ -74,7 +71,7 @@ def replicas(directory: Path, count: int, flags: Sequence[str]) -> Figures:
     with ExitStack() as stack:
         server = stack.enter_context(etcd_server(etcd_binary(None), directory))
         preload(server, directory, _KEYS, small=True)
-        common = ("--blob-dir", str(directory / "blobs"), "--collect-orphans", "false", *flags)
+        common = ("--blob-dir", str(directory / "blobs"), "--collect-orphans=false", *flags)
         running = [
             stack.enter_context(service(server.address, directory / f"{number}.log", *common))[1]
             for number in range(count)
@@ -82,7 +79,7 @@ def replicas(directory: Path, count: int, flags: Sequence[str]) -> Figures:
         settle(server)
         etcd = psutil.Process(server.pid)
         # The first one that started is the leader, if there is one leader.
-        before = [cpu_seconds(each) for each in (etcd, *running)]
+        before = [total_cpu_seconds(each) for each in (etcd, *running)]
         sent, revision = etcd_metrics(server)[_SENT], server.revision()
         plan = Plan(
             host=server.host, port=server.port, history=str(HISTORY), prefix=PREFIX,
@@ -95,7 +92,7 @@ def replicas(directory: Path, count: int, flags: Sequence[str]) -> Figures:
         settle(server)
         events = server.revision() - revision
         spent = [
-            1e6 * (cpu_seconds(each) - start) / events
+            1e6 * (total_cpu_seconds(each) - start) / events
             for each, start in zip((etcd, *running), before, strict=True)
         ]
         return {
@@ -113,7 +110,7 @@ def handover(directory: Path, how: int, flags: Sequence[str]) -> Figures:
     """The leader of two processes goes, while actions end; seconds from an end to its mark."""
     with ExitStack() as stack:
         server = stack.enter_context(etcd_server(etcd_binary(None), directory))
-        common = ("--blob-dir", str(directory / "blobs"), "--collect-orphans", "false", *flags)
+        common = ("--blob-dir", str(directory / "blobs"), "--collect-orphans=false", *flags)
         running = [
             stack.enter_context(service(server.address, directory / f"{number}.log", *common))[1]
             for number in range(2)
@@ -156,7 +153,8 @@ async def _marked(address: str, act: Callable[[], None]) -> list[tuple[float, fl
         await started.wait()
         nursery.start_soon(_act_after, _BEFORE, act)
         for number in range(total):
-            name = f"h{number:05d}"
+            # As random as Flyte's names, so that they are in all shards.
+            name = "r" + hashlib.sha256(b"%d" % number).hexdigest()[:19]
             tree["metadata"] |= {"name": f"{name}-a0", "uid": f"uid-{number}"}
             tree["spec"] |= {"runName": name, "actionName": "a0", "parentActionName": ""}
             key = prefix + f"{_NAMESPACE}/{name}-a0".encode()
@@ -179,21 +177,31 @@ def workers(directory: Path, count: int, flags: Sequence[str]) -> Figures:
     """Some workers of two slots each, and as many tasks for all of them."""
     with ExitStack() as stack:
         server = stack.enter_context(etcd_server(etcd_binary(None), directory))
-        common = ("--blob-dir", str(directory / "blobs"))
+        common = ("--blob-dir", str(directory / "blobs"), *flags)
+
+        def offered(number: int) -> tuple[str, ...]:
+            return (
+                *("--executor-slots", "2", "--python", sys.executable),
+                *("--executor-fork-server=false",),
+                *("--executor-state-dir", str(directory / f"state-{number}")),
+            )
+
         # The service records and marks.
         stack.enter_context(service(server.address, directory / "service.log", *common))
         running = [
-            stack.enter_context(worker(server.address, directory, number, *common, *flags))
+            stack.enter_context(
+                worker(server.address, directory / f"{number}.log", *common, *offered(number))
+            )
             for number in range(count)
         ]
         settle(server)
         etcd = psutil.Process(server.pid)
-        before = [cpu_seconds(each) for each in (etcd, *running)]
+        before = [total_cpu_seconds(each) for each in (etcd, *running)]
         revision = server.revision()
         seconds = trio.run(_run_tasks, server.address, directory)
         settle(server)
         spent = [
-            1000 * (cpu_seconds(each) - start) / _TASKS
+            1000 * (total_cpu_seconds(each) - start) / _TASKS
             for each, start in zip((etcd, *running), before, strict=True)
         ]
         return {
@@ -202,39 +210,6 @@ def workers(directory: Path, count: int, flags: Sequence[str]) -> Figures:
             "workers_ms": sum(spent[1:]),
             "writes": (server.revision() - revision) / _TASKS,
         }
-
-
-@contextmanager
-def worker(etcd: str, directory: Path, number: int, *flags: str) -> Iterator[psutil.Process]:
-    """``etcd-actions worker``, once it is ready.
-
-    Raises:
-        ChildFailed: It does not come up.
-    """
-    (port,) = free_ports(1)
-    log = directory / f"worker-{number}.log"
-    command = [
-        sys.executable, "-m", "etcd_actions", "worker", "--endpoints", etcd,
-        "--executor-slots", "2", "--cpus", "1000", "--python", sys.executable,
-        "--executor-fork-server", "false", "--executor-state-dir", str(directory / f"w{number}"),
-        "--monitoring-listen", f"127.0.0.1:{port}", "--log-level", "error", *flags,
-    ]  # fmt: skip
-    with process(command, log, gentle=True) as started:
-        deadline = time.monotonic() + _START_SECONDS
-        while not _is_ready(port):
-            if started.poll() is not None or time.monotonic() > deadline:
-                raise ChildFailed("etcd-actions worker does not come up", log)
-            time.sleep(0.05)
-        yield psutil.Process(started.pid)
-
-
-def _is_ready(port: int) -> bool:
-    try:
-        with socket.create_connection(("127.0.0.1", port), timeout=5) as wire:
-            wire.sendall(b"GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
-            return b" 200 " in wire.recv(1 << 12).split(b"\r\n")[0]
-    except OSError:
-        return False
 
 
 async def _run_tasks(address: str, directory: Path) -> float:
@@ -393,7 +368,8 @@ def conditions(count: int) -> str:
     """With what it was measured."""
     python = ".".join(map(str, sys.version_info[:3]))
     etcd = etcd_version(etcd_binary(None))
-    return f"Medians of {count}; etcd {etcd}, Python {python}, {description()}."
+    often = "Measured once" if count == 1 else f"Medians of {count}"
+    return f"{often}; etcd {etcd}, Python {python}, {description()}."
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ class Cost(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         record_bytes: Bytes of these.
         etcd_cpu_ms: Processor time of etcd.
         service_cpu_ms: Processor time of the service.
+        worker_cpu_ms: Processor time of the worker, which its tasks call; without the task's.
     """
 
     writes: float
@@ -40,6 +41,7 @@ class Cost(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     record_bytes: float
     etcd_cpu_ms: float
     service_cpu_ms: float
+    worker_cpu_ms: float
 
 
 class Costs(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

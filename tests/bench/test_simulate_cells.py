@@ -44,6 +44,7 @@ ROOT = Cost(
     record_bytes=3_000,
     etcd_cpu_ms=5,
     service_cpu_ms=12,
+    worker_cpu_ms=20,
 )
 CHILD = Cost(
     writes=10,
@@ -55,6 +56,7 @@ CHILD = Cost(
     record_bytes=1_000,
     etcd_cpu_ms=2,
     service_cpu_ms=6,
+    worker_cpu_ms=10,
 )
 COSTS = Costs(run=ROOT, child=CHILD, page_factor=1.5, follow_us=100)
 

@@ -31,6 +31,7 @@ from tests.support import flyte
 from tests.support.documents import block
 from tests.support.etcd_server import EtcdServer
 from tests.support.everyday import first_everyday
+from tests.support.waiting import eventually_holds
 
 SOURCES = ("etcd", "service")
 Read = Callable[[CommonOptions], Awaitable[int]]
@@ -120,11 +121,17 @@ async def test_runs_of_an_etcd_without_records(
     site: Site, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """As one that no process has served: the stored roots are the runs."""
-    await site.etcd.delete(KeyRange.of_prefix(site.keys.runs))
-    common = site.common("etcd")
-    assert await show_runs(common, RunFilter(), output="jsonl") == ExitCode.OK
-    out, err = capfd.readouterr()
-    assert "these are the stored roots" in err
+    common, out = site.common("etcd"), ""
+
+    async def has_shown_roots() -> bool:
+        nonlocal out
+        # A report that is still to come writes a record again.
+        await site.etcd.delete(KeyRange.of_prefix(site.keys.runs))
+        assert await show_runs(common, RunFilter(), output="jsonl") == ExitCode.OK
+        out, err = capfd.readouterr()
+        return "these are the stored roots" in err
+
+    await eventually_holds(has_shown_roots)
     rows = {each["run"]: each for each in map(json.loads, out.splitlines())}
     assert rows["failed"]["phase"] == "FAILED"
     assert (rows["failed"]["done"], rows["failed"]["actions"]) == (3, 3)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from etcd_actions import ActionId, ActionStatus, Phase, open_actions_client
+from etcd_actions import ActionId, ActionStatus, Phase, WatchingSettings, open_actions_client
 from etcd_actions._internal.histogram import Distribution
 from etcd_actions.etcd.api import Etcd, Member
 from etcd_actions.etcd.member_states import MemberState
@@ -58,7 +58,9 @@ async def members() -> list[MemberState]:
 @pytest.fixture
 async def exposed(etcd: Etcd, prefix: bytes) -> dict[str, set[str]]:
     """The metrics of a process in which everything happened, each with its labels."""
-    async with open_actions_client(etcd, prefix=prefix) as client:
+    # With shards it has all metrics of a leader, and those of shards.
+    settings = WatchingSettings(shards=2)
+    async with open_actions_client(etcd, prefix=prefix, settings=settings) as client:
         await client.start_watching()
         await client.enqueue(flyte.task(SDK_ROOT))
         await client.put_status(SDK_ROOT, 1, ActionStatus(Phase.SUCCEEDED))

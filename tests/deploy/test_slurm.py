@@ -229,7 +229,10 @@ async def test_on_a_real_slurm(
         async with open_actions_client(etcd, prefix=prefix) as client:
             for action_id in (ONE, OTHER):
                 waits = f'while [ ! -e "{tmp_path}/{action_id.run}" ]; do sleep 0.05; done'
-                await client.enqueue(machine.task(action_id, waits))
+                action = machine.task(action_id, waits)
+                # Each run has its own place for outputs.
+                action.run_output_base = str(machine.base / action_id.run)
+                await client.enqueue(action)
             # Each has the slot of one CPU.
             for action_id in (ONE, OTHER):
                 await until_phase(client, action_id, Phase.RUNNING)

@@ -34,8 +34,9 @@ async def reaches(prometheus: Prometheus, value: str | None) -> None:
     await eventually_holds(is_there)
 
 
+@pytest.mark.parametrize("sharing", [(), ("--shards", "4")], ids=["leader", "shards"])
 async def test_the_demand_of_a_pool(
-    shared_etcd: EtcdServer, etcd: Etcd, prefix: bytes, tmp_path: Path
+    shared_etcd: EtcdServer, etcd: Etcd, prefix: bytes, tmp_path: Path, sharing: tuple[str, ...]
 ) -> None:
     """It counts actions without a worker, stays while they run, and is none without a leader."""
     machine = Machine(tmp_path)
@@ -50,7 +51,7 @@ async def test_the_demand_of_a_pool(
         *("--monitoring-listen", f"127.0.0.1:{port}"),
     )
     async with open_actions_client(etcd, prefix=prefix) as client:
-        with running(tmp_path, "run", *common) as service:
+        with running(tmp_path, "run", *common, *sharing) as service:
             target = (await service.logged("monitoring"))["listen"]
             async with scraping(
                 tmp_path, target, workers={f"127.0.0.1:{port}": "default"}
@@ -83,6 +84,8 @@ async def test_the_demand_of_a_pool(
 
 async def enqueue(client: ActionsClient, machine: Machine, action_id: ActionId, go: Path) -> None:
     action = machine.task(action_id, f'while [ ! -e "{go}" ]; do sleep 0.05; done')
+    # Each run has its own place for outputs.
+    action.run_output_base = str(machine.base / action_id.run)
     if action_id is RUNS[3]:
         action.task.queue = "gpu"
     await client.enqueue(action)

@@ -145,6 +145,19 @@ def test_members_that_lag_or_are_of_other_versions() -> None:
     assert found[1].seen == "3.5.30: a:1; 3.6.16: b:2"
 
 
+def test_the_remedy_for_a_learner_names_a_member_that_takes_it() -> None:
+    """A learner refuses it, and etcdctl chooses any of its endpoints."""
+    endpoints = parse_endpoints("m0,m1")
+    subject = Subject(settings=ConnectionSettings(endpoints=endpoints), prefix=PREFIX)
+    seen = [
+        MemberSeen(Reached(endpoint), status("3.5.30", 1, learner=is_first))
+        for endpoint, is_first in zip(endpoints, (True, False), strict=True)
+    ]
+    (finding,) = check_agreement(subject, seen)
+    assert (finding.id, finding.subject) == ("learner", "m0:2379")
+    assert finding.remedy.endswith("etcdctl --endpoints m1:2379 member promote 1")
+
+
 def test_a_learner_is_not_used() -> None:
     (endpoint,) = parse_endpoints("a:1")
     assert not MemberSeen(Reached(endpoint), status("3.5.30", 1, learner=True)).usable

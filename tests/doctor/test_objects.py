@@ -6,13 +6,15 @@ from dataclasses import replace
 
 import pytest
 
+from etcd_actions import ActionId, ActionStatus, Phase, open_actions_client
 from etcd_actions.cli.exit_codes import ExitCode
 from etcd_actions.codecs import CODEC_NAMES, codec_named, msgpack
 from etcd_actions.codecs import json as json_codec
 from etcd_actions.etcd.api import Etcd
-from etcd_actions.model import NamespaceTemplate
+from etcd_actions.model import NO_WORKER_FITS, NamespaceTemplate
 from etcd_actions.testing import EtcdServer
 from tests.doctor.illness import UNHURRIED, diagnose, taskaction
+from tests.support import flyte
 
 
 @pytest.fixture
@@ -162,3 +164,18 @@ async def test_time_is_up(etcd: Etcd, endpoint: str, prefix: bytes) -> None:
     await etcd.put(prefix + b"flyte/r-a0", taskaction("r", "a0"))
     diagnosis = await diagnose(endpoint, prefix=prefix, limits=replace(UNHURRIED, scan_seconds=0.0))
     assert diagnosis.ill == {"values-not-all-read"}
+
+
+async def test_actions_that_no_worker_fits(etcd: Etcd, endpoint: str, prefix: bytes) -> None:
+    root = ActionId("p", "d", "r1", "a0")
+    async with open_actions_client(etcd, prefix=prefix) as client:
+        await client.enqueue(flyte.task(root))
+        await client.put_status(
+            root,
+            1,
+            ActionStatus(Phase.WAITING_FOR_RESOURCES),
+            message=f"{NO_WORKER_FITS}: start one with --gpus 2",
+        )
+    diagnosis = await diagnose(endpoint, prefix=prefix)
+    assert "no-worker-fits" in diagnosis.ill
+    assert "--gpus 2" in diagnosis.one("no-worker-fits").seen

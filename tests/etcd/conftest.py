@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager
-from typing import Literal, Protocol, cast
+from typing import Literal, Protocol
 
 import pytest
 
@@ -32,12 +32,6 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if not requested_etcd(metafunc.config):
         cases.append(pytest.param("memory", MEMORY, id="memory"))
     metafunc.parametrize(("conformance_transport", "conformance_etcd"), cases)
-
-
-@pytest.fixture(params=["grpc", "gateway"])
-def transport(request: pytest.FixtureRequest) -> TransportName:
-    """Each way to talk to an etcd that is no part of the conformance suite."""
-    return cast(TransportName, request.param)
 
 
 @asynccontextmanager

@@ -90,7 +90,9 @@ class Bench:
         directory: Path | None = None,
         environment: dict[str, str] | None = None,
     ) -> Command:
-        arguments = [sys.executable, "-c", code] if self.fork_server is None else ["a0", code]
+        # Without the installed packages it starts in half the time.
+        direct = [sys.executable, "-S", "-c", code]
+        arguments = direct if self.fork_server is None else ["a0", code]
         return self.raw(*arguments, directory=directory, environment=environment)
 
     def raw(

@@ -55,17 +55,18 @@ class Members:
     async def disturb(self, ways: tuple[str, ...]) -> None:
         """Do something to one process after the other, until cancelled."""
         while True:
-            process = self.processes.pop(self._random.randrange(len(self.processes)))
+            process = self._random.choice(self.processes)
             way = self._random.choice(ways)
             if way == "stop":
                 process.send_signal(signal.SIGSTOP)
-                self.processes.append(process)
                 await trio.sleep(TTL * self._random.uniform(1.0, 2.5))
                 process.send_signal(signal.SIGCONT)
             else:
                 process.send_signal(signal.SIGKILL if way == "kill" else signal.SIGTERM)
                 status = await process.wait()
                 assert way == "kill" or status == 0
+                self.processes.remove(process)
+                await _reap(process)
                 await self.start()
             await trio.sleep(self._random.uniform(0, TTL))
 
@@ -74,7 +75,13 @@ class Members:
             process.kill()
         with trio.CancelScope(shield=True):
             for process in self.processes:
-                await process.wait()
+                await _reap(process)
+
+
+async def _reap(process: trio.Process) -> None:
+    await process.wait()
+    assert process.stdout is not None
+    await process.stdout.aclose()
 
 
 @asynccontextmanager
@@ -97,16 +104,20 @@ def root(run: str) -> ActionId:
     return ActionId("p", "d", run, "a0")
 
 
-async def play(client: ActionsClient, rng: random.Random, runs: list[str]) -> None:
-    """Begin and end runs, until cancelled."""
+async def play(
+    client: ActionsClient, rng: random.Random, runs: list[str], playing: set[str]
+) -> None:
+    """Begin and end runs, until cancelled; ``playing`` has those that are not ended."""
     while True:
         run = "r" + "".join(rng.choices(ascii_lowercase + digits, k=10))
         runs.append(run)
+        playing.add(run)
         await client.enqueue(flyte.task(root(run)))
         await trio.sleep(rng.uniform(0, 0.2))
         await client.put_status(root(run), 1, flyte.status(Phase.RUNNING))
         await trio.sleep(rng.uniform(0, 0.2))
         await client.put_status(root(run), 1, flyte.status(Phase.FAILED))
+        playing.discard(run)
 
 
 async def follow(
@@ -134,6 +145,7 @@ async def test_each_ending_is_told_last_and_marked(
     rng, runs, followed = random.Random(1), list[str](), list[str]()
     last: dict[str, tuple[Phase, int]] = {}
     wrong: list[str] = []
+    playing: set[str] = set()
     with RunServiceServer() as server, trio.fail_after(150):
         server.name_of = lambda action_id: str(action_id.run.name)
         async with AsyncExitStack() as stack:
@@ -154,15 +166,14 @@ async def test_each_ending_is_told_last_and_marked(
                     async with trio.open_nursery() as nursery:
                         nursery.start_soon(made.disturb, ways)
                         for _ in range(4):
-                            nursery.start_soon(play, client, rng, runs)
+                            nursery.start_soon(play, client, rng, runs, playing)
                         while True:
                             await trio.sleep(0.1)
                             if runs[-1] in followed:
                                 continue
                             followed.append(runs[-1])
                             following.start_soon(follow, client, runs[-1], last, wrong)
-                for run in runs[-4:]:
-                    # The ones that were being played.
+                for run in playing:
                     await client.enqueue(flyte.task(root(run)))
                     await client.put_status(root(run), 1, flyte.status(Phase.FAILED))
                 await until_stored(etcd, KeyRange.of_prefix(prefix), all_marked)

@@ -114,10 +114,18 @@ class Trial:
     async def finds(
         self, kind: str, *members: Member, more: Collection[str] = ()
     ) -> dict[str, Any]:
-        """The only finding is this one, about these members, or ``more``; returns it."""
+        """The only finding is this one, or ``more``; returns it.
+
+        Args:
+            kind: Its id.
+            members: The members that it is about; none for any.
+            more: The ids of others that may be there.
+        """
         about = {each.endpoint for each in members}
         found = await self._until_found(
-            lambda found: kind in found and set(found[kind]["members"]) == about
+            lambda found: (
+                kind in found and set(found[kind]["members"]) == about if about else kind in found
+            )
         )
         assert set(found) - {*more} == {kind}, found
         return found[kind]

@@ -10,9 +10,9 @@ import pytest
 import trio
 
 from etcd_actions import ActionUpdate, Phase, open_actions_client
-from etcd_actions.errors import ConfigError, PermissionDenied, Unavailable
+from etcd_actions.errors import ConfigError, PermissionDenied, RunServiceRejected, Unavailable
 from etcd_actions.etcd.api import Etcd, KeyRange, Put, Txn
-from etcd_actions.model import ActionId, Keyspace
+from etcd_actions.model import ActionId, ActionObject, Keyspace
 from etcd_actions.pipeline.shard_watch import ShardWatch
 from etcd_actions.shards import ShardKeys, load_table
 from tests.pipeline.sharding import (
@@ -239,9 +239,11 @@ async def test_a_subscription_survives_the_hand_over_of_its_shard(
                 assert len(owned(first)) == 2
                 assert served(first) == {0, 1, 2, 3}
                 await until_recorded(first, *RUNS)
-                # The mark is a state, too.
+                # The mark is a state, too; it may have replaced the one before.
                 for run, each in zip(RUNS, opened, strict=True):
-                    got[run] += await received(each, 1)
+                    marked = (await first.get_task_action(root(run))).revision
+                    while got[run][-1][2] != marked:
+                        got[run] += await received(each, 1)
                     revisions = [revision for _, _, revision in got[run]]
                     assert revisions == sorted(set(revisions))
                 await stack.aclose()
@@ -433,3 +435,73 @@ async def test_a_start_can_be_stopped_and_repeated(etcd: Etcd, prefix: bytes) ->
         await client.stop_watching()
         await client.stop_watching()
         assert not client.statistics().watching
+
+
+# --- dead letters, retention, permissions ---------------------------------------------------------
+
+
+class _Rejecting(Told):
+    """It rejects the records of all runs, until it does not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rejects = True
+
+    async def record_action(self, update: ActionUpdate, action: ActionObject | None) -> None:
+        if self.rejects:
+            raise RunServiceRejected("no", code=3)
+        await super().record_action(update, action)
+
+
+async def test_dead_letters_follow_their_shard(etcd: Etcd, prefix: bytes) -> None:
+    """Each owner has those of its runs; a request is answered by any owner, also a later one."""
+    service = _Rejecting()
+    async with sharing(etcd, prefix, service) as first:
+        async with sharing(etcd, prefix, service) as second:
+            await until_owned(4, first, second)
+            for run in RUNS:
+                await first.enqueue(flyte.task(root(run)))
+                await end(first, run)
+            both = (first, second)
+            await eventually(
+                lambda: sum(len(each.statistics().dead_letters) for each in both) == len(RUNS)
+            )
+            for each in both:
+                assert 0 < len(each.statistics().dead_letters) < len(RUNS)
+            service.rejects = False
+            *others, last = await first.dead_letters()
+            for letter in others:
+                assert await first.retry_dead_letter(letter, wait=True) is None
+            await second.stop_watching()
+        await until_owned(4, first)
+        assert await first.retry_dead_letter(last, wait=True) is None
+        await until_statistics(first, lambda each: not each.dead_letters)
+    assert all(service.records[run] == 1 for run in RUNS)
+
+
+async def test_recorded_actions_expire(etcd: Etcd, prefix: bytes) -> None:
+    settings = replace(SHARDED, retain_terminal=60.0)
+    async with (
+        sharing(etcd, prefix, settings=settings) as first,
+        sharing(etcd, prefix, settings=settings) as second,
+    ):
+        await until_owned(4, first, second)
+        for run in RUNS:
+            await first.enqueue(flyte.task(root(run)))
+            await end(first, run)
+        await until_recorded(first, *RUNS)
+        found = await etcd.range(KeyRange.of_prefix(Keyspace(prefix).prefix))
+        assert all(kv.lease for kv in found.kvs)
+        assert len({kv.lease for kv in found.kvs}) <= 2
+
+
+async def test_a_start_that_may_not_read_the_shards_is_refused(etcd: Etcd, prefix: bytes) -> None:
+    refusing = _Refusing(etcd)
+    refusing.refused = ShardKeys(Keyspace(prefix), "flyte").prefix
+    async with sharing(refusing, prefix, starts=False) as client:  # type: ignore[arg-type]
+        with pytest.raises(PermissionDenied):
+            await client.start_watching()
+        assert not client.statistics().watching
+        refusing.refused = None
+        await client.start_watching()
+        await until_owned(4, client)

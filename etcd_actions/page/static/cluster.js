@@ -12,6 +12,7 @@ const CHECKS = {
   contained: "No failures parked",
   etcd: "etcd answers",
   values: "Values readable",
+  recording: "Ends recorded",
 };
 
 export function clusterView({ main, status, signal }) {

@@ -403,7 +403,8 @@ export function runView({ main, run, query, replace, status, signal, dialog }) {
     const place = node.start === null ? null : timeline.place(node.start, end);
     bar.hidden = place === null;
     if (place === null) return;
-    bar.style.left = `${place[0].toFixed(3)}%`;
+    // A bar at the right edge has its least width left of it.
+    bar.style.left = place[0] > 99 ? `min(${place[0].toFixed(3)}%, calc(100% - 3px))` : `${place[0].toFixed(3)}%`;
     bar.style.width = `${place[1].toFixed(3)}%`;
     setAttribute(bar, "data-phase", node.phase);
     setAttribute(bar, "title", `${phaseWord(node.phase)}, ${duration(end - node.start)}`);
