@@ -197,7 +197,12 @@ def check_agreement(subject: Subject, members: Sequence[MemberSeen]) -> Iterator
     if len(clusters) > 1:
         seen = "; ".join(f"cluster {id_:x}: {', '.join(at)}" for id_, at in clusters.items())
         yield MIXED_CLUSTERS.found(seen)
-    voters = [endpoint for endpoint, status in known if not status.is_learner]
+    # The leader first: the others forward a change of members to it, which can take too long.
+    voters = [
+        endpoint
+        for endpoint, status in sorted(known, key=lambda each: each[1].leader != each[1].member_id)
+        if not status.is_learner
+    ]
     for endpoint, status in known:
         if status.is_learner:
             member_id = f"{status.member_id:x}"
