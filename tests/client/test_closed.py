@@ -74,6 +74,7 @@ async def test_each_method_of_claims_is_a_cancellation_point(etcd: Etcd, prefix:
                 "claim_and_read": lambda: claims.claim_and_read(ROOT, incarnation),
                 "reserve": lambda: claims.reserve(prefix + b"slot", "s"),
                 "unreserve": lambda: claims.unreserve(prefix + b"slot", "s"),
+                "reserved": lambda: claims.reserved(prefix + b"slot"),
                 "taken": claims.taken,
                 "release": lambda: claims.release(claim),
             }

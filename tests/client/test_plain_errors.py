@@ -23,6 +23,7 @@ from etcd_actions.etcd import EtcdClient
 from etcd_actions.etcd.api import Etcd, KeyRange
 from etcd_actions.etcd.election import open_election
 from etcd_actions.etcd.group_commit import open_group_commit
+from etcd_actions.etcd.member_states import open_member_states
 from etcd_actions.etcd.paging import open_pages
 from etcd_actions.etcd.quorum import open_quorum_monitor
 from etcd_actions.etcd.session import open_session
@@ -86,6 +87,7 @@ CONTEXTS: dict[str, Callable[[Scene], Context]] = {
     "open_session": lambda s: open_session(s.etcd, 15),
     "open_pages": lambda s: open_pages(s.etcd, KeyRange.of_prefix(s.prefix)),
     "open_quorum_monitor": lambda s: open_quorum_monitor(cast(EtcdClient, s.etcd)),
+    "open_member_states": lambda s: open_member_states(cast(EtcdClient, s.etcd)),
     "open_run_index": lambda s: open_run_index(s.etcd, s.client.keys),
     "open_registry": lambda s: open_registry(s.etcd, s.client.store, s.client.keys),
     "open_own_run_service": lambda s: open_own_run_service(s.etcd, s.client.keys),
@@ -105,6 +107,7 @@ OPENED_BY_OTHERS = {
     "open_connection",
     "open_executor_with",
     "open_fork_server",
+    "open_guard",
     "open_listener",
     "open_replica",
     "open_spool",
