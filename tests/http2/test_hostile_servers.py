@@ -150,9 +150,9 @@ class TestBounds:
     ("server", "problem"),
     [
         (b"HTTP/1.1 400 Bad Request\r\n\r\n", "speaks HTTP/1.1 only"),
-        (b"SSH-2.0-OpenSSH_9.2p1\r\n", "no HTTP/2"),
-        (frames.frame(frames.SETTINGS, frames.ACK, 0), "no HTTP/2"),
-        (frames.frame(frames.PING, 0, 0, bytes(8)), "no HTTP/2"),
+        (b"SSH-2.0-OpenSSH_9.2p1\r\n", "not HTTP/2"),
+        (frames.frame(frames.SETTINGS, frames.ACK, 0), "not HTTP/2"),
+        (frames.frame(frames.PING, 0, 0, bytes(8)), "not HTTP/2"),
     ],
 )
 def test_a_server_of_another_kind(server: bytes, problem: str) -> None:
