@@ -107,7 +107,7 @@ async def test_a_service_that_is_killed_finds_its_jobs(
         await first.logged("serving")
         await submit(site, "waiting.py", "main", "width=2")
         await eventually(lambda: len(site.starts()) == 3, within=120)
-    """Also without its state directory, by the names of the jobs; tasks have their own port."""
+        kill(first)
     site.state_dir = tmp_path / "another"
     with site.service(port) as second:
         await second.logged("serving")
