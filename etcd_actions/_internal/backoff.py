@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import random
-from typing import NamedTuple
+from typing import NamedTuple, final
+
+import trio
 
 
 class Backoff(NamedTuple):
@@ -20,3 +23,29 @@ class Backoff(NamedTuple):
         """The delay after ``failures`` (at least 1) failures in a row."""
         doubled = self.initial * 2.0 ** min(failures - 1, 63)
         return min(self.cap, doubled) * random.uniform(0.5, 1.0)
+
+
+@final
+class Restarts:
+    """The delays before work that failed is started again.
+
+    Work that lasted longer than the cap had recovered: its failure is the first one in a row.
+
+    Args:
+        backoff: The delays.
+    """
+
+    def __init__(self, backoff: Backoff) -> None:
+        self._backoff = backoff
+        self._failures = 0
+        self._began = math.inf
+
+    def begin(self) -> None:
+        """Note that the work starts."""
+        self._began = trio.current_time()
+
+    def delay(self) -> float:
+        """Count a failure of the work; returns the seconds until it is to start again."""
+        has_recovered = trio.current_time() - self._began > self._backoff.cap
+        self._failures = 1 if has_recovered else self._failures + 1
+        return self._backoff.delay(self._failures)

@@ -15,7 +15,7 @@ from typing import Final
 import structlog
 import trio
 
-from etcd_actions._internal.backoff import Backoff
+from etcd_actions._internal.backoff import Backoff, Restarts
 from etcd_actions._internal.containment import Containment
 from etcd_actions._internal.retrying import retrying, seldom
 from etcd_actions.errors import EtcdError, Unavailable
@@ -188,7 +188,8 @@ class ShardsRun:
         Raises:
             PermissionDenied, Unauthenticated, InvalidRequest: etcd refused to read the shards.
         """
-        containment, refusal, failures = self._parts.containment, None, 0
+        containment, refusal = self._parts.containment, None
+        restarts = Restarts(_RESTARTS)
         started = False
 
         def on_start() -> None:
@@ -199,14 +200,12 @@ class ShardsRun:
 
         try:
             while True:
-                began = trio.current_time()
+                restarts.begin()
                 with containment.unit("task", _TASK, parks=True) as unit:
                     refusal = await self._take_part(on_start)
                 if not unit.failed or self.is_stopping:
                     break
-                lived = trio.current_time() - began > _RESTARTS.cap
-                failures = 1 if lived else failures + 1
-                with trio.move_on_after(_RESTARTS.delay(failures)):
+                with trio.move_on_after(restarts.delay()):
                     await self._stop.wait()
             if refusal is None:
                 on_start()

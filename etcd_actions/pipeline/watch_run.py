@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import structlog
 import trio
 
-from etcd_actions._internal.backoff import Backoff
+from etcd_actions._internal.backoff import Backoff, Restarts
 from etcd_actions._internal.containment import Containment
 from etcd_actions._internal.retrying import retrying, seldom
 from etcd_actions.errors import EtcdError, Unavailable, first_error
@@ -109,18 +109,16 @@ class WatchRun:
         """
         containment = self._parts.containment
         refusal: EtcdError | None = None
-        failures = 0
+        restarts = Restarts(_RESTARTS)
         try:
             while True:
-                started_at = trio.current_time()
+                restarts.begin()
                 with containment.unit("task", _WATCH, parks=True) as unit:
                     refusal = await self._watch(task_status)
                 if not unit.failed or self.is_stopping:
                     break
-                lived = trio.current_time() - started_at > _RESTARTS.cap
-                failures = 1 if lived else failures + 1
                 with self._until_stopped():
-                    await trio.sleep(_RESTARTS.delay(failures))
+                    await trio.sleep(restarts.delay())
             if refusal is None and not self.is_watching:
                 task_status.started()
         finally:

@@ -19,7 +19,7 @@ from typing import Final, Protocol
 import structlog
 import trio
 
-from etcd_actions._internal.backoff import Backoff
+from etcd_actions._internal.backoff import Backoff, Restarts
 from etcd_actions._internal.containment import Containment
 from etcd_actions._internal.retrying import retrying, seldom
 from etcd_actions.actions.abort import Aborter
@@ -175,11 +175,6 @@ class Leader:
         return self._election is not None and self._election.is_refused
 
     @property
-    def known_leader(self) -> str:
-        """The last known name of the leader, while this process stands for election; else empty."""
-        return "" if self._election is None else self._election.leader
-
-    @property
     def checkpoint(self) -> int:
         """The checkpoint as it was last saved or read; 0 for none."""
         return self._checkpoint.saved
@@ -285,16 +280,14 @@ class Leader:
         After an unexpected failure of the work this process resigns, so that another one may lead.
         It stands for election again after a delay.
         """
-        failures = 0
+        restarts = Restarts(_RESTARTS)
         while True:
-            started = trio.current_time()
+            restarts.begin()
             with self._containment.unit("task", _TERM, parks=True) as term:
                 await self._serve_term(election, progress)
             if term.failed:
                 election.give_up()
-                lived = trio.current_time() - started > _RESTARTS.cap
-                failures = 1 if lived else failures + 1
-                await trio.sleep(_RESTARTS.delay(failures))
+                await trio.sleep(restarts.delay())
 
     async def _serve_term(self, election: Election, progress: WatchProgress) -> None:
         keep = self._containment.keep
