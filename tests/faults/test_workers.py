@@ -107,6 +107,20 @@ def site(tmp_path: Path, prefix: bytes) -> Iterator[Site]:
     site.end_all()
 
 
+async def beating_worker(
+    stack: ExitStack, client: ActionsClient, site: Site, endpoint: str, elsewhere: str
+) -> Running:
+    """A worker whose attempt beats, while another one waits at the endpoint ``elsewhere``."""
+    first = stack.enter_context(site.worker("a", endpoint))
+    await first.logged("working")
+    await client.enqueue(site.machine.task(ROOT, site.beating()))
+    await until(client, ROOT, Phase.RUNNING)
+    await site.beats()
+    second = stack.enter_context(site.worker("b", elsewhere))
+    await second.logged("working")
+    return first
+
+
 async def test_sixty_actions_on_three_workers(
     client: ActionsClient, site: Site, shared_etcd: EtcdServer
 ) -> None:
@@ -133,13 +147,9 @@ async def test_a_killed_workers_attempt_ends_and_the_next_one_starts_elsewhere(
 ) -> None:
     """Its supervisor lives on: the guard ends the attempt."""
     with trio.fail_after(90), ExitStack() as stack:
-        first = stack.enter_context(site.worker("a", shared_etcd.endpoint))
-        await first.logged("working")
-        await client.enqueue(site.machine.task(ROOT, site.beating()))
-        await until(client, ROOT, Phase.RUNNING)
-        await site.beats()
-        second = stack.enter_context(site.worker("b", shared_etcd.endpoint))
-        await second.logged("working")
+        first = await beating_worker(
+            stack, client, site, shared_etcd.endpoint, shared_etcd.endpoint
+        )
         kill(first)
         action = await until(client, ROOT)
         assert (action.phase, action.status.attempts) == (Phase.SUCCEEDED, 2)
@@ -153,13 +163,9 @@ async def test_a_stopped_workers_attempt_ends_before_the_next_one_starts(
 ) -> None:
     """SIGSTOP beyond the lease; when the worker continues it reports nothing."""
     with trio.fail_after(90), ExitStack() as stack:
-        first = stack.enter_context(site.worker("a", shared_etcd.endpoint))
-        await first.logged("working")
-        await client.enqueue(site.machine.task(ROOT, site.beating()))
-        await until(client, ROOT, Phase.RUNNING)
-        await site.beats()
-        second = stack.enter_context(site.worker("b", shared_etcd.endpoint))
-        await second.logged("working")
+        first = await beating_worker(
+            stack, client, site, shared_etcd.endpoint, shared_etcd.endpoint
+        )
         first.signal(signal.SIGSTOP)
         action = await until(client, ROOT)
         assert (action.phase, action.status.attempts) == (Phase.SUCCEEDED, 2)
@@ -177,13 +183,7 @@ async def test_a_worker_cut_off_ends_its_attempt_before_the_next_one_starts(
 ) -> None:
     async with open_proxy(int(shared_etcd.endpoint.rpartition(":")[2])) as proxy:
         with trio.fail_after(90), ExitStack() as stack:
-            first = stack.enter_context(site.worker("a", proxy.endpoint))
-            await first.logged("working")
-            await client.enqueue(site.machine.task(ROOT, site.beating()))
-            await until(client, ROOT, Phase.RUNNING)
-            await site.beats()
-            second = stack.enter_context(site.worker("b", shared_etcd.endpoint))
-            await second.logged("working")
+            first = await beating_worker(stack, client, site, proxy.endpoint, shared_etcd.endpoint)
             proxy.stall()
             action = await until(client, ROOT)
             assert (action.phase, action.status.attempts) == (Phase.SUCCEEDED, 2)
