@@ -21,7 +21,7 @@ from etcd_actions.cli.exit_codes import ExitCode
 from etcd_actions.cli.formats.changes import size_text
 from etcd_actions.etcd.api import Etcd
 from etcd_actions.executor.attempts.attempt_directory import AttemptDirectory
-from etcd_actions.runs.run_index import open_run_index
+from etcd_actions.runs.run_index import RunIndex, open_run_index
 from etcd_actions.runs.run_record import RunStatus, decode_record
 from etcd_actions.server import ServerSettings, open_actions_server
 from etcd_actions.server.front import FrontDoor
@@ -43,6 +43,8 @@ class Site:
         self.scene = scene
         self.folder = folder
         self.flags = (*flags, "--blob-dir", str(folder / "blobs"), "--log-level", "error")
+        # By which the service lists runs.
+        self.index: RunIndex | None = None
 
     async def finish(self, *arguments: str) -> Finished:
         command = partial(finish, *arguments, *self.flags)
@@ -71,6 +73,9 @@ class Site:
         await self.scene.change_record(
             run, status=msgspec.structs.replace(status, ended=ended, **more)
         )
+        changed = await self.scene.store.get(key)
+        assert changed is not None
+        assert self.index is None or await self.index.wait_for(changed.mod_revision, 60)
 
 
 @pytest.fixture(params=["etcd", "service"])
@@ -93,7 +98,9 @@ async def site(
         server = await stack.enter_async_context(
             open_actions_server(scene.client, settings, front=front)
         )
-        yield Site(scene, tmp_path, "--service", str(server.address))
+        site = Site(scene, tmp_path, "--service", str(server.address))
+        site.index = index
+        yield site
 
 
 async def test_delete(site: Site) -> None:

@@ -73,6 +73,10 @@ async def test_a_program_comes_to_its_result(site: Site, through_the_service: bo
     phases: dict[str, list[str]] = {}
     for row in rows[:-1]:
         phases.setdefault(row["action"], []).append(f"{row['phase']} {row['attempt']}")
+    for seen in phases.values():
+        # A new action is QUEUED; its next state may come first.
+        if seen[0] == "QUEUED 1":
+            del seen[0]
     assert phases["a0"] == ["RUNNING 1", "SUCCEEDED 1"]
     assert ["RUNNING 1", "QUEUED 2", "RUNNING 2", "SUCCEEDED 2"] in phases.values()
     assert ["RUNNING 1", "FAILED 1"] in phases.values()
