@@ -197,7 +197,7 @@ def _arguments(plan: Plan, proxies: list[Proxy], door: Proxy) -> list[str]:
         "--command-timeout=1s",
         f"--grace={GRACE:g}s",
         "--stats-interval=0",
-        f"--shards={plan.shards}",
+        *([f"--shards={plan.shards}"] if plan.shards else []),
         "--log-format=json",
     ]
 
