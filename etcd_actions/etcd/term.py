@@ -41,8 +41,8 @@ class Term:
 
     def __init__(self, leadership: Leadership, session: Session) -> None:
         self.leadership = leadership
-        self.began = trio.current_time()
-        self.over = session.over
+        self.began: float = trio.current_time()
+        self.over: trio.Event = session.over
         self.given_up = False
         self._session = session
 

@@ -28,8 +28,8 @@ class SetAside:
     def __init__(self, containment: Containment) -> None:
         self._containment = containment
         self._doubtful: dict[bytes, Change] = {}
-        self.keys = Undecodable()
-        self.count = 0
+        self.keys: Undecodable = Undecodable()
+        self.count: int = 0
 
     def __contains__(self, key: bytes) -> bool:
         """Whether a key has such a value now."""

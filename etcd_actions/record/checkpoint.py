@@ -101,7 +101,7 @@ class Checkpoint:
         self._term: _StoredTerm | None = None
         self._own: set[int] = set()
         self._predecessor: Predecessor | None = None
-        self.saved = 0
+        self.saved: int = 0
 
     async def load(self) -> int:
         """Read the checkpoint; 0 if there is none, or none that can be used.

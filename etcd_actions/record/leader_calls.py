@@ -40,7 +40,7 @@ class LeaderCalls:
         self._term: Term | None = None
         self._uncertain_until = -math.inf
         self._closed = False
-        self.hold_until = -math.inf
+        self.hold_until: float = -math.inf
 
     def start(self, term: Term | None, hold_until: float) -> None:
         """Make calls in this term from now on.

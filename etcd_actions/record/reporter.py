@@ -68,8 +68,8 @@ class CallCounts:
         self.rejected: Counter[str] = Counter()
         self.failed: Counter[str] = Counter()
         self.interrupted: Counter[str] = Counter()
-        self.times = {"record": Histogram(), "status": Histogram()}
-        self.lag = Histogram()
+        self.times: dict[str, Histogram] = {"record": Histogram(), "status": Histogram()}
+        self.lag: Histogram = Histogram()
 
 
 class Reporter:
@@ -94,8 +94,10 @@ class Reporter:
         keys: Keyspace,
         containment: Containment,
     ) -> None:
-        self.calls = LeaderCalls()
-        self.counts = CallCounts(has_run_service=not isinstance(run_service, NullRunService))
+        self.calls: LeaderCalls = LeaderCalls()
+        self.counts: CallCounts = CallCounts(
+            has_run_service=not isinstance(run_service, NullRunService)
+        )
         self.dead_letters = dead_letters
         self._run_service = run_service
         self._prefix = keys.prefix
