@@ -278,7 +278,8 @@ class Executor:
             return
         if self.placement is not None:
             for blocked in self.placement.unblocked():
-                if await self._shared.capacity.is_free():
+                # One that began a moment ago is blocked until its work takes its needs.
+                if await self._shared.capacity.is_free() and blocked not in self._shared.work:
                     self._begin(blocked)
         while (
             name := self._shared.schedule.first()

@@ -77,6 +77,29 @@ async def test_what_does_not_fit_now_waits_and_others_pass_it(
         assert worker.executor.statistics().queued == 0
 
 
+async def test_an_action_that_began_a_moment_ago_is_not_begun_again(
+    etcd: Etcd,
+    prefix: bytes,
+    bench: Bench,
+    client: ActionsClient,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It stays among the blocked ones until its work has read it."""
+    other = ActionId("p", "d", "r2", "a0", "o")
+    async with fake_worker(etcd, prefix, tmp_path / "w") as worker:
+        await bench.enqueue(ROOT)
+        await eventually(lambda: started(worker) == ["r1-a0"])
+        with monkeypatch.context() as patched:
+            patched.setattr(worker.executor.placement, "unblocked", lambda: ["flyte/r1-a0"])
+            await bench.enqueue(other)
+            await eventually(lambda: started(worker) == ["r1-a0", "r2-a0"])
+        for name in ("r1-a0", "r2-a0"):
+            worker.attempts.finish(name)
+        for each in (ROOT, other):
+            await until(client, each, Phase.SUCCEEDED)
+
+
 async def test_what_fits_no_worker_says_so_until_one_joins(
     etcd: Etcd, prefix: bytes, bench: Bench, client: ActionsClient, tmp_path: Path
 ) -> None:
