@@ -29,8 +29,15 @@ from etcd_actions.executor import (
 
 structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
 
-JOB = "cd {directory} && ({command}); echo $? > {job}/exit.new; mv {job}/exit.new {job}/exit\n"
-IN_BACKGROUND = "setsid sh ./script > log 2>&1 < /dev/null & echo $! > pid"
+JOB = """\
+echo $$ > {job}/pid.new; mv {job}/pid.new {job}/pid
+cd {directory} && ({command}); echo $? > {job}/exit.new; mv {job}/exit.new {job}/exit
+"""
+# The job writes its own number, once it leads a session.
+IN_BACKGROUND = """\
+setsid sh ./script > log 2>&1 < /dev/null &
+until [ -e pid ]; do sleep 0.01; done
+"""
 
 
 class ShellLauncher:

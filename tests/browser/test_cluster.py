@@ -39,3 +39,5 @@ async def test_shards_and_their_owners_are_shown(
             await page.value(f"document.querySelectorAll('{SHARDS} td.bad:not(:empty)').length")
             == 0
         )
+        # The service ends before the page.
+        await page.go("about:blank")

@@ -60,7 +60,7 @@ async def test_a_rolling_restart_behind_a_balancer(
     with RunServiceServer(has_stream=has_stream) as successor, capture_logs() as logs:
         async with (
             open_proxy(server.port) as balancer,
-            open_run_service(balancer.endpoint) as service,
+            open_run_service(balancer.endpoint, deadline=30) as service,
             trio.open_nursery() as nursery,
         ):
             stopping = trio.Event()
