@@ -34,14 +34,20 @@ def checks_types(function: Callable[P, R]) -> Callable[P, R]:
     of collections are not checked, and of a protocol only whether the members exist.
     """
 
+    # At the first call, since annotations may name what is defined later.
+    @functools.cache
+    def read() -> tuple[inspect.Signature, Mapping[str, Any]]:
+        return inspect.signature(function), get_type_hints(function)
+
     @functools.wraps(function)
     def checked(*args: P.args, **kwargs: P.kwargs) -> R:
+        signature, hints = read()
         try:
-            given = inspect.signature(function).bind(*args, **kwargs)
+            given = signature.bind(*args, **kwargs)
         except TypeError:
             pass  # the call itself raises a TypeError with the function's name
         else:
-            _check(given.arguments, get_type_hints(function))
+            _check(given.arguments, hints)
         return function(*args, **kwargs)
 
     return checked
@@ -49,7 +55,12 @@ def checks_types(function: Callable[P, R]) -> Callable[P, R]:
 
 def check_fields(settings: object) -> None:
     """Do the same for the fields of a dataclass."""
-    _check(vars(settings), get_type_hints(type(settings)))
+    _check(vars(settings), _hints_of(type(settings)))
+
+
+@functools.lru_cache
+def _hints_of(kind: type) -> Mapping[str, Any]:
+    return get_type_hints(kind)
 
 
 def _check(values: Mapping[str, object], hints: Mapping[str, Any]) -> None:
