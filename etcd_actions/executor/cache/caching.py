@@ -80,7 +80,7 @@ class Lookup(NamedTuple):
 
 
 class CacheRequest(NamedTuple):
-    """An attempt before its start, or after its success, whose result is looked up or stored."""
+    """An attempt before its start, or after its success, whose cached result is read or stored."""
 
     name: str
     action: StoredAction
