@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import signal
 from collections import defaultdict
 from collections.abc import AsyncIterator, Mapping
@@ -10,7 +9,7 @@ from contextlib import ExitStack, asynccontextmanager
 from dataclasses import replace
 from functools import partial
 from time import perf_counter
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 import structlog
 import trio
@@ -18,22 +17,22 @@ import trio
 from etcd_actions._internal.histogram import TASK_BOUNDS, Histogram
 from etcd_actions._internal.tracing import TRACEPARENT, below, span, traceparent
 from etcd_actions.actions.stored_action import StoredAction
-from etcd_actions.errors import ActionError, DecodeError, EtcdError, InvalidArgument
+from etcd_actions.errors import DecodeError, EtcdError, InvalidArgument
 from etcd_actions.executor.attempts.attempt_command import Command, build_command
 from etcd_actions.executor.attempts.attempt_directory import AttemptDirectory, directory_of
 from etcd_actions.executor.attempts.attempt_limits import DEADLINE, RUN_TOO_LONG, Limits
-from etcd_actions.executor.attempts.outcome import Outcome, find_outcome
 from etcd_actions.executor.attempts.start_errors import (
     NotStarted,
     OutputsInUse,
-    is_of_machine,
     of_os_error,
 )
 from etcd_actions.executor.cache.caching import HIT, Caching, Task
+from etcd_actions.executor.following import Following, PreparedAttempt
 from etcd_actions.executor.images.image_environments import NotBuiltYet
 from etcd_actions.executor.launchers.attempts import Attempts
 from etcd_actions.executor.lost_attempts import (
     MOST_LOST,
+    STARTED,
     WORKER_LOST,
     loss_of,
     losses,
@@ -52,12 +51,8 @@ if TYPE_CHECKING:
     from flyteidl2.core.tasks_pb2 import TaskTemplate
 
 _RELEASE_WITHIN: Final = 2.0
-# Seconds that an attempt has to run before the failures of its action are forgotten.
-_HEALS_AFTER: Final = 5.0
 # Seconds between checks whether the directory of outputs is free.
 _OUTPUTS_AGAIN: Final = 1.0
-# Seconds that a launcher may take to run a command before its action is reported as waiting.
-_QUEUED_AFTER: Final = 0.5
 # Seconds until an action that was started without a slot, and needs one, is scheduled again.
 _SLOT_AGAIN: Final = 0.2
 # Seconds for which a worker leaves an action to others that it cannot start.
@@ -66,16 +61,6 @@ _ELSEWHERE_FIRST: Final = 5.0
 _TRACEPARENT: Final = TRACEPARENT.upper()
 
 _log = structlog.get_logger(__name__)
-
-
-class _Attempt(NamedTuple):
-    number: int
-    template: TaskTemplate
-    command: Command
-    limits: Limits
-    place: AttemptDirectory
-    declares_outputs: bool
-    cache_status: int | None = None
 
 
 class ActionRun:
@@ -105,6 +90,7 @@ class ActionRun:
         self._shared = shared
         self._claims = claims
         self._attempts = attempts
+        self._following = Following(shared, attempts)
         self._caching = caching
         self._provisions = provisions
         self.retries = 0
@@ -158,7 +144,7 @@ class ActionRun:
 
     async def _end_unclaimed(self, place: AttemptDirectory) -> None:
         """End an attempt whose claim is released: another worker will start the next one."""
-        if place.is_alive:
+        if place.is_alive and not self._attempts.outlive_worker:
             with trio.CancelScope(shield=True):
                 note_lost(place, WORKER_LOST)
                 place.kill(signal.SIGKILL)
@@ -208,7 +194,7 @@ class ActionRun:
         work.not_before = limits.not_before
         return True
 
-    def _prepare(self, action: StoredAction, name: str) -> _Attempt:
+    def _prepare(self, action: StoredAction, name: str) -> PreparedAttempt:
         """The present attempt of an action.
 
         Raises:
@@ -221,7 +207,7 @@ class ActionRun:
         limits = self._limits(action, name, template)
         place = directory_of(self._shared.settings.state_dir, action.incarnation, number)
         declares_outputs = bool(template.interface.outputs.variables)
-        return _Attempt(number, template, command, limits, place, declares_outputs)
+        return PreparedAttempt(number, template, command, limits, place, declares_outputs)
 
     async def _run_attempt(self, action: StoredAction, claim: Claim, work: Work) -> StoredAction:
         """Run one attempt to its end, and report that; returns the action."""
@@ -234,6 +220,11 @@ class ActionRun:
             )
         limits, place = attempt.limits, attempt.place
         is_worker = self._shared.settings.offer is not None
+        if action.phase in STARTED:
+            # Until it is known where it runs, an abort has to end it.
+            work.place = place
+            await self._attempts.find(place)
+            work.place = None
         if is_worker and (loss := loss_of(action, place)) is not None:
             return await self._report_loss(action, number, claim, loss)
         task = Task(work.name, action, attempt.template, place, attempt.command.outputs)
@@ -260,10 +251,13 @@ class ActionRun:
         with below(created_by), span("task", about), ExitStack() as held:
             try:
                 attempt = await self._provide(action, attempt, held)
-                if is_worker and action.phase is not Phase.RUNNING:
+                await self._attempts.find(place)
+                if is_worker and action.phase not in STARTED:
                     # Before the start: so no other worker ever repeats an attempt that may run.
+                    waits = self._attempts.outlive_worker
+                    phase = Phase.INITIALIZING if waits else Phase.RUNNING
                     action = await self._shared.reports.report(
-                        action, number, Phase.RUNNING, claim, cache_status=attempt.cache_status
+                        action, number, phase, claim, cache_status=attempt.cache_status
                     )
                 await self._begin(place, attempt.command)
             except InvalidArgument as error:
@@ -283,7 +277,7 @@ class ActionRun:
                     return await self._shared.reports.report(
                         action, number, Phase.FAILED, claim, failure.error
                     )
-                if is_worker:
+                if is_worker and not self._attempts.outlive_worker:
                     # It is RUNNING: another worker may be able to start it.
                     work.not_before = self._shared.clock.monotonic() + _ELSEWHERE_FIRST
                     return await self._report_loss(action, number, claim, failure.error)
@@ -294,7 +288,9 @@ class ActionRun:
             self._provisions.note(attempt.template, place)
             return await self._run_to_end(action, attempt, claim, work, task)
 
-    async def _provide(self, action: StoredAction, attempt: _Attempt, held: ExitStack) -> _Attempt:
+    async def _provide(
+        self, action: StoredAction, attempt: PreparedAttempt, held: ExitStack
+    ) -> PreparedAttempt:
         """The attempt, its command changed by the environment of its image and its secrets."""
 
         def command(variables: Mapping[str, str]) -> Command:
@@ -323,7 +319,7 @@ class ActionRun:
     async def _wait(
         self,
         action: StoredAction,
-        attempt: _Attempt,
+        attempt: PreparedAttempt,
         claim: Claim,
         work: Work,
         seconds: float,
@@ -339,7 +335,7 @@ class ActionRun:
     async def _run_to_end(
         self,
         action: StoredAction,
-        attempt: _Attempt,
+        attempt: PreparedAttempt,
         claim: Claim,
         work: Work,
         task: Task,
@@ -350,7 +346,7 @@ class ActionRun:
         began = perf_counter()
         _log.info("attempt", action=action.metadata.name, attempt=number)
         async with self._with_shared_log(attempt):
-            action, outcome = await self._follow_process(action, attempt, claim, work)
+            action, outcome = await self._following.follow(action, attempt, claim, work)
         took = perf_counter() - began
         if outcome is None:
             self.times["ENDED_ELSEWHERE"].observe(took)
@@ -379,7 +375,7 @@ class ActionRun:
         return await self._shared.reports.report(action, number, phase, claim, outcome.error)
 
     @asynccontextmanager
-    async def _with_shared_log(self, attempt: _Attempt) -> AsyncIterator[None]:
+    async def _with_shared_log(self, attempt: PreparedAttempt) -> AsyncIterator[None]:
         """Have the log of a worker's attempt copied while the context is open."""
         settings, outputs = self._shared.settings, attempt.command.outputs
         if settings.offer is None or isinstance(outputs, str):
@@ -401,101 +397,3 @@ class ActionRun:
         self.retries += 1
         _log.warning("attempt_lost", action=action.metadata.name, attempt=number, code=loss.code)
         return await report(action, number + 1, Phase.QUEUED, claim, error_before=loss)
-
-    async def _follow_process(
-        self, action: StoredAction, attempt: _Attempt, claim: Claim, work: Work
-    ) -> tuple[StoredAction, Outcome | None]:
-        """Report RUNNING, and wait for the end.
-
-        Returns:
-            The action and the outcome; no outcome if another process has ended the action.
-        """
-        place, limits = attempt.place, attempt.limits
-        launched, ended = trio.Event(), trio.Event()
-        too_long: ErrorState | None = None
-        running = action if action.phase is Phase.RUNNING else None
-        refused: ActionError | None = None
-
-        async def report_running() -> StoredAction:
-            return await self._shared.reports.report(
-                action, attempt.number, Phase.RUNNING, claim, cache_status=attempt.cache_status
-            )
-
-        async with trio.open_nursery() as nursery:
-
-            async def wait() -> None:
-                await self._attempts.wait_ended(place, launched)
-                ended.set()
-                nursery.cancel_scope.cancel("the process has ended")
-
-            async def interrupt() -> None:
-                await work.ended.wait()
-                nursery.cancel_scope.cancel("the action has ended")
-
-            async def limit(started: float) -> None:
-                nonlocal too_long
-                ends, error = limits.running_ends(started)
-                await self._shared.clock.sleep_until(ends)
-                too_long = error
-                nursery.cancel_scope.cancel("it takes too long")
-
-            async def limit_run() -> None:
-                await launched.wait()
-                ran = place.running_for() or 0.0
-                place.note_start(ran)
-                await limit(self._shared.clock.monotonic() - ran)
-
-            async def report() -> None:
-                nonlocal action, running, refused
-                try:
-                    with trio.move_on_after(_QUEUED_AFTER):
-                        await launched.wait()
-                    if not launched.is_set() and action.phase is Phase.UNSPECIFIED:
-                        action = await self._shared.reports.report(
-                            action, attempt.number, Phase.QUEUED, claim
-                        )
-                    await launched.wait()
-                    if running is None:
-                        running = await report_running()
-                except ActionError as error:
-                    refused = error
-                    nursery.cancel_scope.cancel("it is not ours to run")
-                    return
-                await trio.sleep(_HEALS_AFTER)
-                self._shared.heal(work.name)
-
-            for task in (wait, interrupt, limit_run, report):
-                nursery.start_soon(task)
-            # Before it begins only its deadline counts.
-            nursery.start_soon(limit, math.inf)
-        if refused is not None:
-            raise refused
-        if not ended.is_set():
-            _log.info(
-                "attempt_interrupted",
-                action=action.metadata.name,
-                reason="the action has ended" if too_long is None else "too long",
-            )
-            await self._attempts.end(place)
-            if too_long is None:
-                return action, None
-        if running is None and not work.ended.is_set():
-            running = await report_running()
-        if too_long is not None and not ended.is_set():
-            return running or action, Outcome(too_long, too_long.code == RUN_TOO_LONG)
-        return running or action, await self._outcome(attempt)
-
-    async def _outcome(self, attempt: _Attempt) -> Outcome:
-        """Read the outcome of an attempt; an unreadable one is a failure."""
-        try:
-            return await find_outcome(
-                attempt.place,
-                attempt.command.outputs,
-                declares_outputs=attempt.declares_outputs,
-            )
-        except (OSError, ValueError, OverflowError) as error:
-            if isinstance(error, OSError) and is_of_machine(error):
-                raise
-            message = f"the files of the attempt cannot be read: {error}"
-            state = ErrorState(code="OutcomeUnreadable", kind="SYSTEM", message=message)
-            return Outcome(state, True)

@@ -1,7 +1,8 @@
 """Ends the attempts of a worker, so that other workers can start the next ones.
 
 A worker counts the time of its claims on its own clock. Before they may have expired in etcd it
-kills its attempts: another worker starts their successors only afterwards.
+kills its attempts: another worker starts their successors only afterwards. Attempts that outlive
+their worker are left, for the next one to follow.
 """
 
 from __future__ import annotations
@@ -62,6 +63,8 @@ class Handover:
 
     async def give_up(self) -> None:
         """Kill all attempts: their claims are lost, or may be lost soon."""
+        if self._attempts.outlive_worker:
+            return
         works = [work for work in self._shared.work.values() if work.place is not None]
         if not works:
             return
@@ -74,12 +77,15 @@ class Handover:
         """Let attempts end within a time, and then end those that still run.
 
         Nothing starts in this time. The actions of the ended attempts are queued, for others.
+        Attempts that outlive the worker are not waited for.
 
         Args:
             seconds: The time.
         """
         self.draining = True
         self._shared.wake()
+        if self._attempts.outlive_worker:
+            return
         with trio.move_on_after(seconds):
             await self._until_idle()
         works = list(self._shared.work.values())
