@@ -18,6 +18,7 @@ from etcd_actions._internal.histogram import TASK_BOUNDS, Histogram
 from etcd_actions._internal.tracing import TRACEPARENT, below, span, traceparent
 from etcd_actions.actions.stored_action import StoredAction
 from etcd_actions.errors import DecodeError, EtcdError, InvalidArgument
+from etcd_actions.executor.attempt_follower import AttemptFollower, PreparedAttempt
 from etcd_actions.executor.attempts.attempt_command import Command, build_command
 from etcd_actions.executor.attempts.attempt_directory import AttemptDirectory, directory_of
 from etcd_actions.executor.attempts.attempt_limits import DEADLINE, RUN_TOO_LONG, Limits
@@ -26,8 +27,7 @@ from etcd_actions.executor.attempts.start_errors import (
     OutputsInUse,
     of_os_error,
 )
-from etcd_actions.executor.cache.caching import HIT, Caching, Task
-from etcd_actions.executor.following import Following, PreparedAttempt
+from etcd_actions.executor.cache.caching import HIT, CacheRequest, Caching
 from etcd_actions.executor.images.image_environments import NotBuiltYet
 from etcd_actions.executor.launchers.attempts import Attempts
 from etcd_actions.executor.lost_attempts import (
@@ -50,12 +50,13 @@ from etcd_actions.storage.claims import Claim, Claims
 if TYPE_CHECKING:
     from flyteidl2.core.tasks_pb2 import TaskTemplate
 
+# Seconds for the release of a claim; it expires with its lease if that takes longer.
 _RELEASE_WITHIN: Final = 2.0
 # Seconds between checks whether the directory of outputs is free.
 _OUTPUTS_AGAIN: Final = 1.0
 # Seconds until an action that was started without a slot, and needs one, is scheduled again.
 _SLOT_AGAIN: Final = 0.2
-# Seconds for which a worker leaves an action to others that it cannot start.
+# Seconds for which a worker leaves an action to other workers after it could not start it.
 _ELSEWHERE_FIRST: Final = 5.0
 
 _TRACEPARENT: Final = TRACEPARENT.upper()
@@ -64,7 +65,7 @@ _log = structlog.get_logger(__name__)
 
 
 class ActionRun:
-    """Runs actions of one executor, one call for each.
+    """Runs actions of one executor: one call of :meth:`run` for one action.
 
     Args:
         shared: The parts of the executor.
@@ -90,9 +91,9 @@ class ActionRun:
         self._shared = shared
         self._claims = claims
         self._attempts = attempts
-        self._following = Following(shared, attempts)
         self._caching = caching
         self._provisions = provisions
+        self._follower = AttemptFollower(shared, attempts)
         self.retries = 0
         self.lost_claims = 0
         self.times: defaultdict[str, Histogram] = defaultdict(partial(Histogram, TASK_BOUNDS))
@@ -133,7 +134,7 @@ class ActionRun:
                     break
         finally:
             if self._shared.settings.offer is not None and work.place is not None:
-                await self._end_unclaimed(work.place)
+                await self._end_before_release(work.place)
             with trio.move_on_after(_RELEASE_WITHIN, shield=True):
                 await self._caching.release(work.name)
                 try:
@@ -142,8 +143,8 @@ class ActionRun:
                     _log.debug("claim_not_released", action=work.name, error=str(error))
         return action if action.is_terminal and action.incarnation == incarnation else None
 
-    async def _end_unclaimed(self, place: AttemptDirectory) -> None:
-        """End an attempt whose claim is released: another worker will start the next one."""
+    async def _end_before_release(self, place: AttemptDirectory) -> None:
+        """End a worker's attempt: once the claim is released, another worker starts the next."""
         if place.is_alive and not self._attempts.outlive_worker:
             with trio.CancelScope(shield=True):
                 note_lost(place, WORKER_LOST)
@@ -160,7 +161,7 @@ class ActionRun:
         return self._limits(action, name, template_of(action))
 
     async def needs_slot(self, action: StoredAction, name: str) -> bool:
-        """Whether an action seems to need a process; without one it ends at once.
+        """Whether an action needs a process and so a slot; False if it has a cached result.
 
         Raises:
             InvalidArgument: There is no template.
@@ -175,11 +176,11 @@ class ActionRun:
             created=self._shared.ages.created(name),
             queued=self._shared.ages.queued(name, action),
         )
-        # An attempt that was lost with its worker is none of the task's retries.
+        # An attempt that was lost with its worker does not count as one of the task's retries.
         return replace(limits, attempts=limits.attempts + losses(action))
 
     def _is_delayed(self, action: StoredAction, work: Work) -> bool:
-        """Whether the back-off after the last attempt lasts; such an action gets no slot."""
+        """Whether the back-off after the last attempt has not ended; then sets its alarms."""
         if action.phase is not Phase.QUEUED or action.status.attempts < 2:
             return False
         try:
@@ -190,7 +191,7 @@ class ActionRun:
         limits, now = attempt.limits, self._shared.clock.monotonic()
         if attempt.place.was_started or limits.not_before <= now or limits.late(now) is not None:
             return False
-        self._expires(work, limits)
+        self._set_expiry(work, limits)
         work.not_before = limits.not_before
         return True
 
@@ -227,7 +228,7 @@ class ActionRun:
             work.place = None
         if is_worker and (loss := loss_of(action, place)) is not None:
             return await self._report_loss(action, number, claim, loss)
-        task = Task(work.name, action, attempt.template, place, attempt.command.outputs)
+        task = CacheRequest(work.name, action, attempt.template, place, attempt.command.outputs)
         if not place.was_started and not place.is_alive:
             late = limits.late(self._shared.clock.monotonic())
             if late is not None:
@@ -241,7 +242,7 @@ class ActionRun:
                 )
             if result.waits is not None or not work.has_slot:
                 after = _SLOT_AGAIN if result.waits is None else result.waits
-                return await self._wait(action, attempt, claim, work, after)
+                return await self._delay(action, attempt, claim, work, after)
             attempt = attempt._replace(cache_status=result.status)
         else:
             await self._caching.reserve_again(task)
@@ -266,10 +267,10 @@ class ActionRun:
                     action, number, Phase.FAILED, claim, invalid_spec(error)
                 )
             except NotBuiltYet as busy:
-                return await self._wait(action, attempt, claim, work, busy.again)
+                return await self._delay(action, attempt, claim, work, busy.again)
             except OutputsInUse as busy:
-                _log.info("attempt_waits", action=work.name, reason=str(busy))
-                return await self._wait(action, attempt, claim, work, _OUTPUTS_AGAIN)
+                _log.info("attempt_delayed", action=work.name, reason=str(busy))
+                return await self._delay(action, attempt, claim, work, _OUTPUTS_AGAIN)
             except NotStarted as failure:
                 if not failure.may_run:
                     work.place = None
@@ -283,7 +284,7 @@ class ActionRun:
                     return await self._report_loss(action, number, claim, failure.error)
                 if action.phase is Phase.UNSPECIFIED:
                     await self._shared.reports.report(action, number, Phase.QUEUED, claim)
-                self._expires(work, limits)
+                self._set_expiry(work, limits)
                 raise
             self._provisions.note(attempt.template, place)
             return await self._run_to_end(action, attempt, claim, work, task)
@@ -291,7 +292,7 @@ class ActionRun:
     async def _provide(
         self, action: StoredAction, attempt: PreparedAttempt, held: ExitStack
     ) -> PreparedAttempt:
-        """The attempt, its command changed by the environment of its image and its secrets."""
+        """The attempt with its final command: with the image's environment, secrets and trace."""
 
         def command(variables: Mapping[str, str]) -> Command:
             if not variables:
@@ -313,10 +314,11 @@ class ActionRun:
         except OSError as error:
             raise of_os_error(command.arguments[0], error, "program") from error
 
-    def _expires(self, work: Work, limits: Limits) -> None:
+    def _set_expiry(self, work: Work, limits: Limits) -> None:
+        """Set the alarm for the end of the time that the action may wait for a slot."""
         self._shared.schedule.at(Due.EXPIRED, work.name, limits.waiting_ends())
 
-    async def _wait(
+    async def _delay(
         self,
         action: StoredAction,
         attempt: PreparedAttempt,
@@ -324,11 +326,11 @@ class ActionRun:
         work: Work,
         seconds: float,
     ) -> StoredAction:
-        """Delay an attempt that cannot start yet; it holds no slot."""
+        """Delay an attempt that cannot start yet by some seconds, in which it holds no slot."""
         work.place = None
         if action.phase is Phase.UNSPECIFIED:
             action = await self._shared.reports.report(action, attempt.number, Phase.QUEUED, claim)
-        self._expires(work, attempt.limits)
+        self._set_expiry(work, attempt.limits)
         work.not_before = self._shared.clock.monotonic() + seconds
         return action
 
@@ -338,15 +340,15 @@ class ActionRun:
         attempt: PreparedAttempt,
         claim: Claim,
         work: Work,
-        task: Task,
+        task: CacheRequest,
     ) -> StoredAction:
         """Follow an attempt that was started, and report its outcome."""
         number, limits, place = attempt.number, attempt.limits, attempt.place
         self._shared.capacity.began(work.name, place)
         began = perf_counter()
-        _log.info("attempt", action=action.metadata.name, attempt=number)
+        _log.info("attempt_followed", action=action.metadata.name, attempt=number)
         async with self._with_shared_log(attempt):
-            action, outcome = await self._following.follow(action, attempt, claim, work)
+            action, outcome = await self._follower.follow(action, attempt, claim, work)
         took = perf_counter() - began
         if outcome is None:
             self.times["ENDED_ELSEWHERE"].observe(took)
@@ -391,7 +393,7 @@ class ActionRun:
         """Report that an attempt was lost: the next one follows, or the action has failed."""
         report = self._shared.reports.report
         if loss.code == WORKER_LOST and losses(action, WORKER_LOST) + 1 >= MOST_LOST:
-            message = f"{MOST_LOST} workers were lost while they ran it: it may be what ends them"
+            message = f"{MOST_LOST} workers were lost while they ran it: it may be the cause"
             error = ErrorState(code=WORKER_LOST, kind="SYSTEM", message=message)
             return await report(action, number, Phase.FAILED, claim, error)
         self.retries += 1

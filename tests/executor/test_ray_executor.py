@@ -26,7 +26,7 @@ from flyteidl2.imagebuilder.definition_pb2 import (
 )
 
 from etcd_actions import ActionsClient, Phase
-from etcd_actions.executor import ExecutorSettings, RaySettings, following, open_executor
+from etcd_actions.executor import ExecutorSettings, RaySettings, attempt_follower, open_executor
 from etcd_actions.executor.launchers import attempts as looking
 from etcd_actions.images import StoredImage
 from tests.executor.tasks import ROOT, named, until
@@ -40,7 +40,7 @@ from tests.support.waiting import eventually
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(looking, "_LOOK_FIRST", 0.01)
     monkeypatch.setattr(looking, "_LOOK_LAST", 0.01)
-    monkeypatch.setattr(following, "_QUEUED_AFTER", 0.05)
+    monkeypatch.setattr(attempt_follower, "_QUEUED_AFTER", 0.05)
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from etcd_actions.executor import (
     ExecutorSettings,
     Offer,
     RaySettings,
-    following,
+    attempt_follower,
     open_executor,
 )
 from etcd_actions.executor.launchers import attempts as looking
@@ -41,7 +41,7 @@ BASE = "memory://bucket/workers"
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(looking, "_LOOK_FIRST", 0.01)
     monkeypatch.setattr(looking, "_LOOK_LAST", 0.01)
-    monkeypatch.setattr(following, "_QUEUED_AFTER", 0.05)
+    monkeypatch.setattr(attempt_follower, "_QUEUED_AFTER", 0.05)
 
 
 @pytest.fixture

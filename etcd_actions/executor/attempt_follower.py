@@ -1,4 +1,4 @@
-"""Follows an attempt that was started, to its end and its outcome."""
+"""Follows one attempt to its end: reports RUNNING, applies its limits, reads its outcome."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from flyteidl2.core.tasks_pb2 import TaskTemplate
 
 # Seconds that an attempt has to run before the failures of its action are forgotten.
-_HEALS_AFTER: Final = 5.0
+_FORGET_AFTER: Final = 5.0
 # Seconds that a launcher may take to run a command before its action is reported as waiting.
 _QUEUED_AFTER: Final = 0.5
 
@@ -32,7 +32,17 @@ _log = structlog.get_logger(__name__)
 
 
 class PreparedAttempt(NamedTuple):
-    """An attempt that can be started."""
+    """An attempt that can be started.
+
+    Attributes:
+        number: Its number, from 1 on.
+        template: The template of its task.
+        command: Its command.
+        limits: Its limits.
+        place: Its directory.
+        declares_outputs: Whether the task has outputs.
+        cache_status: The action's cache status, a number of ``CatalogCacheStatus``; None keeps it.
+    """
 
     number: int
     template: TaskTemplate
@@ -43,12 +53,12 @@ class PreparedAttempt(NamedTuple):
     cache_status: int | None = None
 
 
-class Following:
-    """Follows attempts that were started.
+class AttemptFollower:
+    """Follows attempts of one executor, one call for each.
 
     Args:
         shared: The parts of the executor.
-        attempts: Waits for their ends.
+        attempts: Waits for the ends of attempts, and ends them.
     """
 
     def __init__(self, shared: Shared, attempts: Attempts) -> None:
@@ -58,10 +68,17 @@ class Following:
     async def follow(
         self, action: StoredAction, attempt: PreparedAttempt, claim: Claim, work: Work
     ) -> tuple[StoredAction, Outcome | None]:
-        """Report RUNNING, and wait for the end.
+        """Report RUNNING once the command runs, and wait for the attempt's end.
+
+        An attempt that exceeds a limit, or whose action has ended, is ended. Cancelled, it lives
+        on.
 
         Returns:
             The action and the outcome; no outcome if another process has ended the action.
+
+        Raises:
+            ActionError: Another process ended, deleted or claimed the action.
+            EtcdError: etcd cannot be written.
         """
         place, limits = attempt.place, attempt.limits
         launched, ended = trio.Event(), trio.Event()
@@ -86,6 +103,7 @@ class Following:
                 nursery.cancel_scope.cancel("the action has ended")
 
             async def limit(started: float) -> None:
+                # Ends the attempt at its limit; ``started`` is infinite before its start.
                 nonlocal too_long
                 ends, error = limits.running_ends(started)
                 await self._shared.clock.sleep_until(ends)
@@ -112,14 +130,14 @@ class Following:
                         running = await report_running()
                 except ActionError as error:
                     refused = error
-                    nursery.cancel_scope.cancel("it is not ours to run")
+                    nursery.cancel_scope.cancel("another process ended or claimed the action")
                     return
-                await trio.sleep(_HEALS_AFTER)
-                self._shared.heal(work.name)
+                await trio.sleep(_FORGET_AFTER)
+                self._shared.forget_failures(work.name)
 
             for task in (wait, interrupt, limit_run, report):
                 nursery.start_soon(task)
-            # Before it begins only its deadline counts.
+            # Until the command runs only the deadline of the action counts.
             nursery.start_soon(limit, math.inf)
         if refused is not None:
             raise refused
