@@ -57,7 +57,7 @@ class LastReports(dict[bytes, LastReport]):
     """The last reports, by key."""
 
     def start_term(self) -> None:
-        """Forget what was accepted and marked: other leaders may have reported since."""
+        """Forget the accepted states and the marks: other leaders may have reported since."""
         for reported in self.values():
             reported.accepted = reported.mark = None
 
