@@ -17,7 +17,7 @@ import trio
 
 from etcd_actions._internal.clock import Clock
 from etcd_actions._internal.retrying import retrying, seldom
-from etcd_actions.actions.stored_action import StoredAction, same_run
+from etcd_actions.actions.stored_action import StoredAction
 from etcd_actions.client import ActionsClient
 from etcd_actions.errors import ClaimLost, EtcdError, FailedPrecondition, NotFound, RequestTooLarge
 from etcd_actions.executor.action_run import ActionRun
@@ -27,11 +27,13 @@ from etcd_actions.executor.attempts.attempt_directory import (
     directory_of,
 )
 from etcd_actions.executor.cache.caching import Caching
+from etcd_actions.executor.child_aborts import ChildAborts
 from etcd_actions.executor.executor_settings import ExecutorSettings
 from etcd_actions.executor.executor_statistics import ExecutorStatistics
 from etcd_actions.executor.handover import Handover
 from etcd_actions.executor.intake import Intake
 from etcd_actions.executor.launchers.attempts import Attempts
+from etcd_actions.executor.own_actions import OwnActions
 from etcd_actions.executor.placement import Placement
 from etcd_actions.executor.provisions import Provisions
 from etcd_actions.executor.reports import Reports
@@ -59,7 +61,8 @@ class Executor:
     """Runs actions; created by :func:`~etcd_actions.executor.open_executor`, which runs its loops.
 
     Attributes:
-        intake: Follows all actions.
+        intake: Follows actions.
+        own: The actions that this executor runs.
         visits: Reads the objects of actions that wait.
         placement: Selects the actions of a worker; None for an executor that runs each action.
         handover: Ends the attempts of a worker.
@@ -107,6 +110,14 @@ class Executor:
         self.handover = Handover(self._shared, claims, attempts)
         # The attempts of parked actions.
         self._left_running: dict[str, AttemptDirectory] = {}
+        self.own = OwnActions(
+            self._shared,
+            self.intake,
+            held=self._held,
+            admit=lambda name: self._admit(name, examine=True),
+            forget=self._forget,
+        )
+        self._child_aborts = ChildAborts(self._shared, nursery, self.own.look)
         self._changed = trio.Event()
         self._wakes_within = math.inf
 
@@ -131,7 +142,7 @@ class Executor:
 
     def open_actions(self) -> set[str] | None:
         """The directories of the actions that are not terminal; None before all are known."""
-        if not self.intake.is_synced:
+        if not self.own.is_synced:
             return None
         board = self._shared.board
         known = [board.get(name) for name in board.names()]
@@ -146,7 +157,7 @@ class Executor:
         """Start actions while slots are free, after each change; does not return."""
         while True:
             self._changed = trio.Event()
-            if self.intake.is_synced:
+            if self.own.is_synced:
                 await self._start_ready()
             left = self._shared.schedule.next_alarm() - self._shared.clock.monotonic()
             # Never at once: an alarm that cannot be processed now must not keep the loop busy.
@@ -172,7 +183,8 @@ class Executor:
             try:
                 if self.placement is not None:
                     await self.placement.look()
-                taken = await self._claims.taken()
+                waits = self._shared.schedule.has_elsewhere
+                taken = await self._claims.taken() if waits else set[str]()
             except EtcdError as error:
                 _log.debug("claims_unreadable", error=str(error))
                 continue
@@ -215,6 +227,15 @@ class Executor:
         if (place := self._left_running.pop(name, None)) is not None:
             self._nursery.start_soon(self._end_left, name, place)
 
+    def _held(self) -> list[str]:
+        """The actions that run here, have a process here, or are being aborted by this executor."""
+        return [*self._shared.work, *self._left_running, *self._child_aborts.open]
+
+    def _forget(self, name: str) -> None:
+        """Forget an action that another process runs, and whose updates are not received."""
+        self._shared.board.forget(name)
+        self._remove(name)
+
     def _has_ended(self, name: str, place: AttemptDirectory) -> bool:
         """Whether an attempt's action has ended; its name may have another one."""
         known = self._shared.board.get(name)
@@ -231,6 +252,8 @@ class Executor:
         known = self._shared.board.get(name)
         if known is None or name in self._shared.work or self._shared.schedule.keeps_waiting(name):
             return
+        if not (self.own.has(name) or name in self._left_running):
+            return
         placement = self.placement
         if placement is not None and placement.keeps(name):
             return
@@ -240,7 +263,7 @@ class Executor:
                 self._visit(name)
         elif (
             examine
-            or (first and not self.intake.is_synced)
+            or (first and self.own.is_listing(name))
             or known.update.phase not in _NOT_STARTED
         ):
             self._shared.schedule.examine(name)
@@ -338,7 +361,7 @@ class Executor:
             self.intake.again(name)
             return
         known = self._shared.board.get(name)
-        if known is None or name in self._shared.work:
+        if known is None or name in self._shared.work or not self.own.has(name):
             return
         if alarm.due is Due.VISIT:
             self.visits.add(name)
@@ -379,6 +402,7 @@ class Executor:
                 self.placement.left(name)
             self._reschedule(work, done=done, failed=failed)
             self._wake()
+            self.own.look()
 
     def _reschedule(self, work: Work, *, done: bool, failed: bool) -> None:
         """Schedule an action that ran and has not ended."""
@@ -440,9 +464,7 @@ class Executor:
                 raise
         else:
             if ended is not None and ended.phase is not Phase.SUCCEEDED:
-                for child in self._shared.board.children(work.name):
-                    if (known := self._shared.board.get(child)) is not None:
-                        self._nursery.start_soon(self._abort_child, ended, known.update)
+                self._child_aborts.start(work.name, ended)
 
     async def _end_process(self, work: Work) -> None:
         """End the process of an action that has ended; not of one that another executor has."""
@@ -456,32 +478,6 @@ class Executor:
     async def _end_left(self, name: str, place: AttemptDirectory) -> None:
         with self._containment.unit("attempt", name):
             await self._attempts.end(place)
-
-    async def _abort_child(self, parent: StoredAction, child: ActionUpdate) -> None:
-        """Abort a child of an action that failed: no action waits for it any more."""
-        reason = f"its parent {parent.spec.action_name} has ended: {parent.phase.name}"
-        name, incarnation = child.name, child.incarnation
-        failures = 0
-        while (known := self._shared.board.get(name)) is not None:
-            if known.update.incarnation != incarnation:
-                break
-            if not same_run(known.update.action_id, parent.action_id):
-                # It is the child of another run, which had the parent's name before.
-                return
-            with self._containment.unit("abort", name, parks=True) as unit:
-                try:
-                    await self._shared.client.abort_action(
-                        known.update.action_id, reason, incarnation=incarnation
-                    )
-                except NotFound:
-                    return
-                except EtcdError as error:
-                    _log.debug("child_not_aborted", action=name, error=str(error))
-                else:
-                    return
-            failures += 1
-            await trio.sleep((PARKED if unit.failed else DELAYED).delay(failures))
-        self._containment.forget("abort", name)
 
     def _wake(self) -> None:
         self._changed.set()

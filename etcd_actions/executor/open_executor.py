@@ -135,7 +135,7 @@ async def open_executor_with(
         provisions = Provisions(images, Secrets(settings.secrets))
         executor = Executor(client, claims, attempts, settings, nursery, clock, provisions)
         executor.handover.guard = guard
-        nursery.start_soon(keep, "executor", "updates", executor.intake.follow)
+        nursery.start_soon(keep, "executor", "ranges", executor.own.follow)
         nursery.start_soon(keep, "executor", "schedule", executor.schedule)
         nursery.start_soon(keep, "executor", "claims", executor.follow_claims)
         if settings.offer is not None:
