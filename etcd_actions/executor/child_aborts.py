@@ -1,4 +1,4 @@
-"""Aborts the children of an action that failed: no action waits for them any more."""
+"""Aborts the children of an action that did not succeed: no action waits for them any more."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class ChildAborts:
     Args:
         shared: The parts of the executor.
         nursery: Runs one task for each child.
-        on_end: Called when a child is aborted, or has ended.
+        on_end: Called when a task has ended.
 
     Attributes:
-        open: The children that are being aborted.
+        open: The children that are being aborted, and by how many tasks.
     """
 
     def __init__(self, shared: Shared, nursery: trio.Nursery, on_end: Callable[[], None]) -> None:
@@ -36,7 +36,12 @@ class ChildAborts:
         self.open: Counter[str] = Counter()
 
     def start(self, name: str, parent: StoredAction) -> None:
-        """Abort the children of an action that has ended otherwise than in success."""
+        """Abort the open children of an action that has ended.
+
+        Args:
+            name: The executor's name of the action.
+            parent: The action.
+        """
         for child in self._shared.board.children(name):
             if (known := self._shared.board.get(child)) is not None:
                 self.open[child] += 1
@@ -44,34 +49,42 @@ class ChildAborts:
 
     async def _abort(self, parent: StoredAction, child: ActionUpdate) -> None:
         try:
-            await self._abort_until_done(parent, child)
+            await abort_child(self._shared, parent, child)
         finally:
             self.open[child.name] -= 1
-            self.open += Counter()
+            if not self.open[child.name]:
+                del self.open[child.name]
             self._on_end()
 
-    async def _abort_until_done(self, parent: StoredAction, child: ActionUpdate) -> None:
-        reason = f"its parent {parent.spec.action_name} has ended: {parent.phase.name}"
-        name, incarnation = child.name, child.incarnation
-        containment = self._shared.client.containment
-        failures = 0
-        while (known := self._shared.board.get(name)) is not None:
-            if known.update.incarnation != incarnation:
-                break
-            if not same_run(known.update.action_id, parent.action_id):
-                # It is the child of another run, which had the parent's name before.
+
+async def abort_child(shared: Shared, parent: StoredAction, child: ActionUpdate) -> None:
+    """Abort a child of an action that did not succeed; retry until the child has ended.
+
+    Args:
+        shared: The parts of the executor.
+        parent: The action, which has ended.
+        child: The newest state of the child.
+    """
+    reason = f"its parent {parent.spec.action_name} has ended: {parent.phase.name}"
+    name, incarnation = child.name, child.incarnation
+    failures = 0
+    while (known := shared.board.get(name)) is not None:
+        if known.update.incarnation != incarnation:
+            break
+        if not same_run(known.update.action_id, parent.action_id):
+            # It is the child of another run, which had the parent's name before.
+            return
+        with shared.client.containment.unit("abort", name, parks=True) as unit:
+            try:
+                await shared.client.abort_action(
+                    known.update.action_id, reason, incarnation=incarnation
+                )
+            except NotFound:
                 return
-            with containment.unit("abort", name, parks=True) as unit:
-                try:
-                    await self._shared.client.abort_action(
-                        known.update.action_id, reason, incarnation=incarnation
-                    )
-                except NotFound:
-                    return
-                except EtcdError as error:
-                    _log.debug("child_not_aborted", action=name, error=str(error))
-                else:
-                    return
-            failures += 1
-            await trio.sleep((PARKED if unit.failed else DELAYED).delay(failures))
-        containment.forget("abort", name)
+            except EtcdError as error:
+                _log.debug("child_not_aborted", action=name, error=str(error))
+            else:
+                return
+        failures += 1
+        await trio.sleep((PARKED if unit.failed else DELAYED).delay(failures))
+    shared.client.containment.forget("abort", name)
