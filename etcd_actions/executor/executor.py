@@ -184,8 +184,8 @@ class Executor:
             try:
                 if self.placement is not None:
                     await self.placement.look()
-                waits = self._shared.schedule.has_elsewhere
-                taken = await self._claims.taken() if waits else set[str]()
+                elsewhere = self._shared.schedule.has_elsewhere
+                taken = await self._claims.taken() if elsewhere else set[str]()
             except EtcdError as error:
                 _log.debug("claims_unreadable", error=str(error))
                 continue
@@ -255,8 +255,7 @@ class Executor:
             return
         if not (self.own.has(name) or name in self._left_running):
             return
-        placement = self.placement
-        if placement is not None and placement.keeps(name):
+        if (placement := self.placement) is not None and placement.keeps(name):
             return
         if known.is_condition:
             # An alarm requests each later visit. An update requests one only after a failure.
