@@ -1,10 +1,11 @@
 """Runs actions on this machine: claims them, starts their processes, reports their outcomes.
 
-It uses etcd by the public client. Each action that runs has one task, also if it runs since before
-this process was started, or another executor started it. So a restart needs no code of its own.
+It reads and writes etcd through the public client alone. Each action that runs has one trio task,
+whether this process, an earlier one or another executor started its attempt. So a restart needs no
+code of its own.
 
 Each action has a boundary. An unexpected failure parks that action alone: it is retried with a
-back-off until it has ended.
+back-off until it is terminal.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import trio
 
 from etcd_actions._internal.clock import Clock
 from etcd_actions._internal.retrying import retrying, seldom
-from etcd_actions.actions.stored_action import StoredAction, same_run
+from etcd_actions.actions.stored_action import StoredAction
 from etcd_actions.client import ActionsClient
 from etcd_actions.errors import ClaimLost, EtcdError, FailedPrecondition, NotFound, RequestTooLarge
 from etcd_actions.executor.action_run import ActionRun
@@ -27,11 +28,13 @@ from etcd_actions.executor.attempts.attempt_directory import (
     directory_of,
 )
 from etcd_actions.executor.cache.caching import Caching
+from etcd_actions.executor.child_aborts import ChildAborts
 from etcd_actions.executor.executor_settings import ExecutorSettings
 from etcd_actions.executor.executor_statistics import ExecutorStatistics
 from etcd_actions.executor.handover import Handover
 from etcd_actions.executor.intake import Intake
 from etcd_actions.executor.launchers.attempts import Attempts
+from etcd_actions.executor.own_actions import OwnActions
 from etcd_actions.executor.placement import Placement
 from etcd_actions.executor.provisions import Provisions
 from etcd_actions.executor.reports import Reports
@@ -49,8 +52,10 @@ from etcd_actions.storage.claims import Claims
 _NOT_STARTED = (Phase.UNSPECIFIED, Phase.QUEUED)
 # Seconds until an action that waits for a blocked one is examined again.
 _AFTER_BLOCKED = 1.0
-# Seconds that a worker leaves to another one for the report that an action waits.
+# Seconds by which a worker delays a visit that another worker makes first.
 _VISIT_LATER = 5.0
+# Seconds between checks whether the claims were renewed.
+_CLAIMS_AGAIN = 0.2
 
 _log = structlog.get_logger(__name__)
 
@@ -59,7 +64,8 @@ class Executor:
     """Runs actions; created by :func:`~etcd_actions.executor.open_executor`, which runs its loops.
 
     Attributes:
-        intake: Follows all actions.
+        intake: Follows actions.
+        own: The actions that this executor runs.
         visits: Reads the objects of actions that wait.
         placement: Selects the actions of a worker; None for an executor that runs each action.
         handover: Ends the attempts of a worker.
@@ -107,6 +113,14 @@ class Executor:
         self.handover = Handover(self._shared, claims, attempts)
         # The attempts of parked actions.
         self._left_running: dict[str, AttemptDirectory] = {}
+        self.own = OwnActions(
+            self._shared,
+            self.intake,
+            held=self._held,
+            admit=lambda name: self._admit(name, examine=True),
+            forget=self._forget,
+        )
+        self._child_aborts = ChildAborts(self._shared, nursery, self.own.look)
         self._changed = trio.Event()
         self._wakes_within = math.inf
 
@@ -130,8 +144,8 @@ class Executor:
         )
 
     def open_actions(self) -> set[str] | None:
-        """The directories of the actions that are not terminal; None before all are known."""
-        if not self.intake.is_synced:
+        """The names of the directories of all open actions; None before these are known."""
+        if not self.own.is_synced:
             return None
         board = self._shared.board
         known = [board.get(name) for name in board.names()]
@@ -146,7 +160,7 @@ class Executor:
         """Start actions while slots are free, after each change; does not return."""
         while True:
             self._changed = trio.Event()
-            if self.intake.is_synced:
+            if self.own.is_synced:
                 await self._start_ready()
             left = self._shared.schedule.next_alarm() - self._shared.clock.monotonic()
             # Never at once: an alarm that cannot be processed now must not keep the loop busy.
@@ -172,7 +186,8 @@ class Executor:
             try:
                 if self.placement is not None:
                     await self.placement.look()
-                taken = await self._claims.taken()
+                elsewhere = self._shared.schedule.has_elsewhere
+                taken = await self._claims.taken() if elsewhere else set[str]()
             except EtcdError as error:
                 _log.debug("claims_unreadable", error=str(error))
                 continue
@@ -187,7 +202,7 @@ class Executor:
                 _log.debug("reservations_not_released", error=str(error))
 
     def _receive(self, update: ActionUpdate, live: bool) -> None:
-        """Process the state of an action; ``live`` is whether it is not part of a snapshot."""
+        """Process the state of an action; ``live`` is False if it is part of a snapshot."""
         name = update.name
         before = self._shared.board.get(name)
         object_before = None if before is None else before.update.incarnation
@@ -207,13 +222,22 @@ class Executor:
         """Forget an action, or an incarnation of it, that has ended."""
         self._shared.schedule.drop(name)
         self._shared.ages.drop(name)
-        self._shared.heal(name)
+        self._shared.forget_failures(name)
         if self.placement is not None:
             self.placement.drop(name)
         if (work := self._shared.work.get(name)) is not None:
             work.ended.set()
         if (place := self._left_running.pop(name, None)) is not None:
             self._nursery.start_soon(self._end_left, name, place)
+
+    def _held(self) -> list[str]:
+        """The actions that run here, have a process here, or are being aborted by this executor."""
+        return [*self._shared.work, *self._left_running, *self._child_aborts.open]
+
+    def _forget(self, name: str) -> None:
+        """Forget an action that another process runs, and whose updates are not received."""
+        self._shared.board.forget(name)
+        self._remove(name)
 
     def _has_ended(self, name: str, place: AttemptDirectory) -> bool:
         """Whether an attempt's action has ended; its name may have another one."""
@@ -231,16 +255,17 @@ class Executor:
         known = self._shared.board.get(name)
         if known is None or name in self._shared.work or self._shared.schedule.keeps_waiting(name):
             return
-        placement = self.placement
-        if placement is not None and placement.keeps(name):
+        if not (self.own.has(name) or name in self._left_running):
+            return
+        if (placement := self.placement) is not None and placement.keeps(name):
             return
         if known.is_condition:
-            # Only then: later visits follow from alarms, and from updates after a failure.
+            # An alarm requests each later visit. An update requests one only after a failure.
             if first or name in self._shared.failures:
                 self._visit(name)
         elif (
             examine
-            or (first and not self.intake.is_synced)
+            or (first and self.own.is_listing(name))
             or known.update.phase not in _NOT_STARTED
         ):
             self._shared.schedule.examine(name)
@@ -253,6 +278,7 @@ class Executor:
             self._ready(name)
 
     def _order(self, name: str) -> tuple[int, int]:
+        """The sort key of a ready action, see :data:`~.scheduling.turns.Order`."""
         depth, age = self._shared.board.order(name)
         return (depth, age if self.placement is None else age + self.placement.yields(name))
 
@@ -274,7 +300,9 @@ class Executor:
                 )
             # Thousands may be due at once: let other tasks run.
             await trio.lowlevel.checkpoint()
-        if self.handover.draining:
+        if self.handover.starts_nothing:
+            # A renewal of the claims causes no update.
+            self._wake_later(_CLAIMS_AGAIN)
             return
         if self.placement is not None:
             for blocked in self.placement.unblocked():
@@ -301,7 +329,7 @@ class Executor:
                 self._visit(name)
 
     def _visit(self, name: str) -> None:
-        """Have an action that waits reported; of several workers one does it first."""
+        """Request a visit to an action that waits; all workers but one delay theirs."""
         if self.placement is None or not self.placement.head_start(name):
             self.visits.add(name)
         else:
@@ -309,7 +337,10 @@ class Executor:
             self._shared.schedule.at(Due.VISIT, name, later)
 
     async def _examine(self) -> None:
-        """Begin unexamined actions whose attempts were started: they need no slot for a process."""
+        """Continue the unexamined actions whose attempt was started; schedule the others.
+
+        The former need no free slot: their process runs, or has ended.
+        """
         names = self._shared.schedule.unexamined()
         if not names:
             return
@@ -338,7 +369,7 @@ class Executor:
             self.intake.again(name)
             return
         known = self._shared.board.get(name)
-        if known is None or name in self._shared.work:
+        if known is None or name in self._shared.work or not self.own.has(name):
             return
         if alarm.due is Due.VISIT:
             self.visits.add(name)
@@ -379,6 +410,7 @@ class Executor:
                 self.placement.left(name)
             self._reschedule(work, done=done, failed=failed)
             self._wake()
+            self.own.look()
 
     def _reschedule(self, work: Work, *, done: bool, failed: bool) -> None:
         """Schedule an action that ran and has not ended."""
@@ -391,7 +423,7 @@ class Executor:
                 self._left_running[name] = work.place
         if known is None:
             # It has ended: no other part unparks it.
-            self._shared.heal(name)
+            self._shared.forget_failures(name)
         elif failed:
             self._shared.schedule.delay(name, self._shared.failures.again(name, PARKED), wakes=True)
         elif work.elsewhere:
@@ -440,12 +472,10 @@ class Executor:
                 raise
         else:
             if ended is not None and ended.phase is not Phase.SUCCEEDED:
-                for child in self._shared.board.children(work.name):
-                    if (known := self._shared.board.get(child)) is not None:
-                        self._nursery.start_soon(self._abort_child, ended, known.update)
+                self._child_aborts.start(work.name, ended)
 
     async def _end_process(self, work: Work) -> None:
-        """End the process of an action that has ended; not of one that another executor has."""
+        """End the process of an action that has ended; leave one that another executor follows."""
         if work.place is None:
             return
         if self._has_ended(work.name, work.place):
@@ -456,32 +486,6 @@ class Executor:
     async def _end_left(self, name: str, place: AttemptDirectory) -> None:
         with self._containment.unit("attempt", name):
             await self._attempts.end(place)
-
-    async def _abort_child(self, parent: StoredAction, child: ActionUpdate) -> None:
-        """Abort a child of an action that failed: no action waits for it any more."""
-        reason = f"its parent {parent.spec.action_name} has ended: {parent.phase.name}"
-        name, incarnation = child.name, child.incarnation
-        failures = 0
-        while (known := self._shared.board.get(name)) is not None:
-            if known.update.incarnation != incarnation:
-                break
-            if not same_run(known.update.action_id, parent.action_id):
-                # It is the child of another run, which had the parent's name before.
-                return
-            with self._containment.unit("abort", name, parks=True) as unit:
-                try:
-                    await self._shared.client.abort_action(
-                        known.update.action_id, reason, incarnation=incarnation
-                    )
-                except NotFound:
-                    return
-                except EtcdError as error:
-                    _log.debug("child_not_aborted", action=name, error=str(error))
-                else:
-                    return
-            failures += 1
-            await trio.sleep((PARKED if unit.failed else DELAYED).delay(failures))
-        self._containment.forget("abort", name)
 
     def _wake(self) -> None:
         self._changed.set()

@@ -2,7 +2,7 @@
 
 Another worker has neither their directory nor their processes. So it never repeats an attempt: it
 starts the next one, whose outputs have a directory of their own, and a process of the lost attempt
-that still writes harms nothing. A lost attempt is none of the task's own retries.
+that still writes harms nothing. A lost attempt does not count as one of the task's retries.
 """
 
 from __future__ import annotations
@@ -17,9 +17,12 @@ from etcd_actions.model.earlier_attempts import earlier_attempts
 WORKER_LOST: Final = "WorkerLost"
 """The worker died, or its claim could expire before it was renewed."""
 WORKER_STOPPED: Final = "WorkerStopped"
-"""The worker was stopped, and the attempt ran longer than its grace."""
+"""The worker was stopped, and the attempt did not end within the worker's ``--grace``."""
 MOST_LOST: Final = 5
-"""Workers that one action may lose before it fails: it may be what ends them."""
+"""Workers that may be lost while they run one action; then it fails, as the likely cause."""
+
+STARTED: Final = (Phase.INITIALIZING, Phase.RUNNING)
+"""The phases of an action whose present attempt was started, or is about to be."""
 
 _NOT_STARTED: Final = "NotStarted"
 _FILE: Final = "lost"
@@ -27,7 +30,6 @@ _MESSAGES: Final = {
     WORKER_LOST: "its worker died, or could not renew its claim: its outcome is unknown",
     WORKER_STOPPED: "its worker was stopped before it ended",
 }
-_STARTED: Final = (Phase.INITIALIZING, Phase.RUNNING)
 
 
 def note_lost(place: AttemptDirectory, code: str) -> None:
@@ -47,7 +49,7 @@ def loss_of(action: StoredAction, place: AttemptDirectory) -> ErrorState | None:
         place: The attempt's directory here.
     """
     found = noted_loss(place)
-    if found is None and action.phase in _STARTED and not place.path.is_dir():
+    if found is None and action.phase in STARTED and not place.path.is_dir():
         return _error(WORKER_LOST)
     return found
 
@@ -61,10 +63,19 @@ def noted_loss(place: AttemptDirectory) -> ErrorState | None:
     return _error(text if text in _MESSAGES else WORKER_LOST)
 
 
+def unseen_loss() -> ErrorState:
+    """The error of an attempt that an earlier process of this worker started.
+
+    It has ended together with that process and its guard, as by a crash of the machine, and none of
+    them recorded how.
+    """
+    return _error(WORKER_LOST)
+
+
 def losses(action: StoredAction, code: str = "") -> int:
-    """The number of attempts that were lost, as far as the object has notes of them."""
+    """The number of lost attempts that the object has an error of; with ``code``, of this code."""
     codes = [each.code for each in earlier_attempts(action)]
-    # The machine could not start it: an attempt that never ran.
+    # NotStarted: the machine could not start the attempt, so it never ran.
     lost = (code,) if code else (*_MESSAGES, _NOT_STARTED)
     return sum(each in lost for each in codes)
 

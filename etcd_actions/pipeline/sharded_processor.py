@@ -1,9 +1,9 @@
 """A processor of a process that shares the work with others: one processor for each of its shards.
 
-It is a member (:mod:`etcd_actions.shards.membership`), and follows the plan that each member
-computes by itself (:mod:`etcd_actions.shards.plan`). Who owns a shard is decided by the election of
-that shard alone, with the same fences and checkpoints as those of one leader. So an old view, or a
-process that was stopped for a while, delays a hand-over and breaks nothing.
+The process is a member (:mod:`etcd_actions.shards.membership`), and follows the plan that each
+member computes by itself (:mod:`etcd_actions.shards.plan`). The election of a shard alone decides
+its owner, with the same fences and checkpoints as those of one leader. So a process with an old
+view, or one that was stopped for a while, delays a hand-over and breaks nothing.
 
 Each shard is a unit: if its watch fails, the others continue.
 """
@@ -28,7 +28,7 @@ from etcd_actions.pipeline.shard_statistics import Totals, shard_statistics
 from etcd_actions.pipeline.shards_run import ShardParts, ShardsRun
 from etcd_actions.pipeline.watching_settings import WatchingSettings, WatchingStatistics
 from etcd_actions.run_service import RunService
-from etcd_actions.shards import Shard, ShardKeys, member_name
+from etcd_actions.shards import EVERYTHING, Shard, ShardKeys, ShardRange, member_name
 from etcd_actions.shards.shard_range import MOST_INITIAL
 from etcd_actions.storage.retention import Retention
 from etcd_actions.storage.store import Store
@@ -120,7 +120,7 @@ class ShardedProcessor:
         on_replaced: Callable[[], None] | None = None,
     ) -> None:
         if not settings.elect:
-            raise ConfigError("shards: each has an election: leave out elect=False")
+            raise ConfigError("shards: each has an election: remove elect=False")
         if settings.shards > MOST_INITIAL:
             raise ConfigError(
                 f"shards: {settings.shards} are too many: give at most {MOST_INITIAL}"
@@ -144,7 +144,9 @@ class ShardedProcessor:
         self._starting = trio.Lock()
         self._run: ShardsRun | None = None
         self._totals = Totals()
-        # Processors that no run has, and that have subscriptions.
+        self._work = frozenset[ShardRange]()
+        self._changed = trio.Event()
+        # Processors whose run has ended and that still have subscriptions.
         self._kept: dict[Shard, Processor] = {}
 
     def statistics(self) -> WatchingStatistics:
@@ -174,8 +176,8 @@ class ShardedProcessor:
         """The processor that can serve subscriptions to a subject now.
 
         Returns:
-            That of the subject's shard; None if this process does not watch that, and for all
-            actions.
+            The processor of the subject's shard. None if this process does not watch the shard, or
+            if the subject is all actions.
 
         Raises:
             InvalidArgument: The subject has no namespace.
@@ -191,17 +193,47 @@ class ShardedProcessor:
                 return watch.processor
         return None
 
+    @property
+    def work(self) -> frozenset[ShardRange]:
+        """The ranges whose actions this process is to run, if it runs actions.
+
+        They are those of the shards that it serves, if each member runs actions, and otherwise
+        all. Two members may have the same range for a moment: the claim of an action decides.
+        """
+        run = self._run
+        view = None if run is None or run.membership is None else run.membership.view
+        if run is not None and view is not None:
+            if view.table.exists and view.executors >= view.members.keys():
+                served = (watch.shard.range for watch in run.watches.values() if watch.serves)
+                self._work = frozenset(served)
+            else:
+                self._work = frozenset({EVERYTHING})
+        return self._work
+
+    async def wait_work_changed(self, seen: frozenset[ShardRange]) -> None:
+        """Return once :attr:`work` is another set than ``seen``."""
+        await trio.lowlevel.checkpoint()
+        while self.work == seen:
+            await self._changed.wait()
+
+    def watching_range(self, range_: ShardRange) -> Processor | None:
+        """The processor that watches a range of :attr:`work`; None if there is none now."""
+        for watch in () if self._run is None else self._run.watches.values():
+            if watch.serves and watch.shard.range == range_:
+                return watch.processor
+        return None
+
     def waiting_conditions(self) -> list[ActionId]:
         """The conditions that wait for a signal, of the shards that this process watches."""
         return [each for one in self._processors() for each in one.waiting_conditions()]
 
     def close_subscriptions(self) -> None:
-        """End all subscriptions, each behind its pending updates."""
+        """End all subscriptions, each after its pending updates."""
         for processor in self._processors():
             processor.close_subscriptions()
 
     async def start_watching(self) -> None:
-        """Take part in the shards; returns once the shards that this process got were listed.
+        """Take part in the shards; returns once the first shards of this process were listed.
 
         While etcd is unavailable it waits without limit. If the actions are recorded without
         shards it returns, too, and creates the shards later. See
@@ -216,7 +248,7 @@ class ShardedProcessor:
                 if not before.is_stopping:
                     return
                 await before.ended.wait()
-            self._run = ShardsRun(self._parts, self._kept, self._end)
+            self._run = ShardsRun(self._parts, self._kept, self._end, self._signal)
             await self._nursery.start(self._run.run)
 
     async def stop_watching(self, grace: float | None = None) -> None:
@@ -234,6 +266,10 @@ class ShardedProcessor:
     def _processors(self) -> list[Processor]:
         watches = () if self._run is None else self._run.watches.values()
         return [*(watch.processor for watch in watches), *self._kept.values()]
+
+    def _signal(self) -> None:
+        self._changed.set()
+        self._changed = trio.Event()
 
     def _end(self, processor: Processor) -> None:
         self._totals.add(processor.statistics())

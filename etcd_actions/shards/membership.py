@@ -58,10 +58,11 @@ async def open_membership(
     *,
     name: str | None = None,
     ttl: int = 10,
+    executes: bool = False,
     settings: ReflectorSettings | None = None,
     containment: Containment | None = None,
 ) -> AsyncIterator[Membership]:
-    """Be a member, and watch the shards, until the context is left.
+    """Make this process a member that watches the shards, until the context is left.
 
     It does not wait for etcd: the keys are written, and the view is read, once etcd is available.
     Leaving the context revokes the lease, in at most two seconds. If etcd does not answer by then,
@@ -73,6 +74,7 @@ async def open_membership(
         name: The name of this process, which no other process has or had; by default
             :func:`~etcd_actions.shards.shard_keys.member_name` makes one.
         ttl: Seconds after which the other members plan without a silent one.
+        executes: Whether this process runs the actions of its shards.
         settings: How the view is watched.
         containment: Counts unexpected failures; by default one of its own.
 
@@ -82,7 +84,7 @@ async def open_membership(
     name = member_name() if name is None else check_member_name(name)
     containment = containment or Containment()
     index = ShardIndex(keys)
-    membership = Membership(etcd, keys, name, index)
+    membership = Membership(etcd, keys, name, index, executes=executes)
     async with (
         keep_index(
             index, etcd, keys.prefix, name="shards", settings=settings, containment=containment
@@ -110,15 +112,18 @@ class Membership:
         name: The name of this member.
     """
 
-    def __init__(self, etcd: Etcd, keys: ShardKeys, name: str, index: ShardIndex) -> None:
+    def __init__(
+        self, etcd: Etcd, keys: ShardKeys, name: str, index: ShardIndex, *, executes: bool = False
+    ) -> None:
         self.name: str = name
         self._etcd = etcd
         self._keys = keys
         self._index = index
-        # The own keys with their values, as they should be, and as they were written.
-        self._own: dict[bytes, bytes] = {keys.member(name): encode_member(datetime.now(UTC))}
+        # The keys of this member with the values that they should have; below, as written.
+        member = encode_member(datetime.now(UTC), executes=executes)
+        self._own: dict[bytes, bytes] = {keys.member(name): member}
         self._written: dict[bytes, _Written] = {}
-        # Counts the changes of the own keys; the second one those that are written.
+        # The number of changes of `_own`, and how many of them etcd has.
         self._changes = 1
         self._done = 0
         self._changed = trio.Event()
@@ -200,7 +205,7 @@ class Membership:
                 await _first_of(self._changed, over)
 
     async def _write(self, session: Session) -> None:
-        """Write the keys that differ from those that should be."""
+        """Put and delete this member's keys until etcd has those of ``_own``."""
         due, lease, now = self._changes, session.lease, trio.current_time()
         for key, written in list(self._written.items()):
             lost = now - written.at > lease.ttl / _CHECKS and not self._index.has(key)

@@ -29,7 +29,8 @@ ERROR_FILE: Final = "error.pb"
 OUTPUTS_FILE: Final = "outputs.pb"
 
 _MOST_ERROR_FILE: Final = 4 * 1024 * 1024
-# It is stored in etcd, which takes 1.5 MiB in all, and sent to the action's subscribers.
+# Characters: the object with it has to fit into a request to etcd (1.5 MiB by default), and each
+# subscriber receives it.
 _MOST_MESSAGE: Final = 64 * 1024
 _MOST_CODE: Final = 256
 _FILES_WITHIN: Final = 60.0
@@ -38,18 +39,25 @@ _KINDS: Final = {ExecutionError.USER: "USER", ExecutionError.SYSTEM: "SYSTEM"}
 
 
 class Outcome(NamedTuple):
-    """``error`` is None for a success; ``recoverable`` is whether a retry may help."""
+    """The outcome of an attempt.
+
+    Attributes:
+        error: Why it failed; None for a success.
+        recoverable: Whether a retry may help.
+        is_unseen: Whether no process recorded how it ended.
+    """
 
     error: ErrorState | None
     recoverable: bool = False
+    is_unseen: bool = False
 
 
 async def find_outcome(
     place: AttemptDirectory, outputs: Outputs, *, declares_outputs: bool
 ) -> Outcome:
-    """Read the outcome of an attempt in a thread, which a cancellation leaves alone.
+    """Read the outcome of an attempt in a thread; a cancellation does not wait for the thread.
 
-    A file system that does not answer within a minute is an error of the attempt.
+    The attempt has failed if the file system does not answer within a minute.
     """
     look = partial(outcome_of, place, outputs, declares_outputs=declares_outputs)
     try:
@@ -86,7 +94,7 @@ def outcome_of(place: AttemptDirectory, outputs: Outputs, *, declares_outputs: b
 
 
 def clear(outputs: Outputs) -> None:
-    """Remove the files that could be mistaken for the outcome of an attempt before its start.
+    """Remove old outputs and errors before an attempt starts: they are not its outcome.
 
     Raises:
         UnusableFile: A URL cannot be used.
@@ -113,9 +121,9 @@ def _found(place: AttemptDirectory, outputs: Outputs, *, declares_outputs: bool)
         message = f"the process exited with 0, and left no {outputs}/{OUTPUTS_FILE}{end}"
         return _failed("OutputsNotFound", message, recoverable=True)
     # As Flyte's executor reports a container that disappeared.
-    return _failed(
-        "ProcessEnded", _how(code, place.ended_because) + end, kind="SYSTEM", recoverable=True
-    )
+    how = _how(code, place.ended_because)
+    failed = _failed("ProcessEnded", how + end, kind="SYSTEM", recoverable=True)
+    return failed._replace(is_unseen=code is None and not place.ended_because)
 
 
 def _own_files(place: AttemptDirectory, outputs: Path) -> Outcome:

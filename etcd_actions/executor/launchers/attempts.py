@@ -21,14 +21,21 @@ from etcd_actions.executor.attempts.start_errors import (
     not_started,
     of_os_error,
 )
-from etcd_actions.executor.launchers.launcher import Launcher, LauncherUnavailable, State
+from etcd_actions.executor.launchers.launcher import (
+    Launcher,
+    LauncherUnavailable,
+    SharedLauncher,
+    State,
+)
 
 _TRIES: Final = 3
+# Seconds for the file system of the outputs.
 _FILES_WITHIN: Final = 60.0
-# Another executor that starts the same attempt.
+# Seconds for another executor that has the lock to start the attempt, and between checks of that.
 _STARTED_WITHIN: Final = 60.0
 _LOCK_EVERY: Final = 0.05
-# A supervisor reports the end of its attempt before it ends itself.
+# Seconds to wait for a directory of outputs: a supervisor reports the end of its attempt before it
+# releases its lock.
 _RELEASED_WITHIN: Final = 1.0
 # Seconds between two looks: at first, and later, since a long attempt may be noticed later.
 _LOOK_FIRST: Final = 0.2
@@ -51,6 +58,7 @@ class Attempts:
     Attributes:
         started: Number of attempts that were started.
         adopted: Number of attempts that another executor had started.
+        outlive_worker: Whether attempts live on when their worker ends, for the next worker.
     """
 
     def __init__(
@@ -62,6 +70,7 @@ class Attempts:
         self._launcher = launcher
         self._log_bytes = log_bytes
         self._containment = containment or Containment()
+        self.outlive_worker = isinstance(launcher, SharedLauncher)
         self.started = 0
         self.adopted = 0
 
@@ -96,6 +105,32 @@ class Attempts:
             finally:
                 os.close(lock)
         raise not_started(place.path, None, "its supervisor ended at once, each time", "supervisor")
+
+    async def find(self, place: AttemptDirectory) -> None:
+        """Look for an attempt that an executor with another state directory may have started.
+
+        If the launcher knows it, it is noted as started: so :meth:`begin` follows it, and leaves
+        the outputs that it may have.
+
+        Raises:
+            NotStarted: It may run, and that cannot be known now.
+        """
+        if not isinstance(self._launcher, SharedLauncher) or place.was_started:
+            return
+        try:
+            if not await self._launcher.finds(place):
+                return
+            place.make()
+            place.note_object()
+        except LauncherUnavailable as error:
+            failure = NotStarted.because(str(error), by_machine=True)
+            failure.may_run = True
+            raise failure from error
+        except OSError as error:
+            raise of_os_error(place.path, error, "state") from error
+        place.note_started()
+        if not place.was_started:
+            raise not_started(place.path, None, "its start cannot be noted", "state")
 
     async def wait_ended(self, place: AttemptDirectory, launched: trio.Event | None = None) -> None:
         """Return once no process of the attempt lives. Cancelled, it lives on.
@@ -152,10 +187,11 @@ class Attempts:
 async def _lock(place: AttemptDirectory) -> int | None:
     """Lock an attempt that was not started, see :meth:`AttemptDirectory.try_lock`.
 
-    Another executor that has the lock without a supervisor is about to start it, and may fail.
+    If another executor has the lock and there is no supervisor yet, that executor is about to start
+    the attempt, or fails to. This call waits until it is certain which.
 
     Raises:
-        NotStarted: That takes too long.
+        NotStarted: The other executor takes longer than a minute.
         UnusableFile, OSError: It cannot be locked.
     """
     until = trio.current_time() + _STARTED_WITHIN

@@ -48,6 +48,7 @@ class Schedule:
         self._delayed: dict[str, bool] = {}
         self._elsewhere: set[str] = set()
         self._unexamined: dict[str, None] = {}
+        # Actions that became ready, and for which no visit was requested yet.
         self._unvisited: dict[str, None] = {}
 
     def __len__(self) -> int:
@@ -113,6 +114,11 @@ class Schedule:
     def is_ready(self, name: str) -> bool:
         """Whether an action waits for a slot."""
         return name in self._ready
+
+    @property
+    def has_elsewhere(self) -> bool:
+        """Whether another executor has any action."""
+        return bool(self._elsewhere)
 
     def is_elsewhere(self, name: str) -> bool:
         """Whether another executor has an action."""
