@@ -17,6 +17,7 @@ from typing import (
     get_origin,
     get_type_hints,
 )
+from weakref import WeakKeyDictionary
 
 from etcd_actions._internal.quoting import quoted
 from etcd_actions.errors import ConfigError, WrongType
@@ -25,6 +26,8 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 _UNIONS: Final = (Union, UnionType)
+# Of the dataclasses that were checked.
+_hints: Final[WeakKeyDictionary[type, Mapping[str, Any]]] = WeakKeyDictionary()
 
 
 def checks_types(function: Callable[P, R]) -> Callable[P, R]:
@@ -55,12 +58,10 @@ def checks_types(function: Callable[P, R]) -> Callable[P, R]:
 
 def check_fields(settings: object) -> None:
     """Do the same for the fields of a dataclass."""
-    _check(vars(settings), _hints_of(type(settings)))
-
-
-@functools.lru_cache
-def _hints_of(kind: type) -> Mapping[str, Any]:
-    return get_type_hints(kind)
+    kind = type(settings)
+    if (hints := _hints.get(kind)) is None:
+        hints = _hints[kind] = get_type_hints(kind)
+    _check(vars(settings), hints)
 
 
 def _check(values: Mapping[str, object], hints: Mapping[str, Any]) -> None:
