@@ -43,6 +43,7 @@ _STOP_THE_CLOCK: Final = f"""
 """
 _WIDE: Final = Screen(width=1280, height=760)
 _RUNS: Final = "document.querySelectorAll('[role=grid] .row[data-key]')"
+_COUNTED: Final = f"[...{_RUNS}].every((row) => row.querySelector('.count').textContent !== '')"
 _LIVE: Final = "document.querySelector('.connection')?.dataset.state === 'live'"
 
 
@@ -76,7 +77,7 @@ def _has(text: str, selector: str) -> str:
 
 
 PICTURES: Final = {
-    "runs": Picture("/", f"{_RUNS}.length > 10"),
+    "runs": Picture("/", f"{_RUNS}.length > 10 && {_COUNTED}"),
     "tree": Picture("RUN?view=tree", _has("publish", "[role=treegrid]")),
     "timeline": Picture("RUN?view=timeline&critical=1", _has("publish", "[role=treegrid]")),
     "failed": Picture("RUN?view=tree&action=evaluate", _has("KeyError", "aside")),
@@ -89,7 +90,7 @@ PICTURES: Final = {
         Screen(width=1280, height=760, is_dark=True),
     ),
     "phone": Picture("RUN?view=tree", _has("train_region", "[role=treegrid]"), PHONE),
-    "phone-runs": Picture("/", f"{_RUNS}.length > 5", PHONE),
+    "phone-runs": Picture("/", f"{_RUNS}.length > 5 && {_COUNTED}", PHONE),
     # The last one: it has runs of its own, so that there are rates to show.
     "cluster": Picture(
         "/?view=cluster", "document.querySelectorAll('.cards .spark polyline').length > 3"

@@ -17,6 +17,7 @@ from etcd_actions.actions.status import ActionStatus, Status, put_status
 from etcd_actions.actions.stored_action import StoredAction, check_identity, missing
 from etcd_actions.catalog import Catalog
 from etcd_actions.client.arguments import action_id_of, expect, run_id_of
+from etcd_actions.client.counting import RunCounter
 from etcd_actions.client.requests import request
 from etcd_actions.client.subscribing import Subscribing
 from etcd_actions.client.watching import WatchRequests
@@ -324,6 +325,11 @@ class ActionsClient(WatchRequests):
         A value that cannot be decoded is logged and omitted.
         """
         return await self._lister.list_run_actions(run_id_of(run), traces=traces)
+
+    def count_actions(self, run: RunId | RunIdentifier) -> RunCounter:
+        """Return a counter of the actions of a run, which needs the watch; close it after use."""
+        self._check_open()
+        return RunCounter(self._processor, self._keys, run_id_of(run))
 
     @request
     async def list_child_actions(

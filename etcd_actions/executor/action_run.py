@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import signal
 from collections import defaultdict
 from collections.abc import AsyncIterator, Mapping
@@ -10,7 +9,7 @@ from contextlib import ExitStack, asynccontextmanager
 from dataclasses import replace
 from functools import partial
 from time import perf_counter
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 import structlog
 import trio
@@ -18,18 +17,17 @@ import trio
 from etcd_actions._internal.histogram import TASK_BOUNDS, Histogram
 from etcd_actions._internal.tracing import TRACEPARENT, below, span, traceparent
 from etcd_actions.actions.stored_action import StoredAction
-from etcd_actions.errors import ActionError, DecodeError, EtcdError, InvalidArgument
+from etcd_actions.errors import DecodeError, EtcdError, InvalidArgument
+from etcd_actions.executor.attempt_follower import AttemptFollower, PreparedAttempt
 from etcd_actions.executor.attempts.attempt_command import Command, build_command
 from etcd_actions.executor.attempts.attempt_directory import AttemptDirectory, directory_of
 from etcd_actions.executor.attempts.attempt_limits import DEADLINE, RUN_TOO_LONG, Limits
-from etcd_actions.executor.attempts.outcome import Outcome, find_outcome
 from etcd_actions.executor.attempts.start_errors import (
     NotStarted,
     OutputsInUse,
-    is_of_machine,
     of_os_error,
 )
-from etcd_actions.executor.cache.caching import HIT, Caching, Task
+from etcd_actions.executor.cache.caching import HIT, CacheRequest, Caching
 from etcd_actions.executor.images.image_environments import NotBuiltYet
 from etcd_actions.executor.launchers.attempts import Attempts
 from etcd_actions.executor.lost_attempts import (
@@ -51,16 +49,13 @@ from etcd_actions.storage.claims import Claim, Claims
 if TYPE_CHECKING:
     from flyteidl2.core.tasks_pb2 import TaskTemplate
 
+# Seconds for the release of a claim; it expires with its lease if that takes longer.
 _RELEASE_WITHIN: Final = 2.0
-# Seconds that an attempt has to run before the failures of its action are forgotten.
-_HEALS_AFTER: Final = 5.0
 # Seconds between checks whether the directory of outputs is free.
 _OUTPUTS_AGAIN: Final = 1.0
-# Seconds that a launcher may take to run a command before its action is reported as waiting.
-_QUEUED_AFTER: Final = 0.5
 # Seconds until an action that was started without a slot, and needs one, is scheduled again.
 _SLOT_AGAIN: Final = 0.2
-# Seconds for which a worker leaves an action to others that it cannot start.
+# Seconds for which a worker leaves an action to other workers after it could not start it.
 _ELSEWHERE_FIRST: Final = 5.0
 
 _TRACEPARENT: Final = TRACEPARENT.upper()
@@ -68,18 +63,8 @@ _TRACEPARENT: Final = TRACEPARENT.upper()
 _log = structlog.get_logger(__name__)
 
 
-class _Attempt(NamedTuple):
-    number: int
-    template: TaskTemplate
-    command: Command
-    limits: Limits
-    place: AttemptDirectory
-    declares_outputs: bool
-    cache_status: int | None = None
-
-
 class ActionRun:
-    """Runs actions of one executor, one call for each.
+    """Runs actions of one executor: one call of :meth:`run` for one action.
 
     Args:
         shared: The parts of the executor.
@@ -107,6 +92,7 @@ class ActionRun:
         self._attempts = attempts
         self._caching = caching
         self._provisions = provisions
+        self._follower = AttemptFollower(shared, attempts)
         self.retries = 0
         self.lost_claims = 0
         self.times: defaultdict[str, Histogram] = defaultdict(partial(Histogram, TASK_BOUNDS))
@@ -147,7 +133,7 @@ class ActionRun:
                     break
         finally:
             if self._shared.settings.offer is not None and work.place is not None:
-                await self._end_unclaimed(work.place)
+                await self._end_before_release(work.place)
             with trio.move_on_after(_RELEASE_WITHIN, shield=True):
                 await self._caching.release(work.name)
                 try:
@@ -156,8 +142,8 @@ class ActionRun:
                     _log.debug("claim_not_released", action=work.name, error=str(error))
         return action if action.is_terminal and action.incarnation == incarnation else None
 
-    async def _end_unclaimed(self, place: AttemptDirectory) -> None:
-        """End an attempt whose claim is released: another worker will start the next one."""
+    async def _end_before_release(self, place: AttemptDirectory) -> None:
+        """End a worker's attempt: once the claim is released, another worker starts the next."""
         if place.is_alive:
             with trio.CancelScope(shield=True):
                 note_lost(place, WORKER_LOST)
@@ -174,7 +160,7 @@ class ActionRun:
         return self._limits(action, name, template_of(action))
 
     async def needs_slot(self, action: StoredAction, name: str) -> bool:
-        """Whether an action seems to need a process; without one it ends at once.
+        """Whether an action needs a process and so a slot; False if it has a cached result.
 
         Raises:
             InvalidArgument: There is no template.
@@ -189,11 +175,11 @@ class ActionRun:
             created=self._shared.ages.created(name),
             queued=self._shared.ages.queued(name, action),
         )
-        # An attempt that was lost with its worker is none of the task's retries.
+        # An attempt that was lost with its worker does not count as one of the task's retries.
         return replace(limits, attempts=limits.attempts + losses(action))
 
     def _is_delayed(self, action: StoredAction, work: Work) -> bool:
-        """Whether the back-off after the last attempt lasts; such an action gets no slot."""
+        """Whether the back-off after the last attempt has not ended; then sets its alarms."""
         if action.phase is not Phase.QUEUED or action.status.attempts < 2:
             return False
         try:
@@ -204,11 +190,11 @@ class ActionRun:
         limits, now = attempt.limits, self._shared.clock.monotonic()
         if attempt.place.was_started or limits.not_before <= now or limits.late(now) is not None:
             return False
-        self._expires(work, limits)
+        self._set_expiry(work, limits)
         work.not_before = limits.not_before
         return True
 
-    def _prepare(self, action: StoredAction, name: str) -> _Attempt:
+    def _prepare(self, action: StoredAction, name: str) -> PreparedAttempt:
         """The present attempt of an action.
 
         Raises:
@@ -221,7 +207,7 @@ class ActionRun:
         limits = self._limits(action, name, template)
         place = directory_of(self._shared.settings.state_dir, action.incarnation, number)
         declares_outputs = bool(template.interface.outputs.variables)
-        return _Attempt(number, template, command, limits, place, declares_outputs)
+        return PreparedAttempt(number, template, command, limits, place, declares_outputs)
 
     async def _run_attempt(self, action: StoredAction, claim: Claim, work: Work) -> StoredAction:
         """Run one attempt to its end, and report that; returns the action."""
@@ -236,7 +222,7 @@ class ActionRun:
         is_worker = self._shared.settings.offer is not None
         if is_worker and (loss := loss_of(action, place)) is not None:
             return await self._report_loss(action, number, claim, loss)
-        task = Task(work.name, action, attempt.template, place, attempt.command.outputs)
+        task = CacheRequest(work.name, action, attempt.template, place, attempt.command.outputs)
         if not place.was_started and not place.is_alive:
             late = limits.late(self._shared.clock.monotonic())
             if late is not None:
@@ -250,7 +236,7 @@ class ActionRun:
                 )
             if result.waits is not None or not work.has_slot:
                 after = _SLOT_AGAIN if result.waits is None else result.waits
-                return await self._wait(action, attempt, claim, work, after)
+                return await self._delay(action, attempt, claim, work, after)
             attempt = attempt._replace(cache_status=result.status)
         else:
             await self._caching.reserve_again(task)
@@ -272,10 +258,10 @@ class ActionRun:
                     action, number, Phase.FAILED, claim, invalid_spec(error)
                 )
             except NotBuiltYet as busy:
-                return await self._wait(action, attempt, claim, work, busy.again)
+                return await self._delay(action, attempt, claim, work, busy.again)
             except OutputsInUse as busy:
-                _log.info("attempt_waits", action=work.name, reason=str(busy))
-                return await self._wait(action, attempt, claim, work, _OUTPUTS_AGAIN)
+                _log.info("attempt_delayed", action=work.name, reason=str(busy))
+                return await self._delay(action, attempt, claim, work, _OUTPUTS_AGAIN)
             except NotStarted as failure:
                 if not failure.may_run:
                     work.place = None
@@ -289,13 +275,15 @@ class ActionRun:
                     return await self._report_loss(action, number, claim, failure.error)
                 if action.phase is Phase.UNSPECIFIED:
                     await self._shared.reports.report(action, number, Phase.QUEUED, claim)
-                self._expires(work, limits)
+                self._set_expiry(work, limits)
                 raise
             self._provisions.note(attempt.template, place)
             return await self._run_to_end(action, attempt, claim, work, task)
 
-    async def _provide(self, action: StoredAction, attempt: _Attempt, held: ExitStack) -> _Attempt:
-        """The attempt, its command changed by the environment of its image and its secrets."""
+    async def _provide(
+        self, action: StoredAction, attempt: PreparedAttempt, held: ExitStack
+    ) -> PreparedAttempt:
+        """The attempt with its final command: with the image's environment, secrets and trace."""
 
         def command(variables: Mapping[str, str]) -> Command:
             if not variables:
@@ -317,40 +305,41 @@ class ActionRun:
         except OSError as error:
             raise of_os_error(command.arguments[0], error, "program") from error
 
-    def _expires(self, work: Work, limits: Limits) -> None:
+    def _set_expiry(self, work: Work, limits: Limits) -> None:
+        """Set the alarm for the end of the time that the action may wait for a slot."""
         self._shared.schedule.at(Due.EXPIRED, work.name, limits.waiting_ends())
 
-    async def _wait(
+    async def _delay(
         self,
         action: StoredAction,
-        attempt: _Attempt,
+        attempt: PreparedAttempt,
         claim: Claim,
         work: Work,
         seconds: float,
     ) -> StoredAction:
-        """Delay an attempt that cannot start yet; it holds no slot."""
+        """Delay an attempt that cannot start yet by some seconds, in which it holds no slot."""
         work.place = None
         if action.phase is Phase.UNSPECIFIED:
             action = await self._shared.reports.report(action, attempt.number, Phase.QUEUED, claim)
-        self._expires(work, attempt.limits)
+        self._set_expiry(work, attempt.limits)
         work.not_before = self._shared.clock.monotonic() + seconds
         return action
 
     async def _run_to_end(
         self,
         action: StoredAction,
-        attempt: _Attempt,
+        attempt: PreparedAttempt,
         claim: Claim,
         work: Work,
-        task: Task,
+        task: CacheRequest,
     ) -> StoredAction:
         """Follow an attempt that was started, and report its outcome."""
         number, limits, place = attempt.number, attempt.limits, attempt.place
         self._shared.capacity.began(work.name, place)
         began = perf_counter()
-        _log.info("attempt", action=action.metadata.name, attempt=number)
+        _log.info("attempt_followed", action=action.metadata.name, attempt=number)
         async with self._with_shared_log(attempt):
-            action, outcome = await self._follow_process(action, attempt, claim, work)
+            action, outcome = await self._follower.follow(action, attempt, claim, work)
         took = perf_counter() - began
         if outcome is None:
             self.times["ENDED_ELSEWHERE"].observe(took)
@@ -379,7 +368,7 @@ class ActionRun:
         return await self._shared.reports.report(action, number, phase, claim, outcome.error)
 
     @asynccontextmanager
-    async def _with_shared_log(self, attempt: _Attempt) -> AsyncIterator[None]:
+    async def _with_shared_log(self, attempt: PreparedAttempt) -> AsyncIterator[None]:
         """Have the log of a worker's attempt copied while the context is open."""
         settings, outputs = self._shared.settings, attempt.command.outputs
         if settings.offer is None or isinstance(outputs, str):
@@ -395,107 +384,9 @@ class ActionRun:
         """Report that an attempt was lost: the next one follows, or the action has failed."""
         report = self._shared.reports.report
         if loss.code == WORKER_LOST and losses(action, WORKER_LOST) + 1 >= MOST_LOST:
-            message = f"{MOST_LOST} workers were lost while they ran it: it may be what ends them"
+            message = f"{MOST_LOST} workers were lost while they ran it: it may be the cause"
             error = ErrorState(code=WORKER_LOST, kind="SYSTEM", message=message)
             return await report(action, number, Phase.FAILED, claim, error)
         self.retries += 1
         _log.warning("attempt_lost", action=action.metadata.name, attempt=number, code=loss.code)
         return await report(action, number + 1, Phase.QUEUED, claim, error_before=loss)
-
-    async def _follow_process(
-        self, action: StoredAction, attempt: _Attempt, claim: Claim, work: Work
-    ) -> tuple[StoredAction, Outcome | None]:
-        """Report RUNNING, and wait for the end.
-
-        Returns:
-            The action and the outcome; no outcome if another process has ended the action.
-        """
-        place, limits = attempt.place, attempt.limits
-        launched, ended = trio.Event(), trio.Event()
-        too_long: ErrorState | None = None
-        running = action if action.phase is Phase.RUNNING else None
-        refused: ActionError | None = None
-
-        async def report_running() -> StoredAction:
-            return await self._shared.reports.report(
-                action, attempt.number, Phase.RUNNING, claim, cache_status=attempt.cache_status
-            )
-
-        async with trio.open_nursery() as nursery:
-
-            async def wait() -> None:
-                await self._attempts.wait_ended(place, launched)
-                ended.set()
-                nursery.cancel_scope.cancel("the process has ended")
-
-            async def interrupt() -> None:
-                await work.ended.wait()
-                nursery.cancel_scope.cancel("the action has ended")
-
-            async def limit(started: float) -> None:
-                nonlocal too_long
-                ends, error = limits.running_ends(started)
-                await self._shared.clock.sleep_until(ends)
-                too_long = error
-                nursery.cancel_scope.cancel("it takes too long")
-
-            async def limit_run() -> None:
-                await launched.wait()
-                ran = place.running_for() or 0.0
-                place.note_start(ran)
-                await limit(self._shared.clock.monotonic() - ran)
-
-            async def report() -> None:
-                nonlocal action, running, refused
-                try:
-                    with trio.move_on_after(_QUEUED_AFTER):
-                        await launched.wait()
-                    if not launched.is_set() and action.phase is Phase.UNSPECIFIED:
-                        action = await self._shared.reports.report(
-                            action, attempt.number, Phase.QUEUED, claim
-                        )
-                    await launched.wait()
-                    if running is None:
-                        running = await report_running()
-                except ActionError as error:
-                    refused = error
-                    nursery.cancel_scope.cancel("it is not ours to run")
-                    return
-                await trio.sleep(_HEALS_AFTER)
-                self._shared.heal(work.name)
-
-            for task in (wait, interrupt, limit_run, report):
-                nursery.start_soon(task)
-            # Before it begins only its deadline counts.
-            nursery.start_soon(limit, math.inf)
-        if refused is not None:
-            raise refused
-        if not ended.is_set():
-            _log.info(
-                "attempt_interrupted",
-                action=action.metadata.name,
-                reason="the action has ended" if too_long is None else "too long",
-            )
-            await self._attempts.end(place)
-            if too_long is None:
-                return action, None
-        if running is None and not work.ended.is_set():
-            running = await report_running()
-        if too_long is not None and not ended.is_set():
-            return running or action, Outcome(too_long, too_long.code == RUN_TOO_LONG)
-        return running or action, await self._outcome(attempt)
-
-    async def _outcome(self, attempt: _Attempt) -> Outcome:
-        """Read the outcome of an attempt; an unreadable one is a failure."""
-        try:
-            return await find_outcome(
-                attempt.place,
-                attempt.command.outputs,
-                declares_outputs=attempt.declares_outputs,
-            )
-        except (OSError, ValueError, OverflowError) as error:
-            if isinstance(error, OSError) and is_of_machine(error):
-                raise
-            message = f"the files of the attempt cannot be read: {error}"
-            state = ErrorState(code="OutcomeUnreadable", kind="SYSTEM", message=message)
-            return Outcome(state, True)

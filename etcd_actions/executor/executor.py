@@ -1,10 +1,11 @@
 """Runs actions on this machine: claims them, starts their processes, reports their outcomes.
 
-It uses etcd by the public client. Each action that runs has one task, also if it runs since before
-this process was started, or another executor started it. So a restart needs no code of its own.
+It reads and writes etcd through the public client alone. Each action that runs has one trio task,
+whether this process, an earlier one or another executor started its attempt. So a restart needs no
+code of its own.
 
 Each action has a boundary. An unexpected failure parks that action alone: it is retried with a
-back-off until it has ended.
+back-off until it is terminal.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import trio
 
 from etcd_actions._internal.clock import Clock
 from etcd_actions._internal.retrying import retrying, seldom
-from etcd_actions.actions.stored_action import StoredAction, same_run
+from etcd_actions.actions.stored_action import StoredAction
 from etcd_actions.client import ActionsClient
 from etcd_actions.errors import ClaimLost, EtcdError, FailedPrecondition, NotFound, RequestTooLarge
 from etcd_actions.executor.action_run import ActionRun
@@ -27,6 +28,7 @@ from etcd_actions.executor.attempts.attempt_directory import (
     directory_of,
 )
 from etcd_actions.executor.cache.caching import Caching
+from etcd_actions.executor.child_aborts import abort_child
 from etcd_actions.executor.executor_settings import ExecutorSettings
 from etcd_actions.executor.executor_statistics import ExecutorStatistics
 from etcd_actions.executor.handover import Handover
@@ -49,7 +51,7 @@ from etcd_actions.storage.claims import Claims
 _NOT_STARTED = (Phase.UNSPECIFIED, Phase.QUEUED)
 # Seconds until an action that waits for a blocked one is examined again.
 _AFTER_BLOCKED = 1.0
-# Seconds that a worker leaves to another one for the report that an action waits.
+# Seconds by which a worker delays a visit that another worker makes first.
 _VISIT_LATER = 5.0
 
 _log = structlog.get_logger(__name__)
@@ -130,7 +132,7 @@ class Executor:
         )
 
     def open_actions(self) -> set[str] | None:
-        """The directories of the actions that are not terminal; None before all are known."""
+        """The names of the directories of all open actions; None before these are known."""
         if not self.intake.is_synced:
             return None
         board = self._shared.board
@@ -187,7 +189,7 @@ class Executor:
                 _log.debug("reservations_not_released", error=str(error))
 
     def _receive(self, update: ActionUpdate, live: bool) -> None:
-        """Process the state of an action; ``live`` is whether it is not part of a snapshot."""
+        """Process the state of an action; ``live`` is False if it is part of a snapshot."""
         name = update.name
         before = self._shared.board.get(name)
         object_before = None if before is None else before.update.incarnation
@@ -207,7 +209,7 @@ class Executor:
         """Forget an action, or an incarnation of it, that has ended."""
         self._shared.schedule.drop(name)
         self._shared.ages.drop(name)
-        self._shared.heal(name)
+        self._shared.forget_failures(name)
         if self.placement is not None:
             self.placement.drop(name)
         if (work := self._shared.work.get(name)) is not None:
@@ -235,7 +237,7 @@ class Executor:
         if placement is not None and placement.keeps(name):
             return
         if known.is_condition:
-            # Only then: later visits follow from alarms, and from updates after a failure.
+            # An alarm requests each later visit. An update requests one only after a failure.
             if first or name in self._shared.failures:
                 self._visit(name)
         elif (
@@ -253,6 +255,7 @@ class Executor:
             self._ready(name)
 
     def _order(self, name: str) -> tuple[int, int]:
+        """The sort key of a ready action, see :data:`~.scheduling.turns.Order`."""
         depth, age = self._shared.board.order(name)
         return (depth, age if self.placement is None else age + self.placement.yields(name))
 
@@ -301,7 +304,7 @@ class Executor:
                 self._visit(name)
 
     def _visit(self, name: str) -> None:
-        """Have an action that waits reported; of several workers one does it first."""
+        """Request a visit to an action that waits; all workers but one delay theirs."""
         if self.placement is None or not self.placement.head_start(name):
             self.visits.add(name)
         else:
@@ -309,7 +312,10 @@ class Executor:
             self._shared.schedule.at(Due.VISIT, name, later)
 
     async def _examine(self) -> None:
-        """Begin unexamined actions whose attempts were started: they need no slot for a process."""
+        """Continue the unexamined actions whose attempt was started; schedule the others.
+
+        The former need no free slot: their process runs, or has ended.
+        """
         names = self._shared.schedule.unexamined()
         if not names:
             return
@@ -391,7 +397,7 @@ class Executor:
                 self._left_running[name] = work.place
         if known is None:
             # It has ended: no other part unparks it.
-            self._shared.heal(name)
+            self._shared.forget_failures(name)
         elif failed:
             self._shared.schedule.delay(name, self._shared.failures.again(name, PARKED), wakes=True)
         elif work.elsewhere:
@@ -442,10 +448,10 @@ class Executor:
             if ended is not None and ended.phase is not Phase.SUCCEEDED:
                 for child in self._shared.board.children(work.name):
                     if (known := self._shared.board.get(child)) is not None:
-                        self._nursery.start_soon(self._abort_child, ended, known.update)
+                        self._nursery.start_soon(abort_child, self._shared, ended, known.update)
 
     async def _end_process(self, work: Work) -> None:
-        """End the process of an action that has ended; not of one that another executor has."""
+        """End the process of an action that has ended; leave one that another executor follows."""
         if work.place is None:
             return
         if self._has_ended(work.name, work.place):
@@ -456,32 +462,6 @@ class Executor:
     async def _end_left(self, name: str, place: AttemptDirectory) -> None:
         with self._containment.unit("attempt", name):
             await self._attempts.end(place)
-
-    async def _abort_child(self, parent: StoredAction, child: ActionUpdate) -> None:
-        """Abort a child of an action that failed: no action waits for it any more."""
-        reason = f"its parent {parent.spec.action_name} has ended: {parent.phase.name}"
-        name, incarnation = child.name, child.incarnation
-        failures = 0
-        while (known := self._shared.board.get(name)) is not None:
-            if known.update.incarnation != incarnation:
-                break
-            if not same_run(known.update.action_id, parent.action_id):
-                # It is the child of another run, which had the parent's name before.
-                return
-            with self._containment.unit("abort", name, parks=True) as unit:
-                try:
-                    await self._shared.client.abort_action(
-                        known.update.action_id, reason, incarnation=incarnation
-                    )
-                except NotFound:
-                    return
-                except EtcdError as error:
-                    _log.debug("child_not_aborted", action=name, error=str(error))
-                else:
-                    return
-            failures += 1
-            await trio.sleep((PARKED if unit.failed else DELAYED).delay(failures))
-        self._containment.forget("abort", name)
 
     def _wake(self) -> None:
         self._changed.set()

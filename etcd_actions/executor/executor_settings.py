@@ -17,7 +17,7 @@ class ImageSettings:
 
     Attributes:
         directory: The directory of the environments.
-        python: The interpreter of the environment below them.
+        python: The interpreter of the environment whose packages all of them can import.
         lacking: Whether an image with an unsupported part is refused (``check``), or built without
             that part (``ignore``).
         within: The time limit of one build.
@@ -82,8 +82,8 @@ class ExecutorSettings:
         cache_keep: The time for which a cached result is kept after its use; 0 for no cache.
         images: The environments of images; None to run each task in that of ``python``.
         secrets: The sources of the secrets that tasks may request.
-        offer: What it offers, if it is one of several workers, each with a state directory of its
-            own; None for an executor that runs each action.
+        offer: The resources of a worker, which shares the actions with others and has a state
+            directory of its own; None for an executor that runs each action.
         ray: The Ray cluster that runs the attempts; None to run them on this machine.
     """
 
@@ -108,10 +108,10 @@ class ExecutorSettings:
 
     @property
     def runs_here(self) -> bool:
-        """Whether attempts run on this machine, so with its environment."""
+        """Whether attempts run on this machine: they get a part of this process's environment."""
         return self.ray is None
 
     @property
     def outputs_may_be_elsewhere(self) -> bool:
-        """Whether outputs may be at a URL, which the executor reads, too."""
+        """Whether outputs may be at a URL; the executor then reads them there."""
         return not self.runs_here or self.offer is not None

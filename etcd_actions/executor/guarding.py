@@ -1,4 +1,4 @@
-"""The guard of a worker: a process that ends the attempts of a worker that cannot."""
+"""The guard of a worker: a process that ends the attempts if the worker dies or is stopped."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ from etcd_actions.executor.attempts.environment import helper_environment
 from etcd_actions.executor.supervision import supervisor
 
 _LOCK: Final = "worker.lock"
-# The guard of a killed worker ends its attempts first.
+# Seconds to wait for the lock: the guard of a killed worker ends the attempts before it exits.
 _FREE_WITHIN: Final = 15.0
+# Seconds to wait for the end of the guard.
 _ENDS_WITHIN: Final = 10.0
 _PROGRAM: Final = "import sys; sys.path.append(sys.argv.pop(1)); import guard; guard.main()"
 _DIRECTORY: Final = str(Path(supervisor.__file__).parent)
@@ -44,7 +45,7 @@ class Guard:
         self._sent = 0.0
 
     def extend(self, left: float) -> None:
-        """Let attempts run for so many seconds from now; starts the guard if it does not run.
+        """Let attempts run for ``left`` seconds from now; start the guard if it does not run.
 
         Raises:
             OSError: It cannot be started.
@@ -54,7 +55,7 @@ class Guard:
         assert self._process is not None
         assert self._process.stdin is not None
         until = boot_time() + left
-        # It is the same time, unless the claims were renewed.
+        # The guard has this time already: only a renewal of the claims moves it.
         if abs(until - self._sent) < 0.01:
             return
         with suppress(BrokenPipeError):

@@ -1,7 +1,7 @@
 """Ends the attempts of a worker, so that other workers can start the next ones.
 
-A worker counts the time of its claims on its own clock. Before they may have expired in etcd it
-kills its attempts: another worker starts their successors only afterwards.
+A worker measures the age of its claims on its own clock. It kills its attempts before the claims
+can expire in etcd. So another worker starts the next attempts only after these have ended.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from etcd_actions.executor.lost_attempts import WORKER_LOST, WORKER_STOPPED, not
 from etcd_actions.executor.shared import Shared, Work
 from etcd_actions.storage.claims import Claims
 
+# Seconds between checks of the claims' deadline.
 _LOOK_EVERY: Final = 0.5
-# After SIGTERM and SIGKILL an attempt may need a moment, and its report one more.
+# Seconds for the report of an attempt after its end.
 _REPORTED_WITHIN: Final = 2.0
 
 _log = structlog.get_logger(__name__)
@@ -54,7 +55,8 @@ class Handover:
             if self.guard is not None:
                 self.guard.extend(left)
             if left > 0:
-                # Renewals move the deadline, and a suspended machine moves it back.
+                # In short steps: renewals move the deadline, and a suspended machine's sleep is
+                # longer than intended.
                 await trio.sleep(min(left, _LOOK_EVERY))
                 continue
             await self.give_up()
@@ -71,12 +73,12 @@ class Handover:
                 nursery.start_soon(self._kill, work)
 
     async def drain(self, seconds: float) -> None:
-        """Let attempts end within a time, and then end those that still run.
+        """Start no more attempts, wait for the running ones, then end those that still run.
 
-        Nothing starts in this time. The actions of the ended attempts are queued, for others.
+        The actions of the ended attempts are queued again, for other workers.
 
         Args:
-            seconds: The time.
+            seconds: How long to wait.
         """
         self.draining = True
         self._shared.wake()

@@ -31,8 +31,8 @@ class Intake:
         clock: The clock of retries.
         board: The actions that are not terminal.
         schedule: Has the alarms of retries.
-        sink: Called with each state, with the name in its key, and whether it is not part of a
-            snapshot.
+        sink: Called with each state, whose name is that of its key, and with False if the state is
+            part of a snapshot.
         wake: Called after each snapshot, and after a failure.
 
     Attributes:
@@ -128,7 +128,7 @@ class Intake:
             self.note(update)
 
     def _is_ours(self, update: ActionUpdate, namespace: str) -> bool:
-        """Whether the object is in the namespace in which the client reads that action."""
+        """Whether the client would read the action in the namespace of this object."""
         try:
             return self._client.namespace_of(update.action_id) == namespace
         except InvalidArgument:

@@ -2,7 +2,7 @@
 
 Another worker has neither their directory nor their processes. So it never repeats an attempt: it
 starts the next one, whose outputs have a directory of their own, and a process of the lost attempt
-that still writes harms nothing. A lost attempt is none of the task's own retries.
+that still writes harms nothing. A lost attempt does not count as one of the task's retries.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from etcd_actions.model.earlier_attempts import earlier_attempts
 WORKER_LOST: Final = "WorkerLost"
 """The worker died, or its claim could expire before it was renewed."""
 WORKER_STOPPED: Final = "WorkerStopped"
-"""The worker was stopped, and the attempt ran longer than its grace."""
+"""The worker was stopped, and the attempt did not end within the worker's ``--grace``."""
 MOST_LOST: Final = 5
-"""Workers that one action may lose before it fails: it may be what ends them."""
+"""Workers that may be lost while they run one action; then it fails, as the likely cause."""
 
 _NOT_STARTED: Final = "NotStarted"
 _FILE: Final = "lost"
@@ -62,9 +62,9 @@ def noted_loss(place: AttemptDirectory) -> ErrorState | None:
 
 
 def losses(action: StoredAction, code: str = "") -> int:
-    """The number of attempts that were lost, as far as the object has notes of them."""
+    """The number of lost attempts that the object has an error of; with ``code``, of this code."""
     codes = [each.code for each in earlier_attempts(action)]
-    # The machine could not start it: an attempt that never ran.
+    # NotStarted: the machine could not start the attempt, so it never ran.
     lost = (code,) if code else (*_MESSAGES, _NOT_STARTED)
     return sum(each in lost for each in codes)
 

@@ -37,7 +37,7 @@ _FACTORS: Final = {
 
 
 class Needs(msgspec.Struct, frozen=True, kw_only=True):
-    """What one attempt needs."""
+    """The CPUs, bytes of memory, GPUs, pool and labels that one attempt needs."""
 
     cpus: float = 0.0
     memory: float = 0.0
@@ -84,7 +84,7 @@ NO_NEEDS: Final = Needs()
 
 
 class Offer(msgspec.Struct, frozen=True, kw_only=True):
-    """What a worker offers to all attempts together, by its settings."""
+    """The resources that a worker's settings offer to all attempts together; units as in Needs."""
 
     slots: int
     cpus: float

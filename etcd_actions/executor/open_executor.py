@@ -32,6 +32,7 @@ from etcd_actions.executor.state_dir import keep_clean, prepare_state_dir
 
 # The number of objects that are read at once.
 _VISITORS: Final = 16
+# Seconds for the end of a worker's attempts at its own end.
 _ENDED_WITHIN: Final = 10.0
 
 
@@ -45,8 +46,8 @@ async def open_executor(
     Processes of actions live on afterwards: the next executor on this state directory finds them.
 
     Args:
-        client: Follows actions and writes their phases; it has to be closed later. Its
-            ``containment`` has the boundaries.
+        client: Follows actions and writes their phases; the caller closes it after this context.
+            Its ``containment`` has the boundaries.
         settings: See :class:`ExecutorSettings`.
         launcher: Starts the commands of attempts; None for that of the settings.
 

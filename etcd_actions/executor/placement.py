@@ -33,7 +33,9 @@ from etcd_actions.storage.claims import Claims
 _HEAD_START: Final = 0.05
 """Seconds between the claims of two workers for a new action, and the most of the jitter."""
 _MOST_BEFORE: Final = 4
+"""The most workers before this one that make a claim later."""
 _YIELDS: Final = 100
+"""The revisions by which an action counts as younger for each of these workers."""
 _PATIENCE: Final = 30.0
 """Seconds that an action is blocked before others wait for it."""
 _STARTED: Final = (Phase.INITIALIZING, Phase.RUNNING)
@@ -62,10 +64,11 @@ class Placement:
         self._key = shared.client.keys.workers + self._own.encode()
         self._workers: dict[str, Offer] = {self._own: offer}
         self._needs: dict[str, Needs] = {}
-        # Since when.
+        # When each blocked action became so, on the executor's clock.
         self._blocked: dict[str, float] = {}
-        # Whether it was reported.
+        # The actions that never fit here, and whether this worker has reported them.
         self._unfit: dict[str, bool] = {}
+        # The needs of the actions that run here.
         self._taken: dict[str, Needs] = {}
         # Actions whose attempt runs elsewhere by their phase, without a claim.
         self._unclaimed: set[str] = set()
@@ -73,7 +76,7 @@ class Placement:
 
     @property
     def blocked(self) -> int:
-        """The number of actions that fit this worker, and not now."""
+        """The number of actions that fit this worker once another action has ended."""
         return len(self._blocked)
 
     async def look(self) -> None:
@@ -127,7 +130,7 @@ class Placement:
         return True
 
     def keeps(self, name: str) -> bool:
-        """Whether an action waits here until it fits, or never fits."""
+        """Whether an action does not fit here, now or ever; forgets a block that has ended."""
         if name in self._blocked and self.is_elsewhere(name):
             del self._blocked[name]
         return name in self._blocked or name in self._unfit
@@ -159,8 +162,8 @@ class Placement:
     def must_wait(self, name: str) -> bool:
         """Whether an action must not start before one that has been blocked for long.
 
-        Deeper actions may: others wait for them. Nothing waits for an action that lacks GPUs,
-        which an action holds also while it waits for its children.
+        Deeper actions need not wait: others wait for them. No action waits for a blocked one that
+        needs GPUs: the GPUs may be held by an ancestor of the very action that would wait.
         """
         since = self._shared.clock.monotonic() - _PATIENCE
         known = self._shared.board.get(name)

@@ -73,7 +73,7 @@ class Provisions:
             NotStarted: It can never start; the error has the reason.
             InvalidArgument: A variable of its image is invalid.
             EtcdError: The image's definition cannot be read now.
-            OSError: The machine lacks something.
+            OSError: The machine lacks space, memory or descriptors.
         """
         if place.was_started or place.is_alive:
             if self._images is not None:

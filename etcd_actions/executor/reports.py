@@ -20,7 +20,7 @@ from etcd_actions.model.earlier_attempts import shortened
 from etcd_actions.storage.claims import Claim
 
 _BACKOFF: Final = Backoff(initial=0.2, cap=5.0)
-# Characters: an object has to stay below the size that etcd takes.
+# Characters: an object has to stay below etcd's limit of a request.
 _MOST_OF_A_MESSAGE: Final = 32 * 1024
 _MOST_OF_A_CODE: Final = 256
 _LEAST_OF_A_MESSAGE: Final = 200

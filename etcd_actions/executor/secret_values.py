@@ -58,8 +58,8 @@ class Secrets:
             source = self._sources.get(name)
             if source is None:
                 raise SecretUnavailable(
-                    f"the task requests the secret {name[:200]!r}, which this service has "
-                    f"not: start it with --secret {name[:200]}=env:VARIABLE or --secret "
+                    f"the task requests the secret {name[:200]!r}, which this service does not "
+                    f"have: start it with --secret {name[:200]}=env:VARIABLE or --secret "
                     f"{name[:200]}=file:PATH"
                 )
             try:
@@ -77,8 +77,8 @@ def _variable_of(secret: Secret, name: str) -> str:
     """
     if secret.mount_requirement == type(secret).FILE and not secret.env_var:
         raise SecretUnavailable(
-            f"the task requests the secret {name[:200]!r} as a file, and there are no containers "
-            f"here to have it: give flyte.Secret({secret.key[:200]!r}, as_env_var=...)"
+            f"the task requests the secret {name[:200]!r} as a file, which needs a container, and "
+            f"this executor has none: give flyte.Secret({secret.key[:200]!r}, as_env_var=...)"
         )
     variable = secret.env_var or re.sub(r"[-/.]", "_", name).upper()
     if not _VARIABLE.fullmatch(variable) or _RESERVED.fullmatch(variable):

@@ -28,11 +28,11 @@ class Work:
         name: The executor's name of the action, ``<namespace>/<name>``.
         failures: The number of its failures in a row.
         has_slot: Whether it has a slot. Without one no process is started.
-        scope: Cancelled when the claims are lost.
-        ended: Set when the action is terminal.
+        scope: Cancelled when the executor has lost its claims.
+        ended: Set when an update reports that the action is terminal or deleted.
         place: The directory of its present attempt; None before its start.
         elsewhere: Whether another executor has it.
-        not_before: The time before which it is not retried, if set.
+        not_before: The time before which it is not retried, on the executor's clock; None for none.
     """
 
     name: str
@@ -77,7 +77,7 @@ class Shared:
     wake: Callable[[], None]
     work: dict[str, Work] = field(default_factory=dict)
 
-    def heal(self, name: str) -> None:
-        """Forget the failures of an action: it works, or is terminal."""
+    def forget_failures(self, name: str) -> None:
+        """Forget the failures of an action that runs, or is terminal, and unpark it."""
         self.failures.drop(name)
         self.client.containment.forget("action", name)

@@ -45,7 +45,7 @@ class SharedLogs:
 
         Raises:
             FileNotFoundError: There is none, or not yet.
-            UnusableFile: Its name is of something else.
+            UnusableFile: It is not a regular file.
             OSError: It cannot be read.
         """
         path = local_path(outputs)

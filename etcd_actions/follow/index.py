@@ -13,7 +13,7 @@ in which it accepts it: a change that was not noted is delivered again.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final, Protocol
 
 from etcd_actions._internal.keyed_heap import KeyedHeap
@@ -23,8 +23,11 @@ from etcd_actions.follow.packing import (
     have_one_parent,
     parent_name,
     parent_of,
+    phase_in,
     revision_in,
+    run_of,
 )
+from etcd_actions.follow.run_counts import RunCount
 from etcd_actions.model import ActionUpdate, Summary
 from etcd_actions.watch import Change
 
@@ -78,6 +81,8 @@ class Index:
         # Deletions that were inferred from a list: their revision is not known.
         self._concluded: set[tuple[bytes, int]] = set()
         self._watching: Watching | None = None
+        # The counts that readers need, by the start of the keys and the run.
+        self._run_counts: dict[tuple[bytes, str], RunCount] = {}
 
     # For the reflector.
 
@@ -147,6 +152,8 @@ class Index:
             self._count_queued(before, -1)
             self._packing.release(before)
         self._count_queued(packed, 1)
+        if self._run_counts:
+            self._note_in_counts(key, before, summary)
         if self._delivered:
             self._delivered.pop(key, None)
         if self._again:
@@ -169,6 +176,8 @@ class Index:
         self._count -= 1
         self._remove_child(siblings, parent_of(name, packed), name)
         self._count_queued(packed, -1)
+        if self._run_counts:
+            self._note_in_counts(key, packed, None)
         self._packing.release(packed)
         if not siblings.facts:
             del self._groups[head]
@@ -199,6 +208,36 @@ class Index:
         if siblings is None:
             return []
         return [head + b"/" + child for child in siblings.children.get(name, ())]
+
+    def has_ended(self, key: bytes, run: str) -> bool | None:
+        """Whether an action of a run is terminal; None if the run has no such action."""
+        packed = self._packed(key)
+        if packed is None or run_of(key.rpartition(b"/")[2], packed) != run:
+            return None
+        return phase_in(packed).is_terminal
+
+    def count(self, run: str, heads: Sequence[bytes]) -> RunCount:
+        """Count the actions of a run from now on; see :class:`RunCount`.
+
+        Call :meth:`stop_counting` afterwards.
+
+        Args:
+            run: The name of the run.
+            heads: The keys of its objects and of its traces, up to the last slash.
+        """
+        count = self._run_counts.get((heads[0], run))
+        if count is None:
+            count = RunCount(run, heads)
+            self._run_counts.update(((head, run), count) for head in count.heads)
+        count.users += 1
+        return count
+
+    def stop_counting(self, count: RunCount) -> None:
+        """Note that one reader less needs a count."""
+        count.users -= 1
+        if not count.users:
+            for head in count.heads:
+                del self._run_counts[head, count.run]
 
     def is_redelivery(self, key: bytes) -> bool:
         """Whether the watch has yet to deliver a key again: its state may be older than in etcd."""
@@ -300,6 +339,18 @@ class Index:
             self._queued[pool] += by
             if not self._queued[pool]:
                 del self._queued[pool]
+
+    def _note_in_counts(self, key: bytes, before: bytes | None, summary: Summary | None) -> None:
+        """Note a change of a key, with its former facts, in the counts of its runs."""
+        head, _, name = key.rpartition(b"/")
+        after = None if summary is None else summary.run
+        if before is not None and (run := run_of(name, before)) != after:
+            # Two runs can have one key: r-1 with the action a0, and r with 1-a0.
+            count = self._run_counts.get((head, run))
+            if count is not None:
+                count.remove(key)
+        if summary is not None and (count := self._run_counts.get((head, summary.run))) is not None:
+            count.put(key, summary.phase.is_terminal)
 
     def _packed(self, key: bytes) -> bytes | None:
         head, _, name = key.rpartition(b"/")

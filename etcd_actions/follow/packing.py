@@ -199,6 +199,20 @@ def revision_in(packed: bytes) -> int:
     return revision
 
 
+def phase_in(packed: bytes) -> Phase:
+    """The phase of packed facts."""
+    if not packed[_FORM]:
+        return unpack(packed[_FORM + 1 :]).phase
+    return Phase(packed[_PHASE])
+
+
+def run_of(name: bytes, packed: bytes) -> str:
+    """The run of packed facts, which are those of the object of a name."""
+    if not packed[_FORM]:
+        return unpack(packed[_FORM + 1 :]).run
+    return name.decode()[: int.from_bytes(packed[11:13], "little")]
+
+
 def have_one_parent(packed: bytes, other: bytes) -> bool:
     """Whether two packed summaries of one name surely have the same parent."""
     return (
@@ -217,8 +231,7 @@ def parent_of(name: bytes, packed: bytes) -> bytes:
     end = len(packed)
     if packed[10] & _TEXT:
         end = _PARENT + int.from_bytes(packed[_RAW:_PARENT], "little")
-    run = name.decode()[: int.from_bytes(packed[11:13], "little")]
-    return parent_name(run, packed[_PARENT:end].decode())
+    return parent_name(run_of(name, packed), packed[_PARENT:end].decode())
 
 
 def parent_name(run: str, parent: str) -> bytes:

@@ -243,6 +243,11 @@ class Processor:
         return len(self._subscriptions)
 
     @property
+    def index(self) -> Index:
+        """The facts of all keys that it has; for readers."""
+        return self._index
+
+    @property
     def key_count(self) -> int:
         """The number of keys that it has."""
         return len(self._index)

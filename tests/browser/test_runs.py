@@ -43,6 +43,19 @@ async def test_a_new_run_appears_and_its_end_is_shown(page: Page, site: PageSite
     )
 
 
+async def test_the_numbers_of_actions_follow_the_runs(page: Page, site: PageSite) -> None:
+    run = small_run(minutes_ago(2), "counted")
+    await site.put(run, *(small_run(minutes_ago(3 + n), f"r{n}") for n in range(100)))
+    await page.go(site.url)
+    count = f"document.querySelector('{ROWS}[aria-rowindex=\"1\"] .count').textContent"
+    await page.until(f"{count} === '3/6'")
+    await site.report(run.action_id("fold-2"), Phase.SUCCEEDED)
+    await page.until(f"{count} === '4/6'")
+    grid = "document.querySelector('[role=grid] .rows')"
+    last = f"document.querySelector('{ROWS}[aria-rowindex=\"101\"] .count')?.textContent"
+    await page.until(f"({grid}.scrollTop = {grid}.scrollHeight, {last} === '3/6')")
+
+
 async def test_runs_are_filtered_and_the_address_keeps_the_filter(
     page: Page, site: PageSite
 ) -> None:

@@ -157,7 +157,7 @@ async def test_what_no_result_is_cached_for_does_not_begin_without_a_slot(
     looks: list[str] = []
     look = caching.Caching.look
 
-    async def noted(self: caching.Caching, task: caching.Task) -> caching.Lookup:
+    async def noted(self: caching.Caching, task: caching.CacheRequest) -> caching.Lookup:
         looks.append(task.name)
         return await look(self, task)
 

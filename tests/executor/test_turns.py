@@ -49,8 +49,8 @@ class Simulation:
         while len(self.running) < self.slots and (name := self.turns.first()) is not None:
             run = self.runs[run_of(name)]
             self.turns.remove(name)
-            self.turns.attend(run.name, 1)
-            self.turns.take(run.name, 1)
+            self.turns.count_running(run.name, 1)
+            self.turns.count_slots(run.name, 1)
             self.running.append(name)
             self.order.append(name)
             run.running += 1
@@ -58,7 +58,7 @@ class Simulation:
 
     def leave(self, name: str) -> None:
         self.running.remove(name)
-        self.turns.take(run_of(name), -1)
+        self.turns.count_slots(run_of(name), -1)
         self.runs[run_of(name)].running -= 1
 
     def step(self, index: int = 0) -> None:
@@ -81,7 +81,7 @@ class Simulation:
 
     def end(self, name: str) -> None:
         run = self.runs[run_of(name)]
-        self.turns.attend(run.name, -1)
+        self.turns.count_running(run.name, -1)
         parent = name.rpartition("/")[0]
         if parent in self.open_children:
             self.open_children[parent] -= 1

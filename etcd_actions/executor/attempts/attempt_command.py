@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 WORKDIR: Final = "ETCD_ACTIONS_WORKDIR"
 """The variable in an action's environment with the directory of its code, where it runs."""
 HOST_MARK: Final = "etcd-actions.io/run-on-host"
-"""A key of a container's ``config``; with ``true`` the command is meant for this machine."""
+"""A key of a container's ``config``; ``true`` means that the command is to run on this machine."""
 SDK_COMMAND: Final = "a0"
 
 _LOCAL_ORG: Final = "local"
@@ -34,7 +34,7 @@ _OUTPUTS: Final = ("--outputs-path", "-o")
 # The part of our environment that a task gets: never etcd's address, nor passwords.
 _PASSED_ON: Final = ("HOME", "LANG", "LC_ALL", "LOGNAME", "PATH", "SHELL", "TMPDIR", "TZ", "USER")
 _TEMPLATE: Final = "spec.taskTemplate"
-# No file system takes more in one component.
+# Bytes: no usual file system takes more in one component of a path.
 _MOST_OF_A_NAME: Final = 255
 _VARIABLE: Final = re.compile(r"\{\{\s*[.$]([A-Za-z][A-Za-z0-9_.]*)\s*\}\}")
 
@@ -79,7 +79,7 @@ def build_command(
         template: The template of its task.
         attempt: The number of the attempt, from 1 on.
         settings: The executor's.
-        image_variables: The variables of the task's image; those of the task go first.
+        image_variables: The variables of the task's image; those of the task override them.
 
     Raises:
         InvalidArgument: The action cannot run on this machine; the field is named.
@@ -116,8 +116,8 @@ def build_command(
 def check_runs_here(template: TaskTemplate) -> None:
     """Refuse a task that is not meant for this machine.
 
-    Tasks of the SDK are, and tasks with `HOST_MARK`. The command of any other task refers to the
-    file system of its image.
+    Tasks of the SDK may run here, and tasks with `HOST_MARK`. The command of any other task refers
+    to the file system of its image.
 
     Raises:
         InvalidArgument: The task is refused; the field is named.
@@ -135,7 +135,7 @@ def check_runs_here(template: TaskTemplate) -> None:
     if any(each.key == HOST_MARK and each.value == "true" for each in container.config):
         return
     kind = template.type
-    # A raw container gets its inputs from a sidecar, which the SDK's own does not need.
+    # Flyte's sidecar loads the inputs of a raw container. The SDK's command loads its own.
     if kind == _RAW or container.data_config.enabled:
         raise InvalidArgument(
             f"{_TEMPLATE}.type",
@@ -224,7 +224,7 @@ def _check_variable(field: str, key: str, value: str) -> None:
 def _place_of_outputs(
     action: ActionObject, attempt: int, settings: ExecutorSettings
 ) -> tuple[str, Outputs]:
-    """The place of an attempt's outputs, as its URI, and as a path if it is on this machine."""
+    """The URI of an attempt's outputs, and their path; the URI twice if they are elsewhere."""
     prefix = _outputs(action, attempt)
     try:
         outputs = local_path(prefix)
@@ -292,6 +292,7 @@ def _environment(
         "FLYTE_INTERNAL_TASK_DOMAIN": identifier.domain,
         "FLYTE_INTERNAL_TASK_NAME": identifier.name,
         "FLYTE_INTERNAL_TASK_VERSION": identifier.version,
+        # Flyte counts attempts from 0 here.
         "FLYTE_ATTEMPT_NUMBER": str(attempt - 1),
         "_F_PN": spec.project,
         "_U_USE_ACTIONS": "1",

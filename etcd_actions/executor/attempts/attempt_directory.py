@@ -11,8 +11,6 @@ import os
 import re
 import secrets
 import signal
-import struct
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -36,24 +34,24 @@ from etcd_actions.executor.supervision.process_tree import Process
 from etcd_actions.model import Incarnation
 
 STARTED: Final = supervisor.STARTED
-"""The file with the number of the main process, written before that runs its program."""
+"""The file with the pid of the main process, written before that process runs its program."""
 EXIT: Final = supervisor.EXIT
 """The file with the exit code of the main process, negative for a signal."""
 LOCK: Final = "lock"
 CLOCK: Final = "clock"
-"""The file with the start of the attempt, in seconds since the machine started, and the boot id."""
+"""The file with the attempt's start, in seconds since the machine's start, and the boot id."""
 MARK: Final = "_ATTEMPT_MARK"
 """The variable in the environment of an attempt's processes: see :attr:`AttemptDirectory.mark`."""
 
 _OBJECT: Final = "object"
+# Bytes of the key, and characters of the uid, that are written for operators.
 _MOST_SHOWN: Final = 1024
 # Bytes of a log's line about missing bytes.
 _HEADER: Final = 64
+# Bytes of the file that names the object.
 _MOST_NOTE: Final = 64 * 1024
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _CREATE: Final = os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-# struct flock of 64-bit systems, and the indexes of l_type and l_pid in it.
-_FLOCK: Final = ("hhqqi0q", 0, 4) if sys.platform.startswith("linux") else ("qqihh0q", 3, 2)
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 # Names of objects' directories: the present form, and the uid of an earlier version.
 _PRESENT: Final = re.compile(r"-[0-9a-f]{40}$")
@@ -109,7 +107,7 @@ class AttemptDirectory:
 
     @property
     def name(self) -> str:
-        """The path below the directory of all attempts."""
+        """The attempt's path below ``attempts``: the object's directory, a slash, the number."""
         return "/".join(self.path.parts[-2:])
 
     @property
@@ -118,7 +116,7 @@ class AttemptDirectory:
         return hashlib.sha256(os.fsencode(self.path)).hexdigest()[:32]
 
     def note_object(self) -> bool:
-        """Store the attempt's object, once; return whether the stored one is this one.
+        """Store the attempt's object unless one is stored; return whether that one is the same.
 
         Raises:
             OSError: The file cannot be written or read.
@@ -128,7 +126,7 @@ class AttemptDirectory:
         owner = incarnation.path_component
         note = {
             "object": owner,
-            # The rest is for people.
+            # Operators read the rest; the program does not.
             "key": incarnation.key[:_MOST_SHOWN].decode(errors="backslashreplace"),
             "create_revision": incarnation.create_revision,
             "uid": incarnation.uid[:_MOST_SHOWN],
@@ -202,7 +200,7 @@ class AttemptDirectory:
 
     @property
     def is_alive(self) -> bool:
-        """Whether its supervisor has the lock, so lives; True if the lock cannot be opened now."""
+        """Whether its supervisor lives, by the lock; True if the lock cannot be opened now."""
         try:
             descriptor = self.try_lock()
         except UnusableFile:
@@ -216,9 +214,9 @@ class AttemptDirectory:
 
     @property
     def pid(self) -> int | None:
-        """The pid of the main process; None before its start. A task may have changed the file.
+        """The pid of the main process, by its file; None before its start.
 
-        So no signal may be sent to it.
+        Send no signal to it: a task may have changed the file.
         """
         try:
             return self._number(STARTED)
@@ -255,7 +253,7 @@ class AttemptDirectory:
     def note_started(self) -> None:
         """Store that it was started, unless its supervisor did that.
 
-        A failure is logged: a later executor starts it again by the launcher, which knows it.
+        A failure is logged: a later executor calls the launcher again, which starts nothing twice.
         """
         try:
             if not self.was_started:
@@ -266,7 +264,7 @@ class AttemptDirectory:
     def note_end(self, code: int | None, reason: str) -> None:
         """Note how it ended; the exit code is stored, too, unless its supervisor did that.
 
-        A failure is logged: a later executor looks again.
+        A failure is logged: a later executor reads the end from the launcher again.
         """
         self.reported_exit, self.ended_because = code, reason
         try:
@@ -276,7 +274,7 @@ class AttemptDirectory:
             _log.debug("end_not_noted", directory=str(self.path), error=str(error))
 
     def write_log(self, data: bytes, most: int) -> None:
-        """Write the log so far, of which at most ``most`` bytes are kept, its end.
+        """Replace the log by the last ``most`` bytes of ``data``.
 
         Raises:
             OSError: It cannot be written.
@@ -321,26 +319,19 @@ class AttemptDirectory:
         return "\n".join(end.decode(errors="replace").splitlines()[-most:])
 
     def supervisor(self) -> int | None:
-        """The number of the process that has the supervisor's lock, by the kernel; None if free."""
+        """The pid of the process that has the supervisor's lock, by the kernel; None if free."""
         try:
             with self.open_directory() as directory:
                 descriptor = open_regular(supervisor.SUPERVISOR, os.O_RDWR, dir_fd=directory)
         except (OSError, UnusableFile):
             return None
-        layout, kind, pid = _FLOCK
-        query = [0, 0, 0, 0, 0]
-        query[kind] = fcntl.F_WRLCK
         try:
-            found = fcntl.fcntl(descriptor, fcntl.F_GETLK, struct.pack(layout, *query))
-        except OSError:
-            return None
+            return process_tree.lock_owner(descriptor)
         finally:
             os.close(descriptor)
-        fields: tuple[int, ...] = struct.unpack(layout, found)
-        return fields[pid] if fields[kind] != fcntl.F_UNLCK and fields[pid] > 0 else None
 
     def kill(self, number: signal.Signals) -> None:
-        """Have the supervisor end the tree: SIGTERM with the grace, SIGKILL without."""
+        """Have the supervisor end its process tree: after the grace for SIGTERM, else at once."""
         self._signal_supervisor(
             signal.SIGQUIT if number is signal.SIGKILL else number, signal.SIGCONT
         )

@@ -16,7 +16,7 @@ DEADLINE: Final = "DEADLINE_EXCEEDED"
 QUEUED_TOO_LONG: Final = "QUEUED_TIMEOUT_EXCEEDED"
 
 MOST_ATTEMPTS: Final = 2**32 - 1
-"""The greatest number that the field of the stored object takes."""
+"""The greatest value of ``status.attempts``, a uint32 in Flyte's messages."""
 
 _METADATA = "spec.taskTemplate.metadata"
 
@@ -72,7 +72,7 @@ class Limits:
         return None
 
     def running_ends(self, started: float) -> tuple[float, ErrorState]:
-        """The time at which an attempt started at ``started`` has run too long, and its error."""
+        """The latest end of an attempt that started at ``started``, and the error if it runs on."""
         ran = LONGEST if self.run is None else self.run
         end = float("inf") if self.run is None else started + self.run
         if self.deadline is not None and self.deadline <= end:

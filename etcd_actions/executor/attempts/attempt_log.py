@@ -22,7 +22,9 @@ from etcd_actions.executor.attempts.attempt_directory import AttemptDirectory, d
 from etcd_actions.executor.supervision.bounded_log import LOG, LOG_BEFORE
 from etcd_actions.model import Incarnation
 
+# The most bytes of one read.
 _PART: Final = 64 * 1024
+# The most bytes at the end of a file by which it is found in a joined log.
 _COMPARED: Final = 64 * 1024
 _MOST_OF_A_HEADER: Final = 64
 # The first line of a log of which a part is missing, also of an earlier version.
@@ -50,7 +52,7 @@ class LocalLogs:
 
         Raises:
             FileNotFoundError: It does not exist here, or not yet.
-            UnusableFile: Its name is of something else.
+            UnusableFile: It is not a regular file.
             OSError: It cannot be read.
         """
         log = await trio.to_thread.run_sync(self._open, incarnation, attempt, limiter=_THREADS)
@@ -102,7 +104,7 @@ class AttemptLog:
         """The next bytes, 64 KiB at most; none if there are none now.
 
         Raises:
-            UnusableFile: Its name is of something else now.
+            UnusableFile: Its name is now that of something other than a regular file.
             OSError: It cannot be read.
         """
         # A cancellation waits for the thread: the directory is local.
@@ -111,8 +113,8 @@ class AttemptLog:
     async def has_ended(self) -> bool:
         """Whether the attempt has ended by its files, so that all its log can be read.
 
-        Its lock is not read: to read it is to lock it, and an executor that does the same then
-        would find that the attempt lives.
+        The attempt's lock is not tried: an executor that tries it at the same time would conclude
+        that the attempt lives.
         """
         return await trio.to_thread.run_sync(self._has_ended, limiter=_THREADS)
 
@@ -194,7 +196,8 @@ def _offset_after(part: int, size: int, log: int) -> int:
     begin = header.end() if header is not None else 0
     compared = min(size, _COMPARED)
     end = os.pread(part, compared, size - compared)
-    # As a rule the second part is read when the two are put together.
+    # The second part ends at the end of the log, the first one after its own size. The second
+    # comes first: a reader is usually in it when the two are joined.
     for at in (total, begin + size):
         if compared <= at <= total and os.pread(log, compared, at - compared) == end:
             return at

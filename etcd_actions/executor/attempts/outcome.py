@@ -29,7 +29,8 @@ ERROR_FILE: Final = "error.pb"
 OUTPUTS_FILE: Final = "outputs.pb"
 
 _MOST_ERROR_FILE: Final = 4 * 1024 * 1024
-# It is stored in etcd, which takes 1.5 MiB in all, and sent to the action's subscribers.
+# Characters: the object with it has to fit into a request to etcd (1.5 MiB by default), and each
+# subscriber receives it.
 _MOST_MESSAGE: Final = 64 * 1024
 _MOST_CODE: Final = 256
 _FILES_WITHIN: Final = 60.0
@@ -47,9 +48,9 @@ class Outcome(NamedTuple):
 async def find_outcome(
     place: AttemptDirectory, outputs: Outputs, *, declares_outputs: bool
 ) -> Outcome:
-    """Read the outcome of an attempt in a thread, which a cancellation leaves alone.
+    """Read the outcome of an attempt in a thread; a cancellation does not wait for the thread.
 
-    A file system that does not answer within a minute is an error of the attempt.
+    The attempt has failed if the file system does not answer within a minute.
     """
     look = partial(outcome_of, place, outputs, declares_outputs=declares_outputs)
     try:
@@ -86,7 +87,7 @@ def outcome_of(place: AttemptDirectory, outputs: Outputs, *, declares_outputs: b
 
 
 def clear(outputs: Outputs) -> None:
-    """Remove the files that could be mistaken for the outcome of an attempt before its start.
+    """Remove old outputs and errors before an attempt starts: they are not its outcome.
 
     Raises:
         UnusableFile: A URL cannot be used.

@@ -32,7 +32,7 @@ _MOST: Final = 64 * 1024
 class _Taken(msgspec.Struct, frozen=True):
     attempt: str
     outputs: str
-    """For people."""
+    """The directory of outputs. Operators read it; the program does not."""
 
 
 def take(place: AttemptDirectory, outputs: Outputs) -> AttemptDirectory | None:

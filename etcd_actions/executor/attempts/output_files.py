@@ -79,7 +79,7 @@ def write_file(outputs: Outputs, name: str, data: bytes) -> None:
 
 
 def remove_file(outputs: Outputs, name: str) -> None:
-    """Remove a file. A directory of this machine is renamed, since its contents are not ours.
+    """Remove a file. If the name is that of a directory on this machine, rename the directory.
 
     Raises:
         OSError: It cannot be removed.
@@ -111,5 +111,5 @@ def _at(url: str) -> Iterator[tuple[Any, str]]:
         yield files, str(path).rstrip("/")
     except Exception as error:
         reason = f"{url}: {type(error).__name__}: {error}"[:_MOST_REASON]
-        # A later try may succeed.
+        # EAGAIN: the caller retries, see `lacks_resources`.
         raise OSError(errno.EAGAIN, reason) from error

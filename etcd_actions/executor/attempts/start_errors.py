@@ -19,7 +19,7 @@ _MACHINE: Final = frozenset(
         *(errno.ENOBUFS, errno.ENOMEM, errno.ENOSPC),
     }
 )
-# In our own directory: another process replaced a file.
+# In the executor's own directory these mean that another process, such as a task, replaced a file.
 _PLANTED: Final = frozenset(
     {errno.EISDIR, errno.ELOOP, errno.ENOTDIR, errno.ENOTEMPTY, errno.ENXIO}
 )
@@ -27,6 +27,7 @@ _PLANTED: Final = frozenset(
 _OURS: Final = frozenset({"process", "state", "supervisor"})
 # The kernel's limit of one argument, MAX_ARG_STRLEN, with its NUL.
 _MOST_ARGUMENT: Final = 32 * os.sysconf("SC_PAGESIZE")
+# Bytes that the kernel needs in addition, as for the program's path.
 _SPARE: Final = 4096
 
 
@@ -111,7 +112,7 @@ def check_command(arguments: list[str], environment: dict[str, str], command: Co
 
 
 def _check_text(what: str, text: str) -> int:
-    """The bytes that it takes, with its pointer."""
+    """The bytes that a text takes in the memory of a new process: with its NUL and its pointer."""
     try:
         data = os.fsencode(text)
     except UnicodeEncodeError as error:

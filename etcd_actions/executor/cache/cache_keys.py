@@ -1,8 +1,8 @@
 """The cache keys of calls: task, version, interface and inputs.
 
-The SDK makes the key of a child in its parent, and leaves the key of a root to the service. The
-key of a root is made here of the same parts, in another form: an input with a hash of its own
-counts by its hash, and ignored inputs do not count.
+The SDK computes the key of a child in the task of its parent. It leaves the key of a root to the
+service: this module computes that key from the same parts, in another form. The hash of an input
+stands for the input if it has one; ignored inputs are omitted.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ class Call(NamedTuple):
     Attributes:
         cache_key: Identifies the call.
         entry: The key of its result in etcd.
-        reservation: The key in etcd that the action that makes the result holds.
+        reservation: The key in etcd of the one action that computes the result.
         overwrites: Whether its run replaces results instead of using them.
-        serialized: Whether one action at a time makes the result, and others wait for it.
+        serialized: Whether one action at a time computes the result, and others wait for it.
         max_age: Seconds after which a result is not used any more; None for no limit.
     """
 

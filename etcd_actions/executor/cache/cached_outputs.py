@@ -1,7 +1,7 @@
 """Cached outputs: stored apart from those of their run, and copied to other actions.
 
-Small ones are in the entry in etcd. Larger ones are in a file of the state directory, named by
-their digest; an executor without that file reads the outputs of the run. All are compared with the
+Small outputs are in the entry in etcd. Larger ones are in a file of the state directory, named by
+their digest; an executor without that file reads the outputs of the run. Each read verifies the
 digest.
 """
 
@@ -26,7 +26,7 @@ from etcd_actions.catalog import Entry, digest_of
 from etcd_actions.executor.attempts.attempt_directory import AttemptDirectory
 from etcd_actions.executor.attempts.outcome import OUTPUTS_FILE, clear
 from etcd_actions.executor.attempts.output_directories import take
-from etcd_actions.executor.attempts.output_files import Outputs as Place
+from etcd_actions.executor.attempts.output_files import Outputs as OutputsLocation
 from etcd_actions.executor.attempts.output_files import read_file, write_file
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class Stale(Exception):
     """A cached result cannot be used any more."""
 
 
-def read_outputs(outputs: Place) -> bytes | None:
+def read_outputs(outputs: OutputsLocation) -> bytes | None:
     """The outputs of an attempt; None if it has none.
 
     Raises:
@@ -94,7 +94,7 @@ def fetch(state_dir: Path, entry: Entry, *, declares_outputs: bool) -> bytes | N
     return data
 
 
-def write_outputs(place: AttemptDirectory, outputs: Place, data: bytes | None) -> bool:
+def write_outputs(place: AttemptDirectory, outputs: OutputsLocation, data: bytes | None) -> bool:
     """Write outputs in the place of an attempt that is not started.
 
     Args:
@@ -119,7 +119,8 @@ def write_outputs(place: AttemptDirectory, outputs: Place, data: bytes | None) -
 def sweep_cache(state_dir: Path, keep: float) -> None:
     """Remove outputs whose entries in etcd, which are kept for ``keep`` seconds, have expired.
 
-    Outputs are kept for half as long again: entries that are renewed together live longer.
+    Outputs are kept for one and a half times as long, since an entry may outlive ``keep``: entries
+    share leases, and a renewal of one extends all of its lease.
     """
     before = time.time() - 1.5 * keep
     with suppress(FileNotFoundError):

@@ -56,9 +56,11 @@ UNIT: Final = "cache"
 # Seconds that the cache may take of a task's time.
 _WITHIN: Final = 10.0
 _FILES_WITHIN: Final = 8.0
-# Seconds between reads of an action that waits for a reservation; of many, each waits longer.
+# Seconds between reads of an action that waits for a reservation. If more actions than _MANY wait
+# for one, the time grows with their number.
 _LOOK_EVERY: Final = 1.0
 _MANY: Final = 20
+# Seconds until an action whose outputs' file system does not answer is started again.
 _HANGS_AGAIN: Final = 30.0
 
 _log = structlog.get_logger(__name__)
@@ -77,8 +79,8 @@ class Lookup(NamedTuple):
     waits: float | None = None
 
 
-class Task(NamedTuple):
-    """An action before its start, or after its success, with its attempt and outputs' directory."""
+class CacheRequest(NamedTuple):
+    """An attempt before its start, or after its success, whose cached result is read or stored."""
 
     name: str
     action: StoredAction
@@ -123,13 +125,14 @@ class Caching:
         self._wake = wake
         # By action: the claim, None if it is not known whether it was made; key and subject.
         self._reserved: dict[str, tuple[Claim | None, bytes, str]] = {}
-        self._left: list[tuple[bytes, str]] = []
+        # Keys and subjects of reservations whose release failed.
+        self._unreleased: list[tuple[bytes, str]] = []
         self._waiting: defaultdict[bytes, set[str]] = defaultdict(set)
         # Entries that could not be used, by key and revision.
         self._unusable: set[tuple[bytes, int]] = set()
         self.results: Counter[str] = Counter()
 
-    async def look(self, task: Task) -> Lookup:
+    async def look(self, task: CacheRequest) -> Lookup:
         """Read the result of a task before its start, and use it if there is one."""
         if self._off or not task.template.metadata.discoverable:
             return Lookup(DISABLED)
@@ -138,13 +141,13 @@ class Caching:
             try:
                 found = await self._look(task)
             except _Hangs as reason:
-                _log.warning("outputs_hang", action=task.name, reason=str(reason))
+                _log.warning("outputs_unanswered", action=task.name, reason=str(reason))
                 found = Lookup(LOOKUP_FAILURE, _HANGS_AGAIN)
         if found.waits is None:
             self.results[_NAMES[found.status]] += 1
         return found
 
-    async def keep(self, task: Task) -> int | None:
+    async def keep(self, task: CacheRequest) -> int | None:
         """Store the result of a task that succeeded; returns the cache status, if it is cached."""
         if self._off or not task.template.metadata.discoverable:
             return None
@@ -158,7 +161,7 @@ class Caching:
         return status
 
     async def is_known(self, action: StoredAction, template: TaskTemplate, name: str) -> bool:
-        """Whether there seems to be a result, so that the action needs no slot."""
+        """Whether a result is cached now, so that the action needs no slot. It may be stale."""
         if self._off or not template.metadata.discoverable:
             return False
         known = False
@@ -168,7 +171,7 @@ class Caching:
                 known = await self._find(call) is not None
         return known
 
-    async def reserve_again(self, task: Task) -> None:
+    async def reserve_again(self, task: CacheRequest) -> None:
         """Renew the reservation of an attempt that an earlier executor started."""
         if self._off or not task.template.metadata.cache_serializable:
             return
@@ -189,8 +192,8 @@ class Caching:
             else:
                 await self._claims.unreserve(key, subject)
         except BaseException as error:
-            # It is attached to the lease of all claims, so it would last as long as this process.
-            self._left.append((key, subject))
+            # Retried: on the lease of all claims the key would last as long as this process.
+            self._unreleased.append((key, subject))
             if not isinstance(error, EtcdError):
                 raise
             _log.warning("reservation_not_released", action=name, error=str(error))
@@ -203,12 +206,12 @@ class Caching:
         Raises:
             EtcdError: etcd cannot be written; the rest is retried by the next call.
         """
-        while self._left:
-            key, subject = self._left[-1]
+        while self._unreleased:
+            key, subject = self._unreleased[-1]
             if all(held[1:] != (key, subject) for held in self._reserved.values()):
                 await self._claims.unreserve(key, subject)
                 self._wake_all(key)
-            self._left.remove((key, subject))
+            self._unreleased.remove((key, subject))
 
     @asynccontextmanager
     async def _bounded(self, name: str) -> AsyncIterator[None]:
@@ -219,7 +222,7 @@ class Caching:
             if scope.cancelled_caught:
                 _log.warning("cache_not_used", action=name, reason="it takes too long")
 
-    async def _look(self, task: Task) -> Lookup:
+    async def _look(self, task: CacheRequest) -> Lookup:
         call = await call_of(self._keys, task.action, task.template)
         assert call is not None
         self._waiting[call.reservation].discard(task.name)
@@ -237,7 +240,7 @@ class Caching:
         # Another action may have stored a result before the reservation.
         return Lookup(HIT if await self._take_result(task, call) else status)
 
-    async def _take_result(self, task: Task, call: Call) -> bool:
+    async def _take_result(self, task: CacheRequest, call: Call) -> bool:
         if call.overwrites or (found := await self._find(call)) is None:
             return False
         declares = bool(task.template.interface.outputs.variables)
@@ -276,7 +279,7 @@ class Caching:
         age = self._clock.wall() - found.entry.created.timestamp()
         return None if call.max_age is not None and age > call.max_age else found
 
-    async def _put(self, task: Task, call: Call) -> None:
+    async def _put(self, task: CacheRequest, call: Call) -> None:
         data = await in_thread(_FILES_WITHIN, task.outputs, read_outputs, task.outputs)
         small = data is not None and len(data) <= MOST_IN_ETCD
         if data is not None and not small:
@@ -300,9 +303,9 @@ class Caching:
             ),
         )
 
-    async def _reserve(self, task: Task, call: Call) -> bool:
+    async def _reserve(self, task: CacheRequest, call: Call) -> bool:
         subject = task.action.incarnation.path_component
-        # Before the call: cancelled, it may have been made.
+        # Stored before the call: a cancelled call may have made the reservation.
         self._reserved[task.name] = (None, call.reservation, subject)
         claim = await self._claims.reserve(call.reservation, subject)
         if claim is None:

@@ -35,6 +35,7 @@ BUILD_LOG: Final = "build.log"
 CONTEXT: Final = "context"
 
 _NETWORK_TRIES: Final = 4
+# Seconds before the first retry; each later one doubles.
 _FIRST_DELAY: Final = 1.0
 _LAST_LINES: Final = 20
 _LAST_BYTES: Final = 8192
@@ -183,7 +184,8 @@ class _Builder:
         self._base = base
         self._log = log
         self._environment = _environment()
-        self._installs: list[str] = []
+        # The installer's program and first arguments.
+        self._installer: list[str] = []
 
     async def create(self) -> None:
         """Make an environment without packages of its own, which finds those of the base."""
@@ -193,13 +195,13 @@ class _Builder:
             # The directory has our log in it.
             options = ["--no-project", "--allow-existing", "--python", str(python)]
             await self._run([str(uv), "venv", *options, target], "uv venv")
-            self._installs = [str(uv), "pip", "install", "--python", str(self._python)]
+            self._installer = [str(uv), "pip", "install", "--python", str(self._python)]
         else:
             # The environment finds the pip of the base.
             options = ["--without-pip"] if self._base.has_pip else []
             await self._run([str(python), "-I", "-m", "venv", *options, target], "python -m venv")
             usual = ["--no-input", "--disable-pip-version-check", "--progress-bar", "off"]
-            self._installs = [str(self._python), "-I", "-m", "pip", "install", *usual]
+            self._installer = [str(self._python), "-I", "-m", "pip", "install", *usual]
         (packages,) = self._directory.glob("lib/python*/site-packages")
         lines = [f"import site; site.addsitedir({each!r})\n" for each in self._base.packages]
         (packages / "_etcd_actions_base.pth").write_text("".join(lines))
@@ -262,7 +264,7 @@ class _Builder:
         tries = 0
         while True:
             try:
-                await self._run([*self._installs, *arguments], what)
+                await self._run([*self._installer, *arguments], what)
             except BuildFailed as failure:
                 tries += 1
                 if not failure.by_network or tries == _NETWORK_TRIES:

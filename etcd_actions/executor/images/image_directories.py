@@ -1,6 +1,7 @@
 """The directories of images' environments: completion, use, and removal.
 
-All functions block. The home of an environment is the directory of its image's definition.
+All functions block. Each definition of an image, with the Python below it, has one directory, its
+*home*: the builds of its environment are in it, and a file that names the complete one.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ USE: Final = "use"
 
 _READY: Final = "ready.json"
 _MOST_READY: Final = 4096
+# Seconds for which a used environment stays even above the limit of bytes.
 _LEAST_UNUSED: Final = 3600.0
+# Bytes of the archive of an image's files.
 _MOST_CONTEXT: Final = 256 * 1024 * 1024
 
 

@@ -69,9 +69,12 @@ NOTE: Final = "image"
 
 _HOME: Final = re.compile(r"[0-9a-f]{40}")
 _BUILDS_AT_ONCE: Final = 2
+# Seconds between two looks at a build: at first, and at most.
 _LOOK_FIRST: Final = 0.1
 _LOOK_LAST: Final = 3.0
+# Seconds for which a failed build is the error of each further action.
 _FAILED_FOR: Final = 30.0
+# Seconds between removals of old environments, and until the first one.
 _SWEEP_EVERY: Final = 3600.0
 _FIRST_SWEEP: Final = 300.0
 _MOST_KNOWN: Final = 10_000
@@ -85,7 +88,7 @@ class ImageEnvironment:
 
     Attributes:
         directory: The virtual environment; None if the image installs nothing.
-        variables: The variables of the image; those of the task go first.
+        variables: The variables of the image; those of the task override them.
     """
 
     directory: Path | None
@@ -190,7 +193,7 @@ class ImageEnvironments:
         # Another task may have started a build during the read.
         if digest not in self._builds or self._builds[digest].failure is not None:
             self._builds[digest] = _Build(now)
-            self._nursery.start_soon(self._make, reference, stored, definition)
+            self._nursery.start_soon(self._provide, reference, stored, definition)
         raise NotBuiltYet(_LOOK_FIRST)
 
     async def applied(
@@ -259,14 +262,15 @@ class ImageEnvironments:
             del self._uses[home]
             os.close(use.descriptor)
 
-    async def _make(
+    async def _provide(
         self, reference: ImageReference, stored: StoredImage, definition: Definition
     ) -> None:
+        """Build an environment in its boundary, and store it, or the failure, for later calls."""
         running = self._builds[reference.digest]
         failure: NotStarted | None = None
         with self._containment.unit(UNIT, str(reference)) as unit:
             try:
-                found = await self._made(reference, stored, definition)
+                found = await self._environment_of(reference, stored, definition)
             except NotStarted as error:
                 failure = error
             except BuildFailed as error:
@@ -290,9 +294,14 @@ class ImageEnvironments:
         if len(self._builds) > _MOST_KNOWN:
             self._builds = {k: v for k, v in self._builds.items() if v.failure is None}
 
-    async def _made(
+    async def _environment_of(
         self, reference: ImageReference, stored: StoredImage, definition: Definition
     ) -> ImageEnvironment:
+        """The environment of an image, which is built unless a complete one exists.
+
+        Raises:
+            NotStarted, BuildFailed, OSError: It cannot be built.
+        """
         if self._base is None:
             try:
                 self._base = await find_base(self._settings.python)
@@ -367,7 +376,7 @@ class ImageEnvironments:
         return data
 
     async def keep_clean(self) -> None:
-        """Remove environments that are unused for long, or too many; does not return."""
+        """Remove environments that are unused for long, or exceed the bytes; does not return."""
         every = max(min(_SWEEP_EVERY, self._settings.keep / 4), 1.0)
         # First the executor has to find the attempts of earlier executors, which use environments.
         await trio.sleep(min(_FIRST_SWEEP, every))

@@ -24,11 +24,13 @@ from etcd_actions.executor.attempts.start_errors import (
 from etcd_actions.executor.launchers.launcher import Launcher, LauncherUnavailable, State
 
 _TRIES: Final = 3
+# Seconds for the file system of the outputs.
 _FILES_WITHIN: Final = 60.0
-# Another executor that starts the same attempt.
+# Seconds for another executor that has the lock to start the attempt, and between checks of that.
 _STARTED_WITHIN: Final = 60.0
 _LOCK_EVERY: Final = 0.05
-# A supervisor reports the end of its attempt before it ends itself.
+# Seconds to wait for a directory of outputs: a supervisor reports the end of its attempt before it
+# releases its lock.
 _RELEASED_WITHIN: Final = 1.0
 # Seconds between two looks: at first, and later, since a long attempt may be noticed later.
 _LOOK_FIRST: Final = 0.2
@@ -152,10 +154,11 @@ class Attempts:
 async def _lock(place: AttemptDirectory) -> int | None:
     """Lock an attempt that was not started, see :meth:`AttemptDirectory.try_lock`.
 
-    Another executor that has the lock without a supervisor is about to start it, and may fail.
+    If another executor has the lock and there is no supervisor yet, that executor is about to start
+    the attempt, or fails to. This call waits until it is certain which.
 
     Raises:
-        NotStarted: That takes too long.
+        NotStarted: The other executor takes longer than a minute.
         UnusableFile, OSError: It cannot be locked.
     """
     until = trio.current_time() + _STARTED_WITHIN

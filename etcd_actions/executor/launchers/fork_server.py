@@ -29,22 +29,24 @@ UNIT: Final = "fork_server"
 _PROGRAM = Path(supervisor.__file__).with_name("fork_server_main.py")
 _MOST_LOG = 1 << 20
 _BACKOFF = Backoff(initial=0.2, cap=30.0)
+# Seconds from the start of a server to its first message.
 _READY_WITHIN = 60.0
 # After so many failures in a row attempts are started without it.
 _TRIES = 3
+# Seconds that a server has to run before its failures no longer count as "in a row".
 _LASTING = 60.0
-# Its exit code if it can never fork.
+# The server's exit code if it can never fork.
 _USELESS = 4
 
 _log = structlog.get_logger(__name__)
 
 
 class ForkServerEnded(Exception):
-    """It ended, or did not become ready; the message has the end of its log."""
+    """The server ended, or did not become ready; the message has the end of its log."""
 
 
 class ForkServerUseless(ForkServerEnded):
-    """The SDK of this interpreter cannot be forked: a retry would fail alike."""
+    """A process with this interpreter's SDK cannot be forked: a retry would fail, too."""
 
 
 @asynccontextmanager
@@ -80,7 +82,7 @@ class ForkServer:
         self._identity = f"{python}{' (plain)' if plain else ''}"
         self._containment = containment
         self._socket: socket.socket | None = None
-        # Set once it can be used, or cannot.
+        # Set while it is certain whether the server can be used; `start` waits for it.
         self._decided = trio.Event()
         self._sending = trio.Lock()
         self._failures = 0

@@ -1,4 +1,4 @@
-"""Starts attempts on this machine: by the fork server, by a small server, or by exec."""
+"""Starts attempts on this machine: by the fork server with the SDK, the plain one, or exec."""
 
 from __future__ import annotations
 
@@ -27,9 +27,11 @@ from etcd_actions.executor.launchers.fork_server import ForkServer
 from etcd_actions.executor.launchers.launcher import Look, State
 from etcd_actions.executor.supervision import supervisor
 
+# Seconds between two looks at the lock of an attempt.
 _LOOK_EVERY: Final = 0.5
+# Seconds from the start of a supervisor to its report.
 _START_WITHIN: Final = 60.0
-# A supervisor that is stopped or hangs is killed itself after so long.
+# Seconds after SIGKILL until a supervisor that is stopped or hangs is killed itself.
 _KILLED_WITHIN: Final = 15.0
 _FILES_WITHIN: Final = 60.0
 _RUNNING: Final = Look(State.RUNNING)
@@ -46,7 +48,7 @@ class LocalLauncher:
     """Starts processes of this machine; each has a supervisor, which outlives this process.
 
     Args:
-        nursery: Where the reports of supervisors are received.
+        nursery: Runs the tasks that read the supervisors' reports.
         kill_grace: Seconds between SIGTERM and SIGKILL.
         log_bytes: The most bytes of an attempt's log, while it grows and afterwards.
         fork_server: Starts the SDK's commands; None to execute them like others.

@@ -27,6 +27,7 @@ _MOST_TOKEN: Final = 16 * 1024
 _MOST_TEXT: Final = 2000
 _OK: Final = 200
 _NOT_FOUND: Final = 404
+# A proxy answers so while Ray's head is not available.
 _AWAY: Final = (502, 503, 504)
 
 

@@ -1,7 +1,7 @@
 """Submits each attempt as a job of a Ray cluster, and follows it there.
 
-A job's submission id is made of the attempt's name, which is never that of another one. Ray
-refuses a second job of the same id: so it is started at most once, whichever executor submits it.
+A job's submission id contains the attempt's name, which no other attempt has. Ray refuses a second
+job with the same id. So each attempt starts at most once, whichever executor submits it.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class RayLauncher:
 
     Args:
         settings: See :class:`RaySettings`.
-        nursery: Runs what stops jobs that do not end in time.
+        nursery: Runs the tasks that stop jobs which did not end in time.
         kill_grace: Seconds between SIGTERM and SIGKILL.
         log_bytes: The most bytes of a log that are read.
         containment: Its boundary, in which it is parked while Ray does not answer.
@@ -115,7 +115,7 @@ class RayLauncher:
         return await self._jobs.logs(job_name(place), self._log_bytes * _MOST_LOG_FACTOR)
 
     async def _stop(self, place: AttemptDirectory) -> None:
-        """Have a job stopped, as often as necessary; returns once it has ended.
+        """Request the end of a job until it has ended, with a back-off.
 
         A job that still waits in Ray for resources ends as soon as it has them.
         """
@@ -166,7 +166,7 @@ class RayLauncher:
         """The body of a submission."""
         variables = command.environment
         runtime: dict[str, Any] = {
-            # Its parts of a job that ends others read the grace there.
+            # Ray's supervisor of the job waits so many seconds between SIGTERM and SIGKILL.
             "env_vars": variables | {"RAY_JOB_STOP_WAIT_TIME_S": f"{math.ceil(self._kill_grace)}"}
         }
         if command.packages:

@@ -1,8 +1,8 @@
 """The actions that are not terminal: their depths, and the slots that they hold.
 
 A state machine without I/O. Actions are named ``<namespace>/<name>``, by the keys of their objects.
-A state changes its action and the parent; only a parent that is received after its children changes
-all actions below it.
+The cost of a state is constant: it changes its action and the parent. One case costs more: a parent
+that is received after its children changes the depths of all actions below it.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from etcd_actions.model import (
 )
 
 MOST_DEPTH: Final = 256
-"""The greatest depth that is counted: it bounds the cost of a circle of parents."""
+"""The greatest depth that is counted: it bounds the cost if actions name each other as parents."""
 
 
 @dataclass(slots=True)
-class Known:
-    """An action that is not terminal: its newest state, its depth, its children that are not."""
+class OpenAction:
+    """An action that is not terminal: its newest state, its depth, its children of this kind."""
 
     update: ActionUpdate
     depth: int
@@ -54,8 +54,8 @@ class Board:
 
     def __init__(self, turns: Turns | None = None) -> None:
         self._turns = Turns(1) if turns is None else turns
-        self._open: dict[str, Known] = {}
-        # The children of parents that are not received yet, or are terminal.
+        self._open: dict[str, OpenAction] = {}
+        # By parent, of parents that are not on the board: not received yet, or terminal.
         self._waiting_children: defaultdict[str, set[str]] = defaultdict(set)
         # The newest revisions of terminal actions, so that no older state revives them.
         self._terminal: dict[str, int] = {}
@@ -77,7 +77,7 @@ class Board:
         """The number of actions that wait for a child, so that their slots are free."""
         return len(self._held) - self._busy
 
-    def get(self, name: str) -> Known | None:
+    def get(self, name: str) -> OpenAction | None:
         """An action; None if it is terminal, or unknown."""
         return self._open.get(name)
 
@@ -118,7 +118,7 @@ class Board:
         if name not in self._held:
             known = self._open.get(name)
             run = self._held[name] = "" if known is None else known.run
-            self._turns.attend(run, 1)
+            self._turns.count_running(run, 1)
             self._count(name, False)
 
     def release(self, name: str) -> None:
@@ -126,8 +126,8 @@ class Board:
         if name in self._held:
             took, run = self._takes_slot(name), self._held.pop(name)
             self._busy -= took
-            self._turns.take(run, -took)
-            self._turns.attend(run, -1)
+            self._turns.count_slots(run, -took)
+            self._turns.count_running(run, -1)
 
     def moved(self) -> list[str]:
         """The actions whose order has changed since the last call."""
@@ -150,7 +150,7 @@ class Board:
         known = self._open[name]
         return (-known.depth, known.update.create_revision)
 
-    def _end(self, name: str, known: Known | None, update: ActionUpdate) -> bool:
+    def _end(self, name: str, known: OpenAction | None, update: ActionUpdate) -> bool:
         self._terminal[name] = update.revision
         if known is not None:
             self._remove(name, known)
@@ -164,13 +164,14 @@ class Board:
         before = self._takes_slot(name), self._takes_slot(above)
         parent = self._open.get(above)
         depth = min(parent.depth + 1, MOST_DEPTH) if parent is not None else 0
-        known = self._open[name] = Known(update, depth, self._waiting_children.pop(name, set()))
+        children = self._waiting_children.pop(name, set())
+        known = self._open[name] = OpenAction(update, depth, children)
         self._of_parent(update).add(name)
         self._count(name, before[0])
         self._count(above, before[1])
-        self._sink(known)
+        self._update_depths(known)
 
-    def _remove(self, name: str, known: Known) -> None:
+    def _remove(self, name: str, known: OpenAction) -> None:
         above = _parent(known.update)
         before = self._takes_slot(name), self._takes_slot(above)
         del self._open[name]
@@ -183,8 +184,8 @@ class Board:
         self._count(name, before[0])
         self._count(above, before[1])
 
-    def _sink(self, known: Known) -> None:
-        """Update the depths below an action."""
+    def _update_depths(self, known: OpenAction) -> None:
+        """Update the depths of all actions below an action."""
         waiting = [known]
         while waiting:
             above = waiting.pop()
@@ -202,7 +203,7 @@ class Board:
             run := self._held.get(name)
         ) is not None:
             self._busy += change
-            self._turns.take(run, change)
+            self._turns.count_slots(run, change)
 
     def _takes_slot(self, name: str) -> bool:
         return name in self._held and not self.is_waiting(name)

@@ -13,6 +13,7 @@ from etcd_actions._internal.containment import Containment
 from etcd_actions.executor.attempts.attempt_directory import AttemptDirectory
 from etcd_actions.executor.scheduling.board import Board
 
+# Seconds between two measurements of the memory.
 _MEASURE_EVERY: Final = 0.5
 
 
@@ -42,6 +43,7 @@ class Capacity:
         self._wake_later = wake_later
         # Actions whose process is not known yet; None before they have a directory.
         self._starting: dict[str, AttemptDirectory | None] = {}
+        # The process group of each action.
         self._groups: dict[str, int] = {}
         self._changed = True
         self._measured = -1.0

@@ -48,6 +48,7 @@ class Schedule:
         self._delayed: dict[str, bool] = {}
         self._elsewhere: set[str] = set()
         self._unexamined: dict[str, None] = {}
+        # Actions that became ready, and for which no visit was requested yet.
         self._unvisited: dict[str, None] = {}
 
     def __len__(self) -> int:

@@ -26,7 +26,7 @@ RUNS_FOR_A_SLOT: Final = 4
 @dataclass(slots=True)
 class _Run:
     ready: KeyedHeap[str, Order] = field(default_factory=KeyedHeap)
-    attended: int = 0
+    running: int = 0
     busy: int = 0
     most: int = 0
     turn: int = 0
@@ -43,10 +43,11 @@ class Turns:
         self._most_runs = max(1, slots) * RUNS_FOR_A_SLOT
         self._runs: dict[str, _Run] = {}
         self._run_of: dict[str, str] = {}
-        # The running ones that have an action ready and may take one more slot.
+        # The runs with a running action that have a ready one and may take one more slot, and
+        # below them the same for runs without a running action.
         self._running: KeyedHeap[str, tuple[int, int]] = KeyedHeap()
         self._new: KeyedHeap[str, int] = KeyedHeap()
-        self._attended = 0
+        self._running_runs = 0
         self._turn = 0
         self._turn_of_new = 0
 
@@ -89,7 +90,7 @@ class Turns:
         run = None if running is None else running[0]
         if new is not None and (
             running is None
-            or (self._attended < self._most_runs and (0, self._turn_of_new) < running[1])
+            or (self._running_runs < self._most_runs and (0, self._turn_of_new) < running[1])
         ):
             run = new[0]
         if run is None:
@@ -98,11 +99,11 @@ class Turns:
         assert first is not None
         return first[0]
 
-    def attend(self, run: str, by: int) -> None:
+    def count_running(self, run: str, by: int) -> None:
         """Add to the number of a run's running actions, with or without a slot."""
         known = self._run(run)
-        before, known.attended = known.attended, known.attended + by
-        self._attended += (known.attended > 0) - (before > 0)
+        before, known.running = known.running, known.running + by
+        self._running_runs += (known.running > 0) - (before > 0)
         if by > 0:
             self._turn += 1
             known.turn = self._turn
@@ -110,7 +111,7 @@ class Turns:
                 self._turn_of_new = self._turn
         self._place(run)
 
-    def take(self, run: str, by: int) -> None:
+    def count_slots(self, run: str, by: int) -> None:
         """Add to the number of slots that a run holds."""
         if by:
             self._run(run).busy += by
@@ -128,9 +129,9 @@ class Turns:
         if first is None or (known.most and known.busy >= known.most):
             self._running.remove(run)
             self._new.remove(run)
-            if first is None and not known.attended and not known.busy:
+            if first is None and not known.running and not known.busy:
                 del self._runs[run]
-        elif known.attended:
+        elif known.running:
             self._new.remove(run)
             self._running.put(run, (known.busy, known.turn))
         else:

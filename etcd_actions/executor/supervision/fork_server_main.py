@@ -69,7 +69,8 @@ _TELEMETRY_MODULES = (
 )
 _TELEMETRY_VARIABLES = "OTEL_"
 
-# A task makes two; each adds 20 ms to the start of this process.
+# TLS contexts that are made before the forks. A task makes two itself. Each adds 20 ms to the start
+# of this process.
 _READY_CONTEXTS = 4
 
 # Exit codes: a retry may succeed, or cannot.
@@ -98,7 +99,7 @@ def main(descriptor: int, *, plain: bool = False) -> None:
         sys.exit(error.code)
     gc.collect()
     gc.freeze()
-    # No child of the parent, which may end before this process.
+    # The server is not a child of the executor, which may end before it.
     if os.fork():
         os._exit(0)
     # No descriptor of ours may be inherited by a supervisor.

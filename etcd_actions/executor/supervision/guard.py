@@ -1,7 +1,7 @@
 """Ends the attempts of a worker that died, or cannot renew its claims in time.
 
 A program of its own: the worker may be killed or stopped, and attempts outlive it. The worker sends
-a line with the time until which its claims surely exist, on the clock of the machine's start. When
+a line with the time before which its claims cannot expire, in seconds of CLOCK_BOOTTIME. When
 that time has passed, or the worker's end of the pipe is closed, all attempts of the state directory
 are noted as lost, and killed. After the close the guard ends itself.
 
@@ -11,29 +11,26 @@ It inherits the lock of the state directory: no other worker uses the directory 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import math
 import os
 import select
 import signal
-import struct
 import sys
 import time
 from collections.abc import Iterator
 
 if __package__:
-    from etcd_actions.executor.supervision.process_tree import Process, look_at, send
+    from etcd_actions.executor.supervision.process_tree import Process, lock_owner, look_at, send
 else:
     # It is run as a file.
-    from process_tree import Process, look_at, send  # type: ignore[import-not-found,no-redef]
+    from process_tree import Process, lock_owner, look_at, send  # type: ignore[import-not-found,no-redef]
 
 _SUPERVISOR = "supervisor"
 _LOST = "lost"
 _CODE = "WorkerLost"
-# struct flock of 64-bit systems, and the indexes of l_type and l_pid in it.
-_FLOCK = ("hhqqi0q", 0, 4) if sys.platform.startswith("linux") else ("qqihh0q", 3, 2)
+# Seconds between two rounds.
 _AGAIN = 0.5
-# A supervisor that does not end its attempt in this time is killed itself.
+# Seconds until a supervisor that does not end its attempt is killed itself.
 _PATIENCE = 2.0
 _TRIES = 20
 _OPEN = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
@@ -108,20 +105,14 @@ def _directories(path: str) -> list[str]:
 
 def _holder(attempt: str) -> int | None:
     """The process that has the lock of an attempt's supervisor."""
-    layout, kind, pid = _FLOCK
-    query = [0, 0, 0, 0, 0]
-    query[kind] = fcntl.F_WRLCK
     try:
         file = os.open(os.path.join(attempt, _SUPERVISOR), os.O_RDWR | _OPEN)  # noqa: PTH118
     except OSError:
         return None
     try:
-        found = struct.unpack(layout, fcntl.fcntl(file, fcntl.F_GETLK, struct.pack(layout, *query)))
-    except OSError:
-        return None
+        return lock_owner(file)
     finally:
         os.close(file)
-    return found[pid] if found[kind] != fcntl.F_UNLCK and found[pid] > 0 else None
 
 
 def _now() -> float:

@@ -1,14 +1,19 @@
-"""The processes below a process, by /proc, and signals that reach no other process."""
+"""The processes below a process, the owner of a lock, and signals that reach no other process."""
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import signal
+import struct
+import sys
 import time
 from typing import NamedTuple
 
-# A process that cannot be killed is left after so long.
+# struct flock of 64-bit systems, and the indexes of l_type and l_pid in it.
+_FLOCK = ("hhqqi0q", 0, 4) if sys.platform.startswith("linux") else ("qqihh0q", 3, 2)
+# Seconds until a process that does not end after SIGKILL is left.
 _LEAVE_AFTER = 10.0
 
 
@@ -42,6 +47,19 @@ def send(process: Process, number: int) -> None:
     except OSError:
         # It has ended, or may not be signalled.
         return
+
+
+def lock_owner(descriptor: int) -> int | None:
+    """The pid of the process that has locked a file with fcntl, by the kernel; None if free."""
+    layout, kind, pid = _FLOCK
+    query = [0, 0, 0, 0, 0]
+    query[kind] = fcntl.F_WRLCK
+    try:
+        found = fcntl.fcntl(descriptor, fcntl.F_GETLK, struct.pack(layout, *query))
+    except OSError:
+        return None
+    fields: tuple[int, ...] = struct.unpack(layout, found)
+    return fields[pid] if fields[kind] != fcntl.F_UNLCK and fields[pid] > 0 else None
 
 
 def end_orphans(known: set[int]) -> None:

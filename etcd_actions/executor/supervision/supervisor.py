@@ -1,6 +1,6 @@
 """The supervisor of an attempt: starts its main process, keeps its log, and ends its tree.
 
-It is a process for each attempt that outlives the executor. So it has the attempt's lock, and
+Each attempt has one such process, which outlives the executor. So it keeps the attempt's lock, and
 stores the exit code of the main process. It is a child subreaper: the kernel makes it the parent of
 each process that the main process leaves behind, whatever its session and group. The attempt ends
 with its main process: the other processes get SIGTERM then, and SIGKILL after the grace.
@@ -51,7 +51,7 @@ WORK = "work"
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
-# A process that cannot be killed is left after so long.
+# Seconds after SIGKILL until a process that does not end is left.
 _LEAVE_AFTER = 10.0
 _CREATE = os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _PIPE_BYTES = 65536
@@ -184,7 +184,7 @@ class _Supervisor:
         poll.register(output, select.POLLIN)
         poll.register(wake, select.POLLIN)
         termination: _Termination | None = None
-        living = True
+        main_lives = True
         while True:
             ready = [each for each, _ in poll.poll(None if termination is None else 50)]
             if wake in ready:
@@ -194,13 +194,13 @@ class _Supervisor:
                 poll.unregister(output)
             for number, status in _reaped():
                 if number == main:
-                    living = False
+                    main_lives = False
                     code = os.waitstatus_to_exitcode(status)
                     self._write_exit(code, log)
                     _send(self._report, {"ended": code})
             requested = self._signalled & {signal.SIGTERM, signal.SIGQUIT}
-            if termination is None and (requested or not living):
-                if not living and not _has_children(main):
+            if termination is None and (requested or not main_lives):
+                if not main_lives and not _has_children(main):
                     break
                 termination = _Termination(main, self._request["kill_grace"])
             if termination is not None:

@@ -11,8 +11,8 @@ const SPARE = 6;
  * return whether they used it.
  */
 export class Rows {
-  constructor({ role, label, head, rowHeight, key, make, update, open, keys = {}, onScroll = () => {} }) {
-    Object.assign(this, { rowHeight, key, make, update, open, keys, onScroll });
+  constructor({ role, label, head, rowHeight, key, make, update, open, keys = {}, onScroll = () => {}, drawn = () => {} }) {
+    Object.assign(this, { rowHeight, key, make, update, open, keys, onScroll, drawn });
     this.rows = [];
     this.indexes = new Map();
     this.shown = new Map();
@@ -111,6 +111,7 @@ export class Rows {
     const current = this.current === null ? undefined : this.indexes.get(this.current);
     const isThere = current !== undefined && current >= first && current < last;
     setAttribute(this.frame, "aria-activedescendant", isThere ? `${this.id}-${current}` : null);
+    this.drawn();
   }
 
   fresh() {

@@ -2,6 +2,7 @@
 import { call, CallError, clock, follow, lines, snapshot } from "./connect.js";
 import { announce, batched, fill, h, setAttribute, setText } from "./dom.js";
 import { duration, iso, isTerminal, millis, PHASES, phaseOf, phaseSign, phaseWord, shortPhaseWord, plural, when } from "./format.js";
+import { Counts } from "./counts.js";
 import { Rows } from "./rows.js";
 
 const PAGE = 200;
@@ -86,7 +87,7 @@ export function runsView({ main, query, go, replace, status, signal }) {
   const head = h(
     "div",
     { class: "row head runs-head", role: "row" },
-    ["Phase", "Run", "Task", "Project / domain", "By", "Started", "Duration"].map((text) => h("span", { role: "columnheader" }, text)),
+    ["Phase", "Run", "Task", "Project / domain", "By", "Actions", "Started", "Duration"].map((text) => h("span", { role: "columnheader" }, text)),
   );
   const rows = new Rows({
     role: "grid",
@@ -95,7 +96,8 @@ export function runsView({ main, query, go, replace, status, signal }) {
     rowHeight: matchMedia("(max-width: 720px)").matches ? 62 : 38,
     key: (run) => run.key,
     make: makeRow,
-    update: showRow,
+    update: (element, run) => showRow(element, run, counts.of(run)),
+    drawn: () => counts.need([...rows.shown.keys()].map((key) => runs.get(key)).filter(Boolean)),
     open: (run) => go(runPath(run)),
     onScroll: () => {
       const { scrollTop, clientHeight, scrollHeight } = rows.element;
@@ -103,6 +105,7 @@ export function runsView({ main, query, go, replace, status, signal }) {
     },
   });
   rows.element.classList.add("runs");
+  const counts = new Counts(signal, () => rows.draw());
   const form = filterForm();
   fill(
     main,
@@ -261,13 +264,14 @@ function makeRow() {
     cell("task"),
     cell("place"),
     cell("by"),
+    cell("count"),
     cell("started", h("time")),
     cell("took"),
   );
 }
 
-function showRow(element, run) {
-  const [phase, name, task, place, by, started, took] = element.children;
+function showRow(element, run, count) {
+  const [phase, name, task, place, by, actions, started, took] = element.children;
   showBadge(phase.firstChild, run.phase);
   const link = name.firstChild;
   setText(link, run.name);
@@ -279,6 +283,8 @@ function showRow(element, run) {
   setAttribute(place, "title", `${run.project} / ${run.domain}`);
   setText(by, run.by || "anonymous");
   setAttribute(by, "title", run.by);
+  setText(actions, count ? `${count.ended}/${count.actions}` : "");
+  setAttribute(actions, "title", count ? `${count.ended.toLocaleString()} of ${plural(count.actions, "action")} ended` : null);
   showTime(started.firstChild, run.start);
   setText(took, run.start === null ? "" : duration((run.end ?? (isTerminal(run.phase) ? run.start : Date.now())) - run.start));
 }

@@ -213,6 +213,28 @@ class WatchUpdatesResponse(_message.Message):
     synced: int
     def __init__(self, json: _Optional[bytes] = ..., synced: _Optional[int] = ...) -> None: ...
 
+class WatchCountsRequest(_message.Message):
+    __slots__ = ("runs",)
+    RUNS_FIELD_NUMBER: _ClassVar[int]
+    runs: _containers.RepeatedCompositeFieldContainer[RunName]
+    def __init__(self, runs: _Optional[_Iterable[_Union[RunName, _Mapping]]] = ...) -> None: ...
+
+class WatchCountsResponse(_message.Message):
+    __slots__ = ("runs",)
+    RUNS_FIELD_NUMBER: _ClassVar[int]
+    runs: _containers.RepeatedCompositeFieldContainer[ActionCounts]
+    def __init__(self, runs: _Optional[_Iterable[_Union[ActionCounts, _Mapping]]] = ...) -> None: ...
+
+class ActionCounts(_message.Message):
+    __slots__ = ("run", "ended", "actions")
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    ENDED_FIELD_NUMBER: _ClassVar[int]
+    ACTIONS_FIELD_NUMBER: _ClassVar[int]
+    run: RunName
+    ended: int
+    actions: int
+    def __init__(self, run: _Optional[_Union[RunName, _Mapping]] = ..., ended: _Optional[int] = ..., actions: _Optional[int] = ...) -> None: ...
+
 class StoredObject(_message.Message):
     __slots__ = ("key", "value", "create_revision", "mod_revision", "version", "lease")
     KEY_FIELD_NUMBER: _ClassVar[int]

@@ -28,6 +28,7 @@ from etcd_actions.server.front.platform_services import (
 )
 from etcd_actions.server.front.project_service import ProjectService, ProjectSettings
 from etcd_actions.server.front.refused_methods import refuse_others
+from etcd_actions.server.front.run_counts import RunCounts
 from etcd_actions.server.front.run_data import RunBlobs
 from etcd_actions.server.front.run_deletion import RunDeletion
 from etcd_actions.server.front.run_lists import Paused, RunLists
@@ -101,6 +102,7 @@ class FrontDoor:
         yield RunDeletion(self.client, self.blobs)
         yield StoredObjects(self.client, streams, self.keepalive)
         yield UpdateStream(self.client, streams, self.keepalive)
+        yield RunCounts(self.client, streams, self.keepalive, self.index)
         if self.blobs is not None and self._transfers is not None:
             proxy = DataProxy(
                 self.client,
