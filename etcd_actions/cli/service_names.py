@@ -11,7 +11,7 @@ from typing import Final
 
 from etcd_actions.cli.calls import RUNS, Calls
 from etcd_actions.cli.names import Name
-from etcd_actions.errors import NotFound
+from etcd_actions.errors import NotFound, NotServed, ServiceRefused
 from etcd_actions.model import ROOT_ACTION, canonical_name, task_action_name
 from etcd_actions.model import flyte as conversions
 
@@ -35,8 +35,33 @@ class ServiceNames:
             return [name]
         if name.run:
             runs = await self._runs([name.run])
-            return [each for run in runs for each in await self._in_run(run, name.action)]
-        text = name.object
+            found = [each for run in runs for each in await self._in_run(run, name.action)]
+            return found or await self._in_namespace(name.run, name.action)
+        return await self._object(name.object)
+
+    async def _in_namespace(self, namespace: str, text: str) -> list[Name]:
+        """The actions that the name of an object means in one namespace."""
+        from etcd_actions.cli.calls import OPERATIONS  # noqa: PLC0415 (slow to import)
+        from etcd_actions.server._pb import etcd_actions_operations_pb2 as pb  # noqa: PLC0415
+
+        found = []
+        for each in await self._object(text):
+            request = pb.ListObjectsRequest(
+                project=each.project, domain=each.domain, run=each.run, name=each.action
+            )
+            kind = pb.ListObjectsResponse
+            try:
+                async with self._calls.stream(OPERATIONS, "ListObjects", request, kind) as pages:
+                    keys = [kv.key async for page in pages for kv in page.objects]
+            except (NotServed, ServiceRefused):
+                # Another service does not send keys, which have the namespace.
+                return []
+            if any(key.endswith(f"/{namespace}/{text}".encode()) for key in keys):
+                found.append(each)
+        return found
+
+    async def _object(self, text: str) -> list[Name]:
+        """The runs of this name, and the actions whose object has it."""
         ends = [at for at, character in enumerate(text) if character == "-" and at]
         starts = {text[:at]: text[at + 1 :] for at in ends[:_MOST_NAMES] if text[at + 1 :]}
         found: list[Name] = []

@@ -10,7 +10,7 @@ import pytest
 import trio
 
 from etcd_actions.cli.commands.list_actions import Filter, list_actions
-from etcd_actions.errors import ConfigError
+from etcd_actions.errors import ConfigError, NotFound
 from etcd_actions.etcd.api import Etcd, KeyRange, Put, RangeResult, Txn
 from tests.cli.command import environment, running
 from tests.cli.here import Reads, here, reads, taskaction
@@ -55,7 +55,7 @@ async def listed(
         ({"run": "r1"}, "r1/a0 r1/a1 r1/b1 r1/a0"),
         ({"run": "r1", "namespace": "other"}, "r1/a0"),
         ({"run": "r1-x"}, "r1-x/a0"),
-        ({"run": "r"}, ""),
+        ({"run": "r1", "phases": ["PAUSED"]}, ""),
         ({"run": "r1", "project": "q"}, "r1/a0"),
         ({"domain": "e"}, "r1/a0"),
         ({"phases": {"SUCCEEDED", "PAUSED"}}, "r1/a1 r2/a0"),
@@ -105,10 +105,27 @@ async def test_a_row(capfd: pytest.CaptureFixture[str], etcd: Etcd, prefix: byte
     }
 
 
-@pytest.mark.parametrize("name", ["", "a/b"])
+@pytest.mark.parametrize("name", ["", "a//b"])
 async def test_no_run_has_such_a_name(etcd: Etcd, prefix: bytes, name: str) -> None:
-    with pytest.raises(ConfigError, match="not a valid name of a run"):
+    with pytest.raises(ConfigError, match=r"--run .* is not an action: give RUN"):
         await list_actions(here(etcd, prefix), Filter(run=name))
+
+
+@pytest.mark.parametrize("output", ["jsonl", "json"])
+async def test_a_run_has_the_names_that_it_has_in_all_commands(
+    capfd: pytest.CaptureFixture[str], etcd: Etcd, prefix: bytes, output: str
+) -> None:
+    await put_all(etcd, prefix, OBJECTS)
+    common = here(etcd, prefix)
+    for text in ("r1-x", "r1-x-a0", "r1-x/a0", "p/d/r1-x", "p/d/r1-x/a0", "flyte/r1-x-a0"):
+        await list_actions(common, Filter(run=text), output=output)
+        printed = capfd.readouterr().out
+        rows = [json.loads(printed)] if output == "jsonl" else json.loads(printed)["actions"]
+        assert [(row["run"], row["action"]) for row in rows] == [("r1-x", "a0")], text
+    with pytest.raises(NotFound, match="r1-y: there is no such run or action: did you mean r1"):
+        await list_actions(common, Filter(run="r1-y"), output=output)
+    # In another project, and in the run's own with another phase, there is nothing to print.
+    await list_actions(common, Filter(run="r1-x", project="none"), output=output)
 
 
 async def test_a_run_is_read_alone(
@@ -169,11 +186,11 @@ async def test_json_is_one_document(
 ) -> None:
     revision = await put_all(etcd, prefix, OBJECTS)
     rows = await listed(capfd, etcd, prefix)
-    for wanted, expected in ((Filter(), rows), (Filter(run="none"), [])):
+    for wanted, expected in ((Filter(), rows), (Filter(project="none"), [])):
         await list_actions(here(etcd, prefix), wanted, output="json")
         document = json.loads(capfd.readouterr().out)
         assert document == {"revision": revision, "actions": expected}
-    await list_actions(here(etcd, prefix + b"nothing/"), Filter(run="r"), output="json")
+    await list_actions(here(etcd, prefix + b"nothing/"), Filter(project="p"), output="json")
     assert json.loads(capfd.readouterr().out)["actions"] == []
 
 

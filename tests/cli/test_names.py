@@ -15,6 +15,7 @@ from etcd_actions.errors import ConfigError, DecodeError, NotFound
 from etcd_actions.etcd.api import Etcd
 from etcd_actions.model import Keyspace
 from etcd_actions.runs.run_record import RunRecord, encode
+from etcd_actions.server.front.stored_objects import StoredObjects
 from tests.cli.here import taskaction
 
 SOURCES = ("etcd", "service")
@@ -42,6 +43,7 @@ async def names_of(source: str, etcd: Etcd, prefix: bytes) -> AsyncIterator[Name
         open_actions_client(etcd, prefix=prefix) as client,
         open_local_calls(etcd, client) as calls,
     ):
+        calls.add(StoredObjects(client, calls.streams, 30))
         yield ServiceNames(calls)
 
 
@@ -56,6 +58,8 @@ async def test_each_form(source: str, etcd: Etcd, prefix: bytes) -> None:
         "long-c1": "p/d/long/c1",
         "long-x-c1": "p/d/long-x/c1",
         "long/c1": "p/d/long/c1",
+        "flyte/long-c1": "p/d/long/c1",
+        "flyte/long-x-a0": "p/d/long-x/a0",
         "p/d/long": "p/d/long/a0",
         "p/d/long/c1": "p/d/long/c1",
         "old": "p/d/old/a0",
@@ -80,6 +84,7 @@ async def test_an_unknown_name_is_answered_with_the_nearest(
             "lnog": "did you mean long",
             "long-xa0": "long-x-a0",
             "long/c2": "did you mean long/c1",
+            "other/long-c1": "",
             "olds": "did you mean old",
         }.items():
             with pytest.raises(NotFound) as refused:

@@ -208,11 +208,12 @@ async def test_a_token_of_one_project_reads_no_other(
     flags = site.limited("q")
     for selected, expected in (
         (Filter(), "q/d/secret/a0\n"),
-        (Filter(run="failed"), ""),
         (Filter(run="secret"), "q/d/secret/a0\n"),
     ):
         assert await list_actions(flags, selected, output="name") == ExitCode.OK
         assert capfd.readouterr() == (expected, "")
+    with pytest.raises(NotFound, match=r"^failed: there is no such run or action$"):
+        await list_actions(flags, Filter(run="failed"), output="name")
     with pytest.raises(ServiceRefused, match="may not use project 'p'"):
         await list_actions(flags, Filter(project="p"), output="name")
 

@@ -215,7 +215,7 @@ async def test_table(
 
 async def test_no_such_run(capfd: pytest.CaptureFixture[str], etcd: Etcd, prefix: bytes) -> None:
     await put_runs(etcd, prefix)
-    for run in ("r", "r1-", "p/e/r1"):
+    for run in ("r", "r1-", "p/e/r1", "r1/none", "p/d/r1/none"):
         for output in ("table", "json", "jsonl"):
             with pytest.raises(NotFound, match=f"^{run}: there is no such run or action"):
                 await show_tree(here(etcd, prefix), run, output)

@@ -16,11 +16,12 @@ from etcd_actions.cli.exit_codes import ExitCode, print_message
 from etcd_actions.cli.formats.changes import Change, Changes
 from etcd_actions.cli.formats.rows import as_text
 from etcd_actions.cli.formats.standard_output import chosen_format, print_result
-from etcd_actions.cli.names import Name, parse_name
+from etcd_actions.cli.names import Name, Names, nearest, parse_name
 from etcd_actions.cli.options import CommonOptions
 from etcd_actions.cli.service_dead_letters import DeadLetters
+from etcd_actions.cli.stored import open_stored
 from etcd_actions.dead_letters import DeadLetter
-from etcd_actions.errors import ConfigError, FailedPrecondition
+from etcd_actions.errors import ConfigError, EtcdActionsError, FailedPrecondition
 from etcd_actions.model import canonical_name
 from etcd_actions.run_service.status_codes import code_name
 
@@ -131,7 +132,7 @@ async def list_dead_letters(
         objects = await client.dead_letter_objects(dead_letters)
     rows = [_row(each, objects) for each in dead_letters]
     print_result(form, rows, {"dead_letters": rows}, lambda: _table(rows))
-    return _report_missing(missing)
+    return await _report_missing(common, missing)
 
 
 async def retry_dead_letters(
@@ -155,7 +156,7 @@ async def retry_dead_letters(
         if wait and requested:
             code = await _wait(client, requested, within, changes)
     changes.finish()
-    return _report_missing(missing) or code
+    return (await _report_missing(common, missing)) or code
 
 
 async def delete_dead_letters(
@@ -175,7 +176,7 @@ async def delete_dead_letters(
         if not dead_letters and not missing:
             changes.note("there are no dead letters")
     changes.finish()
-    return _report_missing(missing)
+    return await _report_missing(common, missing)
 
 
 def _selection(common: CommonOptions, actions: Sequence[str], every: bool) -> Selection:
@@ -319,7 +320,22 @@ def _table(rows: Sequence[Row]) -> bytes:
     return Terminal(sys.stdout).render([[Cell(line)] for line in aligned(shown)])
 
 
-def _report_missing(missing: Sequence[str]) -> ExitCode:
-    for text in missing:
-        print_message(f"{quoted(text)} has no dead letter")
-    return ExitCode.NOT_FOUND if missing else ExitCode.OK
+async def _report_missing(common: CommonOptions, missing: Sequence[str]) -> ExitCode:
+    if not missing:
+        return ExitCode.OK
+    async with open_stored(common) as stored:
+        for text in missing:
+            near = "" if text.startswith("/") else await _nearest_to_unknown(stored.names, text)
+            print_message(f"{quoted(text)} has no dead letter{near}")
+    return ExitCode.NOT_FOUND
+
+
+async def _nearest_to_unknown(names: Names, text: str) -> str:
+    """The end of a message about a name; empty if there is such a run or action."""
+    try:
+        if await names.find(parse_name(text)):
+            return ""
+    except EtcdActionsError:
+        # The message is about the dead letter.
+        return ""
+    return await nearest(names, text)

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import msgspec
 
-from etcd_actions._internal.quoting import quoted
 from etcd_actions.cli.exit_codes import ExitCode, print_message
 from etcd_actions.cli.formats.rows import ActionRow, Row, UndecodableRow, stored_row
 from etcd_actions.cli.formats.standard_output import (
     Format,
     JsonLines,
+    Write,
     chosen_format,
     standard_output,
 )
-from etcd_actions.cli.names import Name
+from etcd_actions.cli.names import Name, find_run, parse_name
 from etcd_actions.cli.options import CommonOptions
 from etcd_actions.cli.stored import Stored, open_stored
 from etcd_actions.codecs import codec_of
@@ -199,10 +199,8 @@ async def list_actions(
     With ``watch`` it prints the present ones, then each that changes, until a signal.
     """
     form = chosen_format(output, elsewhere="jsonl")
-    if selected.run is not None and (not selected.run or "/" in selected.run):
-        raise ConfigError(
-            f"--run {quoted(selected.run)} is not a valid name of a run: give one without a slash"
-        )
+    named = selected.run
+    selected = _of_run(selected)
     if watch:
         from etcd_actions.cli.commands.watch import watch_selected  # noqa: PLC0415 (slow to import)
 
@@ -212,25 +210,80 @@ async def list_actions(
             raise ConfigError("--label: changes have no labels: leave out --watch")
         run = Name(run=selected.run or "", namespace=common.namespace or "")
         return await watch_selected(common, form, selected.selects, run)
-    document = Document(form) if form in ("json", "yaml") else None
     several = common.config.namespace_template is not None
-    lines: Format = document or formatter(form, runs_of_projects=several)
-    run = Name(selected.project or "", selected.domain or "", selected.run or "")
+    undecodable = 0
     with standard_output() as write:
-        async with open_stored(common) as stored, stored.pages(run) as pages:
-            selection = Selection(stored, selected, limit)
-            is_started = False
+        printer = _Printer(form, write, runs_of_projects=several)
+        async with open_stored(common) as stored:
+            undecodable = await printer.print(stored, selected, limit)
+            if named is not None and not printer.has_rows:
+                # The text may be the name of an action, or of nothing.
+                found = await stored.names.find(parse_name(named))
+                if all(each.run != selected.run for each in found):
+                    run = await find_run(stored.names, named)
+                    selected = replace(
+                        selected, run=run.run, project=run.project, domain=run.domain
+                    )
+                    undecodable = await printer.print(stored, selected, limit)
+        printer.finish()
+    warn_undecodable(undecodable, shown=selected.matches_all)
+    return ExitCode.OK
+
+
+def _of_run(selected: Filter) -> Filter:
+    """A filter with the run that its text names: the text may be a path, or name an action."""
+    if selected.run is None:
+        return selected
+    try:
+        name = parse_name(selected.run)
+    except ConfigError as error:
+        raise ConfigError(f"--run {error}") from None
+    return replace(
+        selected,
+        run=name.run or name.object,
+        project=selected.project or name.project or None,
+        domain=selected.domain or name.domain or None,
+    )
+
+
+class _Printer:
+    """Prints the rows of listings as they are read; of a document the start with the first page."""
+
+    def __init__(self, form: str, write: Write, *, runs_of_projects: bool) -> None:
+        self._document = Document(form) if form in ("json", "yaml") else None
+        self._lines: Format = self._document or formatter(form, runs_of_projects=runs_of_projects)
+        self._write = write
+        self._revision = 0
+        self._is_started = False
+        self.has_rows = False
+
+    async def print(self, stored: Stored, selected: Filter, limit: int | None) -> int:
+        """Print the selected actions; returns the number of values that cannot be decoded."""
+        run = Name(selected.project or "", selected.domain or "", selected.run or "")
+        selection = Selection(stored, selected, limit)
+        async with stored.pages(run) as pages:
             async for page in pages:
-                if document is not None and not is_started:
-                    write(document.start(page.revision))
-                    is_started = True
-                write(lines.format(selection.rows(page)))
+                self._revision = page.revision
+                if rows := selection.rows(page):
+                    self.has_rows = True
+                    self._start()
+                    self._write(self._lines.format(rows))
                 if selection.is_full:
                     break
-            if document is not None:
-                write(document.end())
-    warn_undecodable(selection.undecodable, shown=selected.matches_all)
-    return ExitCode.OK
+        return selection.undecodable
+
+    def finish(self) -> None:
+        """Print the end of a document."""
+        self._start()
+        if self._document is not None:
+            self._write(self._document.end())
+        elif not self.has_rows:
+            self._write(self._lines.format([]))
+
+    def _start(self) -> None:
+        if self._document is not None and not self._is_started:
+            self._write(self._document.start(self._revision))
+        self._is_started = True
 
 
 def warn_undecodable(count: int, *, shown: bool) -> None:

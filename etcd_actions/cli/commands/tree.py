@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections import Counter, defaultdict
 from operator import itemgetter
+from typing import TypeAlias
 
 import msgspec
 
@@ -13,10 +14,14 @@ from etcd_actions.cli.exit_codes import ExitCode
 from etcd_actions.cli.formats.action_tree import TreeLine, TreeRow, build_forest
 from etcd_actions.cli.formats.rows import ActionRow
 from etcd_actions.cli.formats.standard_output import chosen_format, print_rows
-from etcd_actions.cli.names import Name, find_run, parse_name
+from etcd_actions.cli.names import Name, find_run, nearest, parse_name
 from etcd_actions.cli.options import CommonOptions
 from etcd_actions.cli.stored import Stored, open_stored
 from etcd_actions.errors import NotFound
+from etcd_actions.model import canonical_name
+
+Groups: TypeAlias = defaultdict[tuple[str, str, str], list[tuple[int, ActionRow]]]
+"""Actions, each after its create revision, by project, domain and namespace."""
 
 
 class Tree(msgspec.Struct, frozen=True):
@@ -43,7 +48,7 @@ async def show_tree(common: CommonOptions, run: str, output: str | None = None) 
     """
     form = chosen_format(output, elsewhere="json")
     parsed = parse_name(run)
-    groups: defaultdict[tuple[str, str, str], list[tuple[int, ActionRow]]] = defaultdict(list)
+    groups: Groups = defaultdict(list)
     async with open_stored(common) as stored:
         selected = Filter(
             run=parsed.run or parsed.object,
@@ -51,13 +56,17 @@ async def show_tree(common: CommonOptions, run: str, output: str | None = None) 
             domain=parsed.domain or None,
         )
         selection = await _read(stored, selected, groups)
-        if not groups:
-            # The text may be the name of an action.
+        if not _has_action(groups, parsed):
+            # The text may be the name of an action, or have a namespace.
             found = await find_run(stored.names, run)
             selected = Filter(run=found.run, project=found.project, domain=found.domain)
+            groups.clear()
             selection = await _read(stored, selected, groups)
             if not groups:
                 raise NotFound(f"{run}: its objects have expired: see etcd-actions describe {run}")
+            if parsed.project and not _has_action(groups, parsed):
+                near = await nearest(stored.names, run)
+                raise NotFound(f"{run}: there is no such run or action{near}")
         name, revision = selected.run or "", stored.revision
     trees: list[Tree] = []
     drawn: list[list[TreeLine]] = []
@@ -81,7 +90,7 @@ async def show_tree(common: CommonOptions, run: str, output: str | None = None) 
 async def _read(
     stored: Stored,
     selected: Filter,
-    groups: defaultdict[tuple[str, str, str], list[tuple[int, ActionRow]]],
+    groups: Groups,
 ) -> Selection:
     selection = Selection(stored, selected, None)
     run = Name(selected.project or "", selected.domain or "", selected.run or "")
@@ -90,6 +99,15 @@ async def _read(
             for created, row in selection.actions(page):
                 groups[row.project, row.domain, row.namespace].append((created, row))
     return selection
+
+
+def _has_action(groups: Groups, name: Name) -> bool:
+    """Whether the actions have the one of a parsed name; of a run, whether there are any."""
+    if not name.action:
+        return bool(groups)
+    named = canonical_name(name.run, name.action)
+    rows = (row for each in groups.values() for _, row in each)
+    return any(canonical_name(name.run, row.action or "") == named for row in rows)
 
 
 def _table(tree: Tree, lines: list[TreeLine], wide: bool) -> bytes:
