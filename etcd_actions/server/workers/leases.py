@@ -12,8 +12,6 @@ import secrets
 from hashlib import blake2b
 from typing import Final
 
-from etcd_actions.errors import Unavailable
-
 MOST_LEASES: Final = 10_000
 """The most leases of one name that are alive, as far as this process granted or renewed them."""
 
@@ -39,16 +37,11 @@ class LiveLeases:
     def __init__(self) -> None:
         self._until: dict[int, float] = {}
 
-    def check(self, now: float) -> None:
-        """Check whether one more may be granted.
-
-        Raises:
-            Unavailable: Too many are alive.
-        """
+    def has_space(self, now: float) -> bool:
+        """Whether one more may be granted."""
         if len(self._until) >= MOST_LEASES:
             self._until = {lease: at for lease, at in self._until.items() if at > now}
-        if len(self._until) >= MOST_LEASES:
-            raise Unavailable(f"this worker's name has {MOST_LEASES} leases, the most allowed")
+        return len(self._until) < MOST_LEASES
 
     def lives(self, lease: int, until: float) -> None:
         """Note that a lease was granted or renewed."""

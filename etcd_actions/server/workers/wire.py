@@ -1,7 +1,7 @@
 """etcd's messages, on the side of a server: requests as values, results as messages.
 
-A request is built anew from its value before it is sent to etcd. So it has only the fields that are
-checked.
+A request to etcd is built from the value, and not from the message. So it has only the fields that
+are checked.
 """
 
 from __future__ import annotations
