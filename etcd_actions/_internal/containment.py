@@ -178,7 +178,7 @@ class Containment:
         while True:
             began = trio.current_time()
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self.heal_later, kind, identity, heals_after)
+                nursery.start_soon(self.forget_later, kind, identity, heals_after)
                 with self.unit(kind, identity) as unit:
                     await function()
                 nursery.cancel_scope.cancel("the run has ended")
@@ -189,7 +189,7 @@ class Containment:
             failures = 1 if trio.current_time() - began > heals_after else failures + 1
             await trio.sleep(backoff.delay(failures))
 
-    async def heal_later(self, kind: str, identity: str, seconds: float = 60.0) -> None:
+    async def forget_later(self, kind: str, identity: str, seconds: float = 60.0) -> None:
         """Forget a parked unit after some seconds. Cancel this if the unit fails again."""
         await trio.sleep(seconds)
         self.forget(kind, identity)

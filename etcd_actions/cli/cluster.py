@@ -23,6 +23,7 @@ from etcd_actions.etcd.endpoints import Endpoint
 from etcd_actions.etcd.member_states import member_states
 from etcd_actions.model import Keyspace, Phase
 
+_NO_PAGE = "the service shows no state of the cluster: it runs with --page=false"
 _MOST_SCANNED = 20_000
 
 
@@ -60,19 +61,37 @@ class ClusterSource(Protocol):
         ...
 
 
+async def service_versions(common: CommonOptions) -> tuple[str, str]:
+    """The versions of the service that the settings name, and of its etcd's members.
+
+    Raises:
+        ServiceError: It does not respond, or refuses the token.
+    """
+    state = await _of_service(common).state()
+    if state is None:
+        raise ServiceUnavailable(_NO_PAGE)
+    found = {each.get("version", "") for each in state.get("members") or []}
+    return str(state.get("version", "")), ", ".join(sorted(filter(None, found)))
+
+
 @asynccontextmanager
 async def open_cluster(common: CommonOptions) -> AsyncIterator[ClusterSource]:
     """The state of the etcd of the settings, or of the service if they name one."""
-    config = common.config
-    if (service := config[SERVICE]) is not None:
-        from etcd_actions.cli.service_client import read_token  # noqa: PLC0415 (slow to import)
-
-        token_file = config[SERVICE_TOKEN_FILE]
-        token = "" if token_file is None else read_token(token_file)
-        yield _OfService(service, config[SERVICE_CACERT], token)
+    if common.config[SERVICE] is not None:
+        yield _of_service(common)
         return
     async with common.open_etcd() as etcd:
         yield _OfEtcd(etcd, common)
+
+
+def _of_service(common: CommonOptions) -> _OfService:
+    from etcd_actions.cli.service_client import read_token  # noqa: PLC0415 (slow to import)
+
+    config = common.config
+    service, token_file = config[SERVICE], config[SERVICE_TOKEN_FILE]
+    assert service is not None
+    token = "" if token_file is None else read_token(token_file)
+    return _OfService(service, config[SERVICE_CACERT], token)
 
 
 class _Claim(msgspec.Struct, frozen=True):
@@ -168,19 +187,25 @@ class _OfService:
         self._token = token
 
     async def sample(self) -> Cluster:
+        state = await self.state()
+        if state is None:
+            return Cluster({}, note=_NO_PAGE)
+        return Cluster(_facts(state), _counters(state))
+
+    async def state(self) -> dict[str, Any] | None:
+        """The state that the page shows; None if the service has no page."""
         from etcd_actions.cli.plain_http import first_line  # noqa: PLC0415 (slow to import)
 
         status, line = await first_line(self._service, self._ca, "/page/cluster", self._token)
         if status == 404:
-            note = "the service shows no state of the cluster: it runs with --page=false"
-            return Cluster({}, note=note)
+            return None
         if status in (401, 403):
             raise ServiceRefused(f"the service: it does not accept the token ({status})")
         try:
-            state = json.loads(line)
+            state: dict[str, Any] = json.loads(line)
         except (ValueError, RecursionError):
             raise ServiceUnavailable(f"the service: no state of the cluster ({status})") from None
-        return Cluster(_facts(state), _counters(state))
+        return state
 
 
 def _facts(state: dict[str, Any]) -> dict[str, str]:

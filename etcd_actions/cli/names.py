@@ -187,7 +187,22 @@ async def with_nearest(names: Names, text: str) -> AsyncIterator[None]:
     except* NotFound as group:
         refusal = first_error(group)
     if refusal is not None:
-        raise NotFound(f"{refusal}{await nearest(names, text)}")
+        raise NotFound(f"{refusal}{await nearest_to_unknown(names, text)}")
+
+
+async def nearest_to_unknown(names: Names, text: str) -> str:
+    """The same as `nearest`; empty if there is a run or action of this name, or if that fails."""
+    name = parse_name(text)
+    try:
+        # The service does not verify a full path.
+        known = await names.find(name._replace(project="", domain="", org=""))
+    except EtcdActionsError:
+        # The message is about something else.
+        return ""
+    is_known = any(
+        name.project in ("", each.project) and name.domain in ("", each.domain) for each in known
+    )
+    return "" if is_known else await nearest(names, text)
 
 
 async def nearest(names: Names, text: str) -> str:

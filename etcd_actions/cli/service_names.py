@@ -35,6 +35,8 @@ class ServiceNames:
             return [name]
         if name.run:
             runs = await self._runs([name.run])
+            if not name.action:
+                return runs
             found = [each for run in runs for each in await self._in_run(run, name.action)]
             return found or await self._in_namespace(name.run, name.action)
         return await self._object(name.object)

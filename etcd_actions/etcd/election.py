@@ -389,8 +389,8 @@ class Election:
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._cancel_at_term_end, session, nursery.cancel_scope)
-                heal = self._containment.heal_later
-                nursery.start_soon(heal, "election", self._identity, self._ttl)
+                forget = self._containment.forget_later
+                nursery.start_soon(forget, "election", self._identity, self._ttl)
                 reason = await self._wait_ended(leadership, session.lease.id)
                 nursery.cancel_scope.cancel(reason)
         finally:

@@ -111,8 +111,8 @@ class FamilyReader:
             parent: The action; its name is not empty.
             keys: The keyspace of the action.
             traces: Whether to read traces that are children, too.
-            since: Returns the family's updates since a time before the call. Only they have the
-                children that were deleted since then.
+            since: Returns the family's updates that were delivered since a time before the call. A
+                child that was deleted since then is in these updates only.
 
         Returns:
             The listing; None if the caller has to list the run.
@@ -129,8 +129,10 @@ class FamilyReader:
             read = self._known(family, since())
             if not watched or len(read) > _MOST:
                 return None
-            requests = progress.can_request_progress and trio.current_time() >= self._request_from
-            compares = [] if requests else _unchanged(progress, family.ranges)
+            may_request = (
+                progress.can_request_progress and trio.current_time() >= self._request_from
+            )
+            compares = [] if may_request else _unchanged(progress, family.ranges)
             if compares is None:
                 return None
             gets = [Get(KeyRange.of_key(key)) for key in sorted(read)]
@@ -139,14 +141,14 @@ class FamilyReader:
             except (InvalidRequest, RequestTooLarge):
                 # The user may not read all of the run, or etcd allows fewer operations.
                 return None
-            with trio.move_on_after(_PATIENCE if requests else _PAUSE) as patience:
-                if requests or not result.succeeded:
+            with trio.move_on_after(_PATIENCE if may_request else _PAUSE) as patience:
+                if may_request or not result.succeeded:
                     await progress.reach(family.ranges, result.revision)
-            if patience.cancelled_caught and requests:
+            if patience.cancelled_caught and may_request:
                 self._request_from = trio.current_time() + _REQUEST_AGAIN
             if not result.succeeded or patience.cancelled_caught:
                 continue
-            if requests and (
+            if may_request and (
                 self._progress() is not progress
                 or self._has_more(family, read, since(), result.revision)
             ):

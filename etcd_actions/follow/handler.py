@@ -58,8 +58,8 @@ class ReportQueue(Protocol):
         """Whether this process is the leader, and so has to report."""
         ...
 
-    def wants(self, change: Change, summary: Summary) -> bool:
-        """Whether a state, or a deletion, has to be reported or marked."""
+    def must_handle(self, change: Change, summary: Summary) -> bool:
+        """Whether a state, or a deletion, has to be reported, marked or released."""
         ...
 
     def deliver(
@@ -83,7 +83,7 @@ class Handler:
         subscriptions: Receive the updates.
         set_aside: Keeps the values that cannot be decoded.
         reports: Receives the changes to report; None in a process that only serves subscribers.
-        timeouts: Notes the conditions that wait; None in such a process, too.
+        timeouts: Notes the conditions that wait for a signal; None without ``reports``.
         reread: Reads a value that was dropped while its key was put off.
         settings: Limits of the queue of keys that were put off.
         containment: Counts unexpected failures.
@@ -111,6 +111,7 @@ class Handler:
         self._versions: set[str] = set()
         # Whether a receiver accepted the last state. The next one is mostly of the same kind.
         self._has_reader = True
+        # Changes that the reflector delivered.
         self._taken = 0
         self._conflated = 0
         self._handled = 0
@@ -186,14 +187,14 @@ class Handler:
         if len({change.key for change in changes}) == len(changes):
             return changes
         latest: list[Change] = []
-        places: dict[bytes, int] = {}
+        indexes: dict[bytes, int] = {}
         for change in changes:
-            place = places.get(change.key)
-            if place is not None and (merged := conflated(latest[place], change)) is not None:
-                latest[place] = merged
+            index = indexes.get(change.key)
+            if index is not None and (merged := conflated(latest[index], change)) is not None:
+                latest[index] = merged
                 self._conflated += 1
             else:
-                places[change.key] = len(latest)
+                indexes[change.key] = len(latest)
                 latest.append(change)
         self._taken += len(changes) - len(latest)
         return latest
@@ -212,7 +213,7 @@ class Handler:
         while True:
             await trio.sleep(_RECHECK)
             for change in self._set_aside.doubtful():
-                # A key with newer work is decoded with that.
+                # If the key has work, its newer value is decoded anyway.
                 if self._put_off.dispatch_if_idle(change):
                     self._set_aside.recheck(change.key)
 
@@ -280,7 +281,7 @@ class Handler:
         elif (shown := self._index.expected(key)) is not None:
             # It was created and deleted while the watch was interrupted.
             self.notify_subscribers(deletion_of(shown, change.mod_revision))
-        # Last, because a handler that failed needs the facts when it is called again.
+        # Last: if a step above fails, the retry needs the facts.
         self._index.remove(key)
 
     def handle_task_action_event(
@@ -295,8 +296,8 @@ class Handler:
         """
         kv, reports = change.kv, self._reports
         deleted = not kv.version
-        subscribed = self._subscriptions.wants(summary)
-        queue = reports is not None and (deleted or reports.wants(change, summary))
+        subscribed = self._subscriptions.has_reader_of(summary)
+        queue = reports is not None and (deleted or reports.must_handle(change, summary))
         if not deleted:
             self._has_reader = subscribed or queue
             if self._has_reader and action is None and kv.key not in self._set_aside:
@@ -322,7 +323,7 @@ class Handler:
             return
         if deleted and update is not None:
             # Every process keeps it until it is reported: each can become the leader.
-            self._index.add_deletion(update, concluded=change.synthesised)
+            self._index.add_deletion(update, synthesised=change.synthesised)
         if reports.working:
             reports.deliver(change, update if deleted else None, None if deleted else action)
 

@@ -69,17 +69,18 @@ class Index:
         self._count = 0
         # By pool, the actions that are not started; a pool without one is absent.
         self._queued: Counter[str] = Counter()
-        # By key, the revision of a change that was put off; 0 for a deletion.
-        self._delivered: dict[bytes, int] = {}
+        # By key, the revision of an accepted change whose facts are not here: it is put off, or
+        # cannot be decoded; 0 for a deletion.
+        self._without_facts: dict[bytes, int] = {}
         # Keys that the present watch has yet to deliver again.
-        self._again: set[bytes] = set()
+        self._to_redeliver: set[bytes] = set()
         # By key, a state in a subscriber's snapshot that the watch has yet to deliver.
         self._expected: dict[bytes, ActionUpdate] = {}
         # By key, the updates that report its deletions, by their revisions.
         self._deletions: dict[bytes, dict[int, ActionUpdate]] = {}
         self._by_revision: KeyedHeap[tuple[bytes, int], int] = KeyedHeap()
-        # Deletions that were inferred from a list: their revision is not known.
-        self._concluded: set[tuple[bytes, int]] = set()
+        # The synthesised ones of these deletions: their real revision is not known.
+        self._synthesised: set[tuple[bytes, int]] = set()
         self._watching: Watching | None = None
         # The counts that readers need, by the start of the keys and the run.
         self._run_counts: dict[tuple[bytes, str], RunCount] = {}
@@ -87,26 +88,26 @@ class Index:
     # For the reflector.
 
     def __len__(self) -> int:
-        return sum(1 for _ in self) if self._delivered else self._count
+        return sum(1 for _ in self) if self._without_facts else self._count
 
     def __iter__(self) -> Iterator[bytes]:
         """The keys that were delivered and not deleted since."""
         for head, siblings in list(self._groups.items()):
             for name in list(siblings.facts):
                 key = head + b"/" + name
-                if self._delivered.get(key) != 0:
+                if self._without_facts.get(key) != 0:
                     yield key
-        for key, revision in list(self._delivered.items()):
+        for key, revision in list(self._without_facts.items()):
             if revision and self._packed(key) is None:
                 yield key
 
     def revision_of(self, key: bytes, /) -> int:
         """The revision that was delivered last, 0 for none; negative until it is redelivered."""
-        revision = self._delivered.get(key)
+        revision = self._without_facts.get(key)
         if revision is None:
             packed = self._packed(key)
             revision = 0 if packed is None else revision_in(packed)
-        return -revision if self._again and key in self._again else revision
+        return -revision if self._to_redeliver and key in self._to_redeliver else revision
 
     def expected_in(self, keys: KeyRange, revision: int, /) -> list[bytes]:
         """See :class:`~etcd_actions.watch.delivered.DeliveredRevisions`."""
@@ -118,7 +119,7 @@ class Index:
 
         A change that was put off stays, and counts as delivered.
         """
-        self._again = set(self)
+        self._to_redeliver = set(self)
 
     # For the parts that accept changes.
 
@@ -126,12 +127,12 @@ class Index:
         """Note that a change was accepted, without its facts: it is put off, or undecodable."""
         key, version = change.kv.key, change.kv.version
         if version:
-            self._delivered[key] = change.kv.mod_revision
+            self._without_facts[key] = change.kv.mod_revision
         elif self._packed(key) is None:
-            self._delivered.pop(key, None)
+            self._without_facts.pop(key, None)
         else:
-            self._delivered[key] = 0
-        self._again.discard(key)
+            self._without_facts[key] = 0
+        self._to_redeliver.discard(key)
         if version:
             self._expected.pop(key, None)
 
@@ -154,10 +155,10 @@ class Index:
         self._count_queued(packed, 1)
         if self._run_counts:
             self._note_in_counts(key, before, summary)
-        if self._delivered:
-            self._delivered.pop(key, None)
-        if self._again:
-            self._again.discard(key)
+        if self._without_facts:
+            self._without_facts.pop(key, None)
+        if self._to_redeliver:
+            self._to_redeliver.discard(key)
         if self._expected:
             self._expected.pop(key, None)
 
@@ -165,10 +166,10 @@ class Index:
         """Note that a deletion was handled."""
         if self._expected:
             self._expected.pop(key, None)
-        if self._delivered:
-            self._delivered.pop(key, None)
-        if self._again:
-            self._again.discard(key)
+        if self._without_facts:
+            self._without_facts.pop(key, None)
+        if self._to_redeliver:
+            self._to_redeliver.discard(key)
         head, _, name = key.rpartition(b"/")
         siblings = self._groups.get(head)
         if siblings is None or (packed := siblings.facts.pop(name, None)) is None:
@@ -241,7 +242,7 @@ class Index:
 
     def is_redelivery(self, key: bytes) -> bool:
         """Whether the watch has yet to deliver a key again: its state may be older than in etcd."""
-        return key in self._again
+        return key in self._to_redeliver
 
     def expect(self, update: ActionUpdate, read_at: int) -> bool:
         """Note a state of a subscriber's snapshot, if the watch has yet to deliver it.
@@ -257,7 +258,7 @@ class Index:
             later revision, and the index does not have the key.
         """
         key = update.key
-        if self._watching is None or key in self._delivered or self._packed(key) is not None:
+        if self._watching is None or key in self._without_facts or self._packed(key) is not None:
             return True
         for _, delivered in self._watching.progress(KeyRange.of_key(key)):
             if delivered > read_at:
@@ -279,7 +280,7 @@ class Index:
         It was if all changes up to ``since`` were delivered, no change of the key is put off, and
         the last one that was handled has this revision.
         """
-        if self._watching is None or key in self._delivered or key in self._again:
+        if self._watching is None or key in self._without_facts or key in self._to_redeliver:
             return False
         packed = self._packed(key)
         return (
@@ -290,17 +291,17 @@ class Index:
 
     # Deletions that are not reported yet.
 
-    def add_deletion(self, update: ActionUpdate, *, concluded: bool = False) -> None:
+    def add_deletion(self, update: ActionUpdate, *, synthesised: bool = False) -> None:
         """Keep a deletion until the leader has reported it.
 
         Args:
             update: The update that reports it.
-            concluded: Whether it was concluded from a list. Then the real one may have a lower
-                revision.
+            synthesised: Whether it was not received, but synthesised after a list. Then the real
+                one may have a lower revision.
         """
         key, revision = update.key, update.revision
-        if concluded:
-            self._concluded.add((key, revision))
+        if synthesised:
+            self._synthesised.add((key, revision))
         self._deletions.setdefault(key, {})[revision] = update
         self._by_revision.put((key, revision), revision)
 
@@ -312,7 +313,7 @@ class Index:
         for each in [each for each in deletions if each <= revision]:
             del deletions[each]
             self._by_revision.remove((key, each))
-            self._concluded.discard((key, each))
+            self._synthesised.discard((key, each))
         if not deletions:
             del self._deletions[key]
 
@@ -328,7 +329,7 @@ class Index:
     @property
     def oldest_deletion(self) -> int | None:
         """The lowest possible revision of an unreported deletion; None without one."""
-        if self._concluded:
+        if self._synthesised:
             return 1
         first = self._by_revision.first()
         return None if first is None else first[1]

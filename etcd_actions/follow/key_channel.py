@@ -36,6 +36,14 @@ class KeyChannel(trio.abc.ReceiveChannel[Change]):
 
     It ends (:class:`trio.EndOfChannel`) when the key has no more work. The next change of the key
     opens a new channel. At most one task may read it.
+
+    Attributes:
+        key: The key.
+        failures: How often the handler failed in a row.
+        since: The time of the first of these failures, on trio's clock.
+        ready_at: When the channel was queued for a worker, by :func:`time.perf_counter`.
+        pending: The changes that no worker has taken, in order.
+        handling: The change that a worker handles now; None without one.
     """
 
     __slots__ = (

@@ -23,8 +23,9 @@ _COMPLETE: Final = b"\x00"
 _FORM: Final = _REVISION.size
 _PHASE: Final = _FORM + 1
 _FLAGS: Final = _PHASE + 1
+_RUN_LENGTH: Final = slice(_FLAGS + 1, _FLAGS + 3)
 _NUMBER: Final = struct.Struct("<I")
-_NUMBER_AT: Final = _FLAGS + 3
+_NUMBER_AT: Final = _RUN_LENGTH.stop
 _PARENT: Final = _COMPACT.size
 _UID: Final = 36
 _RAW_UID: Final = 16
@@ -210,15 +211,15 @@ def run_of(name: bytes, packed: bytes) -> str:
     """The run of packed facts, which are those of the object of a name."""
     if not packed[_FORM]:
         return unpack(packed[_FORM + 1 :]).run
-    return name.decode()[: int.from_bytes(packed[11:13], "little")]
+    return name.decode()[: int.from_bytes(packed[_RUN_LENGTH], "little")]
 
 
 def have_one_parent(packed: bytes, other: bytes) -> bool:
-    """Whether two packed summaries of one name surely have the same parent."""
+    """Whether two packed summaries of one name have the same parent; False also if uids differ."""
     return (
         packed[_FORM] == other[_FORM] == 1
-        and packed[11:13] == other[11:13]
-        and packed[10] & _TEXT == other[10] & _TEXT
+        and packed[_RUN_LENGTH] == other[_RUN_LENGTH]
+        and packed[_FLAGS] & _TEXT == other[_FLAGS] & _TEXT
         and packed[_RAW:] == other[_RAW:]
     )
 
@@ -229,7 +230,7 @@ def parent_of(name: bytes, packed: bytes) -> bytes:
         summary = unpack(packed[_FORM + 1 :])
         return parent_name(summary.run, summary.parent)
     end = len(packed)
-    if packed[10] & _TEXT:
+    if packed[_FLAGS] & _TEXT:
         end = _PARENT + int.from_bytes(packed[_RAW:_PARENT], "little")
     return parent_name(run_of(name, packed), packed[_PARENT:end].decode())
 

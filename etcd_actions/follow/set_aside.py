@@ -27,6 +27,7 @@ class SetAside:
 
     def __init__(self, containment: Containment) -> None:
         self._containment = containment
+        # Values that may be good: the decoder failed for another reason than their bytes.
         self._doubtful: dict[bytes, Change] = {}
         self.keys: Undecodable = Undecodable()
         self.count: int = 0

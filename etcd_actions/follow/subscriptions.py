@@ -114,6 +114,7 @@ class Subscription(trio.abc.ReceiveChannel[Item_co]):
         self._backlog = backlog
         self._on_close = on_close
         self._snapshot: deque[Any] = deque()
+        # The number of `_REPLACED` among them, which are no updates.
         self._boundaries = 0
         self._awaits_snapshot = snapshot
         self._other_store = False
@@ -290,6 +291,7 @@ class Subscriptions:
         self._by_topic: defaultdict[_Topic, set[AnySubscription]] = defaultdict(set)
         self._backlog = _Backlog()
         self._count = 0
+        # The numbers of subscriptions to all actions, and to all actions of a run.
         self._of_all = 0
         self._of_runs = 0
 
@@ -336,8 +338,8 @@ class Subscriptions:
         self._forget(subscription)
         subscription._end()
 
-    def wants(self, summary: Summary) -> bool:
-        """Whether there is a subscription to this action or to its parent."""
+    def has_reader_of(self, summary: Summary) -> bool:
+        """Whether there is a subscription to this action, its parent, its run or all actions."""
         if not self._by_topic:
             return False
         if self._of_all:

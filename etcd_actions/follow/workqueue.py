@@ -149,11 +149,14 @@ class WorkQueue:
         self._channels: dict[bytes, KeyChannel] = {}
         self._ready: deque[KeyChannel] = deque()
         self._parked: list[trio.lowlevel.Task] = []
+        # Whether a worker was woken or started, and does not run yet.
         self._waking = False
+        # The number of workers that may still be started.
         self._startable = 0
         self._start: Callable[[], object] | None = None
         self._paused = False
         self._handling = 0
+        # Set when no handler runs any more; None without a task that waits for that.
         self._settled: trio.Event | None = None
         self._failing: dict[bytes, FailingKey] = {}
         self._retries: list[tuple[float, int, KeyChannel]] = []

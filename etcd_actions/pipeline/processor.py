@@ -1,4 +1,4 @@
-"""The processor: it makes the parts from a change in etcd to the mark, starts and stops them.
+"""The processor makes, starts and stops the parts between a change in etcd and the mark.
 
 ::
 
@@ -57,9 +57,9 @@ from etcd_actions.storage.retention import Retention
 from etcd_actions.storage.store import Store
 from etcd_actions.watch import Reflector
 
-_SHARDS = (
-    "the actions are divided into shards, and this process works without: start it with shards, "
-    "or remove the shards"
+_REFUSED = (
+    "the actions are divided into shards, and this process works without shards: start it with "
+    "shards, or remove the shards"
 )
 
 
@@ -76,13 +76,13 @@ async def open_processor(
     containment: Containment | None = None,
     on_replaced: Callable[[], None] | None = None,
 ) -> AsyncIterator[Processor]:
-    """Make a processor. It has tasks from :meth:`Processor.start_watching` on.
+    """Make a processor. It starts no task before :meth:`Processor.start_watching` is called.
 
     Leaving the context stops it as :meth:`Processor.stop_watching` does, and ends all
     subscriptions. An exception or a cancellation stops it at once.
 
     Args:
-        etcd: The connection; it must live longer.
+        etcd: The connection; the caller closes it after this context.
         prefix: The part of the keys before ``<namespace>/<name>``.
         namespace: Watch this namespace only; all namespaces if it is None.
         run_service: Receives the reports; without one, terminal states are marked at once.
@@ -99,7 +99,7 @@ async def open_processor(
     if runs is not None:
         scope = scope_of_run(keys, runs)
     else:
-        # Without shards one process may lead only while there are none.
+        # A leader without shards may lead only while no table of shards exists.
         scope = scope_of(keys, namespace, guard=(ShardKeys(keys, namespace).no_table,))
     async with AsyncExitStack() as stack:
         if store is None:
@@ -222,7 +222,7 @@ class Processor:
             marks=recording.recorder.statistics() if recording else {},
             elected=is_leader,
             collects=is_leader,
-            refused=_SHARDS if recording is not None and recording.leader.is_refused else "",
+            refused=_REFUSED if recording is not None and recording.leader.is_refused else "",
             queued=self._index.queued() if is_leader else {},
             checkpoint=recording.leader.checkpoint if recording else 0,
             subscriptions=len(self._subscriptions),
@@ -249,11 +249,11 @@ class Processor:
 
     @property
     def key_count(self) -> int:
-        """The number of keys that it has."""
+        """The number of keys in its index."""
         return len(self._index)
 
     def known_keys(self) -> list[bytes]:
-        """The keys that it has."""
+        """The keys in its index."""
         return list(self._index)
 
     def serving(self, subject: Subject) -> Processor | None:
@@ -296,7 +296,7 @@ class Processor:
             subscription: The subscription; it awaits a snapshot.
             states: The states of the actions at ``revision``.
             revision: The revision of the snapshot.
-            others: More states, not stored under the keys that they name.
+            others: States of objects whose key is not the one that their names require.
         """
         pending = {update.key for update in subscription.waiting()}
         deleted = [

@@ -109,7 +109,7 @@ class Recording:
             guard=scope.guard,
             ttl=settings.election_ttl if settings.elect else None,
             save_every=settings.save_every,
-            # The checkpoints of many shards would move each other forever.
+            # Each write of a checkpoint is a new revision, which all other shards would save.
             save_idle=settings.save_every * (_IDLE if scope.part else 1),
             containment=containment,
         )

@@ -69,16 +69,16 @@ class Reshaper:
         self._least = least
 
     async def run(self) -> None:
-        """Look at the sizes from time to time, until cancelled."""
+        """Call :meth:`reshape_once` about once in :data:`EVERY` seconds, until cancelled."""
         while True:
-            # Not at the same time as the other processes.
+            # Jitter, so that the processes do not reshape at the same time.
             await trio.sleep(EVERY * random.uniform(0.75, 1.25))
             try:
-                await self.look()
+                await self.reshape_once()
             except EtcdActionsError as error:
                 _log.info("shards_not_changed", reason=str(error))
 
-    async def look(self) -> bool:
+    async def reshape_once(self) -> bool:
         """Split or merge shards of this process, if some are too large or too small.
 
         After an error or a cancellation the shards may have been replaced.
@@ -94,7 +94,7 @@ class Reshaper:
         if view is None or view.table.problem:
             return False
         count = len(view.table.shards)
-        owned = [each for each in self._watches() if each.leads and each.is_settled]
+        owned = [each for each in self._watches() if each.leads and each.is_to_stay]
         if not owned:
             return False
         largest = max(owned, key=lambda each: each.processor.key_count)
@@ -140,6 +140,7 @@ class Reshaper:
         return count
 
     def _suffix(self, key: bytes) -> bytes:
+        """The part ``<namespace>/<name>`` of a key."""
         for prefix in (self._keys.prefix, self._keys.traces):
             if key.startswith(prefix):
                 return key[len(prefix) :]

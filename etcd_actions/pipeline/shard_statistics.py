@@ -71,7 +71,7 @@ def _counts_of(ended: WatchingStatistics) -> WatchingStatistics:
     reflector, handlers = ended.reflector, ended.handlers
     if reflector is not None:
         reflector = replace(reflector, keys=0, ranges=0, failures=0, failure="", silence=0.0)
-        # The lowest revision counts, and this one does not.
+        # The sum takes the lowest revision, which must not be that of an ended watch.
         reflector = replace(reflector, synced=True, streaming=True, revision=2**63 - 1)
     if handlers is not None:
         handlers = replace(handlers, keys=0, pending_changes=0, pending_bytes=0, failing=())
@@ -113,7 +113,7 @@ def _sum(one: WatchingStatistics, other: WatchingStatistics) -> WatchingStatisti
         elected=one.elected or other.elected,
         collects=one.collects or other.collects,
         refused=one.refused or other.refused,
-        # Of a shard that another process owns that one counts them.
+        # Only the owner of a shard counts the shard's queued actions.
         queued=_counts(one.queued if one.elected else {}, other.queued if other.elected else {}),
         checkpoint=min(checkpoints, default=0),
         subscriptions=one.subscriptions + other.subscriptions,

@@ -1,8 +1,8 @@
 """The watch of one shard by this process, from its first list until it is not needed any more.
 
-A shard is not needed once another process owns it, or is to own it, and no subscription that was
-opened here is left: a subscription stays on the watch on which it was opened, so a hand-over
-neither omits nor repeats anything.
+A shard is needed while this process has a duty for it, or while a subscription that was opened on
+this watch is open. A subscription stays on the watch on which it was opened, so a hand-over of the
+shard neither omits nor repeats an update.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class ShardWatch:
         processor: The argument.
         duty: What this process has to do about the shard; None for nothing.
         since: When this process began to watch it, on trio's clock.
-        settled: Set once the first list was delivered, or refused.
+        decided: Set once the first list was delivered, or refused.
         failure: Why etcd refused the list; empty if it did not.
     """
 
@@ -56,7 +56,7 @@ class ShardWatch:
         self.processor = processor
         self.duty: Duty | None = None
         self.since = trio.current_time()
-        self.settled = trio.Event()
+        self.decided = trio.Event()
         self.failure = ""
         self._membership = membership
         self._listing = listing
@@ -75,7 +75,7 @@ class ShardWatch:
         return self.duty is not None and not self.duty.hands_over and self.processor.watching
 
     @property
-    def is_settled(self) -> bool:
+    def is_to_stay(self) -> bool:
         """Whether this process is to keep the shard."""
         return self.duty is not None and self.duty.reports_ready
 
@@ -108,24 +108,24 @@ class ShardWatch:
                     return
         finally:
             self._membership.clear_ready(self.shard)
-            self.settled.set()
+            self.decided.set()
 
     async def _list(self) -> bool:
-        """Start the watch; returns whether it was started, and not needless before."""
+        """Start the watch; returns False if the shard is not needed any more."""
         if self.processor.watching:
             return True
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._cancel_when_needless, nursery.cancel_scope)
+            nursery.start_soon(self._cancel_when_not_needed, nursery.cancel_scope)
             async for attempt in retrying(_BACKOFF, on=EtcdError, report=self._report_refusal):
                 with attempt:
                     async with self._listing:
                         await self.processor.start_watching()
-            nursery.cancel_scope.cancel("it watches")
+            nursery.cancel_scope.cancel("the watch was started")
         self.failure = ""
-        self.settled.set()
+        self.decided.set()
         return self.processor.watching
 
-    async def _cancel_when_needless(self, scope: trio.CancelScope) -> None:
+    async def _cancel_when_not_needed(self, scope: trio.CancelScope) -> None:
         while self._is_needed:
             await self._changed.wait()
         scope.cancel("another process is to watch the shard")
@@ -136,14 +136,14 @@ class ShardWatch:
 
     def _report_refusal(self, error: Exception, failures: int, delay: float) -> None:
         self.failure = str(error)
-        self.settled.set()
+        self.decided.set()
         seldom(_log, "shard_unreadable", shard=str(self.shard))(error, failures, delay)
 
     async def _serve(self) -> bool:
         """Fulfil one duty after the other.
 
         Returns:
-            Whether the watch has to be started again; False once it is needed no more.
+            Whether the watch has to be started again; False once it is not needed any more.
         """
         processor, leader = self.processor, self.processor.leader
         assert leader is not None

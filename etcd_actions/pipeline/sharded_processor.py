@@ -1,9 +1,9 @@
 """A processor of a process that shares the work with others: one processor for each of its shards.
 
-It is a member (:mod:`etcd_actions.shards.membership`), and follows the plan that each member
-computes by itself (:mod:`etcd_actions.shards.plan`). Who owns a shard is decided by the election of
-that shard alone, with the same fences and checkpoints as those of one leader. So an old view, or a
-process that was stopped for a while, delays a hand-over and breaks nothing.
+The process is a member (:mod:`etcd_actions.shards.membership`), and follows the plan that each
+member computes by itself (:mod:`etcd_actions.shards.plan`). The election of a shard alone decides
+its owner, with the same fences and checkpoints as those of one leader. So a process with an old
+view, or one that was stopped for a while, delays a hand-over and breaks nothing.
 
 Each shard is a unit: if its watch fails, the others continue.
 """
@@ -120,7 +120,7 @@ class ShardedProcessor:
         on_replaced: Callable[[], None] | None = None,
     ) -> None:
         if not settings.elect:
-            raise ConfigError("shards: each has an election: leave out elect=False")
+            raise ConfigError("shards: each has an election: remove elect=False")
         if settings.shards > MOST_INITIAL:
             raise ConfigError(
                 f"shards: {settings.shards} are too many: give at most {MOST_INITIAL}"
@@ -144,7 +144,7 @@ class ShardedProcessor:
         self._starting = trio.Lock()
         self._run: ShardsRun | None = None
         self._totals = Totals()
-        # Processors that no run has, and that have subscriptions.
+        # Processors whose run has ended and that still have subscriptions.
         self._kept: dict[Shard, Processor] = {}
 
     def statistics(self) -> WatchingStatistics:
@@ -174,8 +174,8 @@ class ShardedProcessor:
         """The processor that can serve subscriptions to a subject now.
 
         Returns:
-            That of the subject's shard; None if this process does not watch that, and for all
-            actions.
+            The processor of the subject's shard. None if this process does not watch the shard, or
+            if the subject is all actions.
 
         Raises:
             InvalidArgument: The subject has no namespace.
@@ -196,12 +196,12 @@ class ShardedProcessor:
         return [each for one in self._processors() for each in one.waiting_conditions()]
 
     def close_subscriptions(self) -> None:
-        """End all subscriptions, each behind its pending updates."""
+        """End all subscriptions, each after its pending updates."""
         for processor in self._processors():
             processor.close_subscriptions()
 
     async def start_watching(self) -> None:
-        """Take part in the shards; returns once the shards that this process got were listed.
+        """Take part in the shards; returns once the first shards of this process were listed.
 
         While etcd is unavailable it waits without limit. If the actions are recorded without
         shards it returns, too, and creates the shards later. See

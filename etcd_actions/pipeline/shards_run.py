@@ -1,8 +1,9 @@
-"""The part that a process takes in the shards, from a start to its stop.
+"""Runs the shards of one process, from a start to its stop.
 
-It joins the members, has the shards created if there are none, and follows the plan: each duty is
-a :class:`~etcd_actions.pipeline.shard_watch.ShardWatch`. At the stop it leaves first, so that
-others become the targets of its shards, and hands each over when its target has listed.
+The process joins the members, creates the shards if there are none, and follows the plan: each duty
+is a :class:`~etcd_actions.pipeline.shard_watch.ShardWatch`. At the stop it first leaves the
+members, so that others become the targets of its shards. Then it hands each shard over when the
+shard's target has listed.
 """
 
 from __future__ import annotations
@@ -107,7 +108,7 @@ class ShardParts:
         )
 
     def processor(self, shard: Shard, count: int) -> Processor:
-        """Make the processor of one of several shards."""
+        """Make the processor of one of ``count`` shards."""
         settings = self.settings
         settings = replace(
             settings,
@@ -233,7 +234,7 @@ class ShardsRun:
             async with trio.open_nursery() as nursery:
                 self._watching = nursery
                 for shard in list(self._kept):
-                    self._begin(shard, 1)
+                    self._begin_watch(shard, 1)
                 nursery.start_soon(keep, "task", "creating the shards", self._keep_table)
                 nursery.start_soon(keep, "task", "the plan", self._follow_plan)
                 if settings.split_from is not None:
@@ -278,7 +279,7 @@ class ShardsRun:
 
     async def _keep_table(self) -> None:
         """Create the shards, whenever there are none; note why that is not possible."""
-        membership, parts = self._joined, self._parts
+        membership, parts = self._joined_membership, self._parts
         while True:
             view = membership.view
             if view is None or view.table.exists:
@@ -323,13 +324,13 @@ class ShardsRun:
         return found
 
     @property
-    def _joined(self) -> Membership:
+    def _joined_membership(self) -> Membership:
         assert self.membership is not None
         return self.membership
 
     async def _follow_plan(self) -> None:
         """Compute the plan at each change of the view, and apply it."""
-        membership = self._joined
+        membership = self._joined_membership
         ttl = self._parts.settings.election_ttl
         while True:
             view, now = membership.view, trio.current_time()
@@ -350,16 +351,16 @@ class ShardsRun:
         for duty in plan.duties.values():
             watch = self.watches.get(duty.shard)
             if watch is None:
-                watch = self._begin(duty.shard, count)
+                watch = self._begin_watch(duty.shard, count)
             watch.assign(duty)
         for shard, watch in self.watches.items():
             duty_now = plan.duties.get(shard.id)
             if duty_now is None or duty_now.shard != shard:
                 watch.assign(None)
 
-    def _begin(self, shard: Shard, count: int) -> ShardWatch:
+    def _begin_watch(self, shard: Shard, count: int) -> ShardWatch:
         processor = self._kept.pop(shard, None) or self._parts.processor(shard, count)
-        watch = ShardWatch(shard, processor, self._joined, self._listing)
+        watch = ShardWatch(shard, processor, self._joined_membership, self._listing)
         self.watches[shard] = watch
         self._watching.start_soon(self._watch_shard, watch)
         return watch
@@ -375,9 +376,9 @@ class ShardsRun:
         finally:
             if self.watches.get(watch.shard) is watch:
                 del self.watches[watch.shard]
-            self._put_away(watch)
+            self._keep_or_drop(watch)
 
-    def _put_away(self, watch: ShardWatch) -> None:
+    def _keep_or_drop(self, watch: ShardWatch) -> None:
         """Keep a processor with subscriptions for the next run, and drop any other one."""
         if watch.processor.subscription_count:
             self._kept[watch.shard] = watch.processor
@@ -389,11 +390,11 @@ class ShardsRun:
         with self._until_stopped():
             await self._planned.wait()
             for watch in list(self.watches.values()):
-                await watch.settled.wait()
+                await watch.decided.wait()
 
     async def _leave(self) -> None:
         """Leave the members, hand over what others are ready for, and stop all watches."""
-        membership, deadline = self._joined, trio.current_time() + self._grace
+        membership, deadline = self._joined_membership, trio.current_time() + self._grace
         with trio.move_on_after(min(LEAVING, self._grace / 2)):
             await membership.leave()
             while any(watch.leads for watch in self.watches.values()):

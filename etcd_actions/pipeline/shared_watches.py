@@ -1,4 +1,4 @@
-"""The watches of a client that was not started: one for all subscriptions to the same scope."""
+"""The watches of a client that does not watch itself: one for all subscriptions to a scope."""
 
 from __future__ import annotations
 

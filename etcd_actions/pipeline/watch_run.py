@@ -35,8 +35,8 @@ class WatchParts:
         etcd: The connection.
         scope: The keys to watch.
         index: The facts of the keys.
-        handler: Handles the changes. The changes that it put off outlive a stop: no later list may
-            have a terminal state among them.
+        handler: Handles the changes. The changes that it put off outlive a stop: a terminal state
+            among them may be missing from the next list.
         set_aside: The values that cannot be decoded.
         recording: The outbox and the leader; None in a process that only serves subscribers.
         settings: See :class:`WatchingSettings`.
@@ -63,7 +63,7 @@ class WatchRun:
         before: The run before this one; None for the first.
 
     Attributes:
-        reflector: The newest one, of this run or the one before.
+        reflector: The newest reflector, of this run or of the run before; None before the first.
         is_watching: Whether the first list was delivered, and the run has not ended.
         is_stopping: Whether :meth:`stop` was called.
         listed: Set once the first list of the newest reflector was delivered.
@@ -143,7 +143,7 @@ class WatchRun:
             standing = recording.leader.standing(self) if recording else nullcontext()
             async with standing, trio.open_nursery() as nursery:
                 nursery.start_soon(keep, "task", "the handlers", parts.handler.retry)
-                nursery.start_soon(parts.containment.heal_later, "task", _WATCH)
+                nursery.start_soon(parts.containment.forget_later, "task", _WATCH)
                 with self._until_stopped():
                     async with trio.open_nursery() as taking_in:
                         await taking_in.start(reflector.run)

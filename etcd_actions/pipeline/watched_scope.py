@@ -22,10 +22,10 @@ class WatchedScope:
         likely_prefix: The start of most keys of objects.
         election: The key of the election.
         checkpoint: The key of the checkpoint.
-        guard: Compares of other keys, without which no process may lead.
+        guard: Compares that have to hold when a process becomes the leader.
         part: The name of the scope, if the process has several.
-        member: The name under which this process stands for election, after a request; None to
-            stand from the start, by host and process.
+        member: The name under which this process stands for election once the leader's part is
+            requested to, as for a shard. None to stand from the start, under host and process.
     """
 
     keyspace: Keyspace

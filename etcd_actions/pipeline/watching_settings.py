@@ -23,9 +23,9 @@ class WatchingSettings:
             subscribers only, and writes nothing.
         elect: Whether to record only as the leader of all processes on this prefix. Without it
             this process always records, and has no checkpoint.
-        shards: Into how many ranges of runs the actions are divided, which the processes share
-            among them; with 0 one process leads for all. The number counts only if there are no
-            shards yet: later they are split and merged by their sizes.
+        shards: The number of ranges of runs into which the actions are divided, and which the
+            processes share; with 0 one process leads for all. The number is used only to create
+            the shards: later they are split and merged by their sizes.
         split_from: The least number of keys of a shard that is split because it has more than
             twice the mean; None never to split or merge shards.
         collect_orphans: Whether to end and delete orphans. Choose False next to a Kubernetes
@@ -140,8 +140,8 @@ class WatchingStatistics:
         member: The name of this process among those that share the work; empty without shards.
         members: The name of each of these processes, and since when it takes part.
         shards: The shards, in the order of their keys; empty without shards.
-        queued: Number of actions that are not started, by pool; the empty name is the default. None
-            of those for which another process is the leader.
+        queued: Number of actions that are not started, by pool; the empty name is the default.
+            Actions whose leader is another process are not counted.
         checkpoint: Every deletion up to this revision is reported, as last saved or read.
         subscriptions: Number of open subscriptions.
         undelivered: Number of updates that their readers have yet to receive.

@@ -99,6 +99,7 @@ class Checkpoint:
         self._found_term: _StoredTerm | None = None
         self._exists = False
         self._term: _StoredTerm | None = None
+        # The revisions of the terms of this process.
         self._own: set[int] = set()
         self._predecessor: Predecessor | None = None
         self.saved: int = 0
@@ -288,7 +289,7 @@ def merged_checkpoint(kvs: Sequence[KeyValue], *, newest: int, cluster_id: int) 
         stored = _usable(kv, newest, cluster_id)
         revisions.append(stored.revision)
         terms.append(stored.term or _StoredTerm(0, 0))
-    # A checkpoint without a revision promises nothing, so it takes nothing from the others.
+    # A checkpoint without a revision does not lower the result: it covers no deletion anyway.
     lowest = min((revision for revision in revisions if revision), default=0)
     term = max(terms, key=lambda each: (not each.closed, each.ttl))
     return msgspec.json.encode(_Stored(lowest, f"{cluster_id:x}", term))

@@ -1,7 +1,8 @@
-"""Terminal states that were accepted while an older call could still arrive: reported again later.
+"""Defers the second report of a terminal state until no older call can arrive any more.
 
-A deferred state occupies no worker, and does not delay newer states of its key. It returns to the
-work queue when no older call can arrive any more.
+The run service accepted the state while an older call could still arrive after it, and replace it.
+So the state is reported again later, and marked only then. Until then it occupies no worker, and
+does not delay newer states of its key.
 """
 
 from __future__ import annotations

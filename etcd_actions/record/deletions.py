@@ -49,14 +49,14 @@ class Deletions:
         self._orphans = orphans
         self._reporter = reporter
         self._deferred = deferred
-        # Objects that their mark deleted: they are reported completely.
-        self._by_mark: set[Incarnation] = set()
-        # Keys of deletions before the term that were reported in it.
-        self._late: set[bytes] = set()
+        # Objects that the transaction of the mark deleted: their reports are complete.
+        self._deleted_by_mark: set[Incarnation] = set()
+        # Keys whose deletion is from before the term, and was reported in it.
+        self._reported_late: set[bytes] = set()
 
     def start(self) -> None:
         """Start a term: other leaders may have reported deletions before it."""
-        self._late.clear()
+        self._reported_late.clear()
 
     async def on_requested(self, seen: KeyValue) -> bool:
         """End an action whose deletion is requested, if only our finalizer remains.
@@ -66,13 +66,13 @@ class Deletions:
         """
         return await self._aborter.on_deletion_requested(seen)
 
-    def by_mark(self, incarnation: Incarnation) -> None:
-        """Note that the mark deleted an object."""
-        self._by_mark.add(incarnation)
+    def note_deleted_by_mark(self, incarnation: Incarnation) -> None:
+        """Note that the transaction of the mark deleted an object."""
+        self._deleted_by_mark.add(incarnation)
 
     def supersede(self, deferred: ActionUpdate) -> None:
         """Forget a deferred deletion, because a newer state of its key is handled."""
-        self._by_mark.discard(deferred.incarnation)
+        self._deleted_by_mark.discard(deferred.incarnation)
         self._index.forget_deletion(deferred.key, deferred.revision)
 
     async def report(self, change: Change, update: ActionUpdate) -> bool:
@@ -90,7 +90,7 @@ class Deletions:
         if needed and change.mod_revision < self._reporter.calls.term_revision:
             needed = not await self._is_replaced(update)
             if needed:
-                self._late.add(key)
+                self._reported_late.add(key)
         started = trio.current_time()
         accepted = needed and await self._reporter.report(update, None, None)
         await self._reporter.dead_letters.carry(update, None)
@@ -104,13 +104,13 @@ class Deletions:
 
     def done(self, update: ActionUpdate) -> None:
         """Forget a deletion that is done."""
-        self._by_mark.discard(update.incarnation)
+        self._deleted_by_mark.discard(update.incarnation)
         self._index.forget_deletion(update.key, update.revision)
 
     def _is_reportable(self, update: ActionUpdate) -> bool:
-        reported = update.recorded or update.incarnation in self._by_mark
+        reported = update.recorded or update.incarnation in self._deleted_by_mark
         # After a late report about an earlier object of the key, this one has to be the last.
-        if reported and update.key not in self._late:
+        if reported and update.key not in self._reported_late:
             return False
         return self._reporter.is_reportable(update.phase, True)
 

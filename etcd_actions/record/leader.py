@@ -66,7 +66,7 @@ class WatchProgress(Protocol):
 
 @dataclass(frozen=True)
 class LeaderTasks:
-    """The leader's tasks besides the outbox.
+    """The leader's tasks in addition to the outbox.
 
     Attributes:
         aborter: Completes aborts that were interrupted.
@@ -113,8 +113,8 @@ class Leader:
         outbox: Reports and marks.
         index: The facts of the keys.
         tasks: The other tasks.
-        fence: The compare of all writes; it is set to the leader's key in each term, and holds
-            for no write before the first one.
+        fence: The compare of all writes. Each term sets it to the leader's key. Before the first
+            term it fails, so that no write is applied.
         name: The value of the election's key; by default host and process.
         stands: Whether it stands for election before :meth:`stand` is called.
         guard: Compares of other keys; this process leads only if they hold when it is elected.
@@ -159,8 +159,9 @@ class Leader:
         self._save_idle = save_idle
         self._containment = containment
         self._election: Election | None = None
-        # Whether this process is to stand for election, and seconds for the calls in flight.
+        # Whether this process shall stand for election.
         self._stands = stands
+        # Seconds for the calls in flight when it resigns.
         self._grace = 0.0
         self._changed = trio.Event()
 
@@ -319,7 +320,7 @@ class Leader:
                 self._checkpoint.save_periodically, current, fence, every=self._save_every
             )
             nursery.start_soon(keep, "task", "saving the checkpoint", save)
-            nursery.start_soon(self._containment.heal_later, "task", _TERM)
+            nursery.start_soon(self._containment.forget_later, "task", _TERM)
             await trio.sleep_forever()
 
     def _start_work(self, nursery: trio.Nursery, progress: WatchProgress) -> None:
@@ -340,14 +341,14 @@ class Leader:
         for number, key in enumerate(list(self._index)):
             if number % _PORTION == _PORTION - 1:
                 await trio.lowlevel.checkpoint()
-            # The watch is going to deliver the key again.
+            # The watch delivers the key: it will again, or it did since the term started.
             if self._index.is_redelivery(key) or self._outbox.is_delivered(key):
                 continue
             if (known := self._index.get(key)) is None:
                 continue
             # The value is read when its turn comes; only then is its lease known.
             change = Change.unread(key, known.create_revision, known.revision)
-            if self._outbox.wants(change, known):
+            if self._outbox.must_handle(change, known):
                 self._outbox.deliver(change, None)
         self._outbox.backlog_delivered()
 
@@ -398,9 +399,10 @@ class Leader:
                 _log.info("position_not_saved", error=str(error))
 
     def _to_save(self, progress: WatchProgress) -> Callable[[], int]:
-        """Returns the checkpoint to save; 0 if nothing changed since the last save, and it is new.
+        """A function that returns the checkpoint to save; 0 for no save now.
 
-        Without a change only writes of others move the checkpoint: those of other leaders, too.
+        After a change it is saved at once. Otherwise only the store's revision has increased, for
+        example by the checkpoints of other shards: then ``save_idle`` has to pass first.
         """
         state: tuple[int, int | None] = (-1, None)
         due = -math.inf

@@ -18,8 +18,8 @@ from etcd_actions.errors import RunServiceRejected, RunServiceUnavailable
 from etcd_actions.etcd.term import Term
 
 LANDING = 0.5
-"""Seconds after its deadline in which a call may still be applied: the server counts the deadline
-from the call's arrival."""
+"""Seconds after a call's deadline in which the server may still apply the call: it counts the
+deadline from the call's arrival."""
 
 _CLOSE = 0.05
 """Seconds by which two clocks may differ on when a deadline has passed."""
@@ -70,7 +70,7 @@ class LeaderCalls:
         return 0 if self._term is None else self._term.leadership.create_revision
 
     async def make(self, call: Callable[[], Awaitable[None]]) -> None:
-        """Make one call, when enough of the lease remains. After a cancellation it may be applied.
+        """Make one call once enough of the lease remains. A cancelled call may have been applied.
 
         Raises:
             LeaseTooShort: The lease's time ended before the call did, or the term is closed.

@@ -50,13 +50,8 @@ from etcd_actions.model import (
 )
 from etcd_actions.record.deferred_reports import DeferredReports
 from etcd_actions.record.deletions import Deletions
-from etcd_actions.record.queued_report import (
-    NOT_TERMINAL,
-    Accepted,
-    LastReport,
-    QueuedReport,
-    untimed,
-)
+from etcd_actions.record.last_reports import NOT_TERMINAL, Accepted, LastReport, LastReports
+from etcd_actions.record.queued_report import QueuedReport, untimed
 from etcd_actions.record.recorder import MarkResult, Recorder, TerminalState
 from etcd_actions.record.reporter import BEFORE_RUNNING, Reporter
 from etcd_actions.run_service.protocol import MarkCompanions
@@ -112,7 +107,7 @@ class Outbox:
         self._settings = settings
         self._containment = containment
         self._queue: WorkQueue | None = None
-        self._reported: dict[bytes, LastReport] = {}
+        self._reported = LastReports()
         # Keys of the states that the watch delivers while the backlog is queued; None afterwards.
         self._delivered: set[bytes] | None = None
 
@@ -146,9 +141,7 @@ class Outbox:
         self.reporter.start(term, hold_until)
         self._deletions.start()
         self._forget_deleted()
-        for reported in self._reported.values():
-            # Other leaders may have reported since this process led last.
-            reported.accepted = reported.mark = None
+        self._reported.start_term()
         queue = WorkQueue(
             self.notify_run_service,
             self._reread,
@@ -199,7 +192,7 @@ class Outbox:
         calls.close()
         return True
 
-    def wants(self, change: Change, summary: Summary) -> bool:
+    def must_handle(self, change: Change, summary: Summary) -> bool:
         """Whether a state, or a deletion, has to be reported, marked or released."""
         if self._queue is None:
             return False
@@ -212,22 +205,12 @@ class Outbox:
                 summary.held
                 or (summary.deleting and not summary.held_by_others)
                 or self._recorder.needs_lease(change.kv.lease)
-                or self._is_other_mark(change.key, summary.mark)
+                or self._reported.is_other_mark(change.key, summary.mark)
             )
         deletion_requested = summary.deleting and not summary.phase.is_terminal
         return (
             summary.stray or deletion_requested or self.reporter.is_reportable(summary.phase, False)
         )
-
-    def _is_other_mark(self, key: bytes, mark: int) -> bool:
-        """Whether a mark is about another state than the last reported one of a key.
-
-        It is if a writer puts an older copy of an object back, together with its mark. Flyte's own
-        mark, a label alone, is about each object that has it.
-        """
-        reported = self._reported.get(key)
-        last = None if reported is None else reported.mark
-        return mark != 0 and last is not None and last != mark
 
     def deliver(
         self, change: Change, update: ActionUpdate | None, action: ActionObject | None = None
@@ -352,17 +335,17 @@ class Outbox:
         )
         seen = delivery.kv.plain()
         self._supersede_deferred(key)
-        reported = self._reported.setdefault(key, LastReport())
+        reported = self._reported.of(key)
         if requests := self.reporter.dead_letters.requests(key):
             # Report the record first, then the status, whichever of the two was rejected.
-            self.reporter.introduce_again(key)
+            self.reporter.repeat_record(key)
             reported.accepted = None
         state = action.state(delivery.create_revision)
-        if state.recorded and not self._is_other_mark(key, state.mark):
+        if state.recorded and not self._reported.is_other_mark(key, state.mark):
             if requests:
                 await self._report(update, action, value, requests)
                 reported.mark = state.mark
-            await self._recorder.maintain(seen)
+            await self._recorder.release(seen)
             return False
         if state.stray:
             # The watch delivers the state again, with the note.
@@ -421,7 +404,7 @@ class Outbox:
             await reporter.reject("status", update, value, error)
             return False
         if result is MarkResult.DELETED:
-            self._deletions.by_mark(incarnation)
+            self._deletions.note_deleted_by_mark(incarnation)
         reported.accepted = None
         return True
 

@@ -140,8 +140,8 @@ class Recorder:
             seen: The object as it was read.
             accepted: The state that the run service accepted.
             companions: Keys to write in the same transaction. They are written separately, before
-                the mark, if other writers prevent the transaction three times, if it is too large,
-                or if another process wrote the mark.
+                the mark, in three cases: other writers changed the object three times, the
+                transaction is too large, or another process wrote the mark.
 
         Raises:
             EtcdError: The mark was not written, as for :class:`~etcd_actions.errors.NoSpace`. The
@@ -156,8 +156,8 @@ class Recorder:
         """Whether a recorded object with this lease (0 for none) has to get one."""
         return lease == 0 and self._leases is not None
 
-    async def maintain(self, seen: KeyValue) -> None:
-        """Release a recorded object that is not released.
+    async def release(self, seen: KeyValue) -> None:
+        """Release a recorded object that is not released yet; the module's text says how.
 
         It can still have our finalizer if another service wrote the mark, and it can lack the lease
         if a write by an API server detached that. An object that changed during the call is left
@@ -172,7 +172,7 @@ class Recorder:
             await self._write(seen, _released(seen))
 
     async def disown(self, seen: KeyValue) -> None:
-        """Note on an object that is not terminal that its label belongs to no terminal state.
+        """Note on an object that is not terminal that its label is stray: of no terminal state.
 
         A user set the label, or Flyte's service copied it from a parent that was terminal. Without
         the note the label would count for the coming terminal state, which would never be reported.

@@ -102,7 +102,9 @@ class Reporter:
         self._run_service = run_service
         self._prefix = keys.prefix
         self._containment = containment
+        # By key, the incarnation whose record was reported.
         self._introduced: dict[bytes, Incarnation] = {}
+        # The keys of actions that are reported as RUNNING because they have a child.
         self._with_children: set[bytes] = set()
 
     def start(self, term: Term | None, hold_until: float) -> None:
@@ -117,7 +119,7 @@ class Reporter:
         return max(self.calls.hold_until, self._run_service.unsettled_until(key))
 
     def is_reportable(self, phase: Phase, deleted: bool) -> bool:
-        """Whether the run service accepts a state; if its check fails, it gets the report."""
+        """Whether the run service accepts a state; True if its own check raises an exception."""
         try:
             return self._run_service.accepts(phase, deleted)
         except BaseException as error:
@@ -133,8 +135,8 @@ class Reporter:
         """Whether no record of this incarnation was reported."""
         return self._introduced.get(update.key) != update.incarnation
 
-    def introduce_again(self, key: bytes) -> None:
-        """Report the record again before the next status."""
+    def repeat_record(self, key: bytes) -> None:
+        """Have the record reported again before the next status of an action."""
         self._introduced.pop(key, None)
 
     def forget(self, key: bytes) -> None:
@@ -148,7 +150,7 @@ class Reporter:
         return self._prefix + f"{child.namespace}/{name}".encode(errors="replace")
 
     def add_child(self, parent: bytes) -> bool:
-        """Report an action as RUNNING from now on, in the phases before that; it has a child.
+        """Have an action with a child reported as RUNNING in the phases before RUNNING.
 
         Returns:
             False if it was added before.
@@ -256,7 +258,7 @@ class Reporter:
             return await self._call("status", call, update, value)
         except RunServiceActionUnknown as error:
             # The next attempt starts with the record.
-            self.introduce_again(update.key)
+            self.repeat_record(update.key)
             if recorded:
                 raise
             if recorded is None and await self._record(update, action, value):
@@ -273,7 +275,7 @@ class Reporter:
                 None if last.value is None else codec_of(last.value).decode(last.value, key=key)
             )
             await self.report(last.update, action, last.value)
-            self.introduce_again(key)
+            self.repeat_record(key)
             await self.dead_letters.settle(last.update, requests)
         if introduced is not None:
             self._introduced[key] = introduced

@@ -61,7 +61,7 @@ async def open_membership(
     settings: ReflectorSettings | None = None,
     containment: Containment | None = None,
 ) -> AsyncIterator[Membership]:
-    """Be a member, and watch the shards, until the context is left.
+    """Make this process a member that watches the shards, until the context is left.
 
     It does not wait for etcd: the keys are written, and the view is read, once etcd is available.
     Leaving the context revokes the lease, in at most two seconds. If etcd does not answer by then,
@@ -115,10 +115,10 @@ class Membership:
         self._etcd = etcd
         self._keys = keys
         self._index = index
-        # The own keys with their values, as they should be, and as they were written.
+        # The keys of this member with the values that they should have; below, as written.
         self._own: dict[bytes, bytes] = {keys.member(name): encode_member(datetime.now(UTC))}
         self._written: dict[bytes, _Written] = {}
-        # Counts the changes of the own keys; the second one those that are written.
+        # The number of changes of `_own`, and how many of them etcd has.
         self._changes = 1
         self._done = 0
         self._changed = trio.Event()
@@ -200,7 +200,7 @@ class Membership:
                 await _first_of(self._changed, over)
 
     async def _write(self, session: Session) -> None:
-        """Write the keys that differ from those that should be."""
+        """Put and delete this member's keys until etcd has those of ``_own``."""
         due, lease, now = self._changes, session.lease, trio.current_time()
         for key, written in list(self._written.items()):
             lost = now - written.at > lease.ttl / _CHECKS and not self._index.has(key)

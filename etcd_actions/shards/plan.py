@@ -24,7 +24,8 @@ from etcd_actions.shards.shard_table import Shard
 from etcd_actions.shards.shard_view import ShardView
 
 FALLBACK_AFTER: Final = 2
-"""Times the time to live of the election's lease, for each rank, without an owner."""
+"""A fallback of rank n stands once a shard had no owner for n times this multiple of the time to
+live of the election's lease."""
 
 
 class Role(enum.Enum):
@@ -47,7 +48,7 @@ class Duty(NamedTuple):
         shard: The shard. If its range or revision is another one than before, it is another shard.
         role: Why the member watches it.
         target: The member that should own the shard; empty if there is no member.
-        reason: The same as a sentence, for people.
+        reason: The role in words, for logs and tables.
     """
 
     shard: Shard
@@ -142,7 +143,7 @@ def _rank(shard: Shard, target: str, view: ShardView, me: str) -> int:
 
 
 class ShardState(NamedTuple):
-    """The state of one shard, for people.
+    """The state of one shard, for tables and metrics.
 
     Attributes:
         shard: The shard.

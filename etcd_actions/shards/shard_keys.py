@@ -230,7 +230,7 @@ def decode_range(value: bytes, scope: ShardRange, *, key: bytes, revision: int) 
     """The range in the value of ``range/<id>``.
 
     Raises:
-        DecodeError: It is none, or none inside of the scope.
+        DecodeError: The value is not a range inside of the scope.
     """
     stored = _RANGE.decode(value, key=key, revision=revision)
     found = ShardRange(stored.start.encode(), stored.end.encode())
@@ -251,7 +251,7 @@ def decode_member(value: bytes, *, key: bytes, revision: int) -> StoredMember:
     """The value of ``member/<name>``.
 
     Raises:
-        DecodeError: It is none.
+        DecodeError: The value cannot be decoded.
     """
     return _MEMBER.decode(value, key=key, revision=revision)
 
@@ -265,7 +265,7 @@ def decode_ready(value: bytes, *, key: bytes, revision: int) -> StoredReady:
     """The value of ``ready/<id>/<name>``.
 
     Raises:
-        DecodeError: It is none.
+        DecodeError: The value cannot be decoded.
     """
     return _READY.decode(value, key=key, revision=revision)
 

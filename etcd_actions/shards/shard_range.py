@@ -30,7 +30,7 @@ _ALPHABET: Final = b"0123456789abcdefghijklmnopqrstuvwxyz"
 # The names of runs that Flyte chooses begin with it.
 _LIKELY_RUN: Final = b"r"
 _ENOUGH_GROUPS: Final = 4
-"""Groups of runs for each shard from which on their quantiles are the boundaries."""
+"""The least number of groups of runs for each shard whose quantiles are used as boundaries."""
 
 
 class ShardRange(NamedTuple):
@@ -75,7 +75,7 @@ def is_boundary(suffix: bytes) -> bool:
 
 
 def boundary_before(suffix: bytes) -> bytes | None:
-    """The boundary before the group of a key, which has all runs that are in its shard always.
+    """The boundary before the group of a key: before all runs that no boundary divides from it.
 
     It is the suffix up to the first character that a boundary cannot have, as a rule a dash.
 

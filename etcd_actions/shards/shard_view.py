@@ -1,4 +1,4 @@
-"""The watched view of shards: the table, the members, the owners, and who is ready for what."""
+"""The watched view of shards: the table, the members, the owners, and the ready members."""
 
 from __future__ import annotations
 

@@ -14,7 +14,9 @@ from etcd_actions.shards.shard_keys import CheckpointOf, ShardKeys
 from etcd_actions.shards.shard_view import ShardIndex, ShardView
 from etcd_actions.watch import Change, ChangeKind
 
+# A snapshot has no times: how long a shard is without an owner is not known.
 _NO_TIME: Final = 0.0
+# Stands for all namespaces in the keys of shards.
 _ALL: Final = b"*"
 
 
@@ -25,7 +27,7 @@ class ShardReport(NamedTuple):
         state: Its range, owner and target.
         actions: Number of its objects in etcd.
         checkpoint: The revision up to which each deletion was reported; 0 for none.
-        problem: What is wrong; empty if nothing is.
+        problem: The defect; empty without one.
     """
 
     state: ShardState

@@ -46,7 +46,7 @@ from etcd_actions.shards.shard_range import ShardRange, divided
 from etcd_actions.shards.shard_table import Shard, ShardTable, read_table
 
 MOST_REPLACED: Final = 25
-"""The most shards that one change replaces, or creates of them."""
+"""The most shards that one change replaces, and the most that it creates in their place."""
 
 _log = structlog.get_logger(__name__)
 

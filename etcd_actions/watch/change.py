@@ -28,7 +28,7 @@ class Change(msgspec.Struct, frozen=True, gc=False):
             Code that runs for each event reads its fields; the properties below cost more.
         listed: The state was read by a list, not from history: states before it may have been
             skipped.
-        synthesised: The delete was not received, but concluded from a list.
+        synthesised: The delete was not received: a list without the key shows it.
         value_dropped: The value was dropped to save memory. It can be read again, at
             ``mod_revision``.
     """

@@ -1,4 +1,4 @@
-"""Lists a range, and delivers its difference from the sink's state."""
+"""Lists a range, and delivers the states that differ from the delivered ones."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _ADDED, _MODIFIED = ChangeKind.ADDED, ChangeKind.MODIFIED
 
 
 class Lister:
-    """Lists ranges, and delivers the difference to the delivered states.
+    """Lists ranges, and delivers the states that differ from the delivered ones.
 
     Args:
         etcd: The connection.
@@ -31,7 +31,7 @@ class Lister:
         self._delivery = delivery
 
     async def list(self, range_: WatchedRange, revision: int, *, replaced: bool = False) -> int:
-        """List a range and deliver the difference to the delivered states.
+        """List a range, and deliver each state, or deletion, that was not delivered before.
 
         Args:
             range_: The range. Its watch resumes at the list's revision.
@@ -86,8 +86,8 @@ class Lister:
     async def agrees(self, range_: WatchedRange, revision: int) -> bool:
         """Whether a range's state at a revision is possible after the delivered changes.
 
-        It is not if a key of the state has a revision up to which all was delivered, and the
-        delivered revision of that key is another one.
+        It is impossible if the state has a key whose revision is not above the delivered one of the
+        range, and is another one than was delivered for that key.
         """
         done = (
             range_.delivering_revision

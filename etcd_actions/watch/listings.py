@@ -140,7 +140,7 @@ class Listings:
         """
         ranges, reason = self._ranges, self._identity.suspicion
         verify = reason == "unverifiable"
-        # After a failed delivery: all changes of its batch were counted, and some were delivered.
+        # A delivery that failed has counted all keys of its batch, and delivered only some.
         ranges.count_keys()
         revision = max(ranges.highest, *(range_.listed_revision for range_ in ranges.all))
         keys = ranges.all[0].resume.keys

@@ -188,7 +188,7 @@ class RangeStream:
             silence = trio.current_time() - delivery.last_received
             if silence < dead_after / 2:
                 continue
-            # The rest is negative if this process itself was stopped for a while.
+            # `dead_after - silence` is negative if this process itself was stopped for a while.
             with trio.move_on_after(
                 max(dead_after - silence, self._settings.probe_interval)
             ) as scope:

@@ -32,8 +32,8 @@ def split(
         keys: The range to divide.
         count: The number of ranges to aim at.
         known: The keys that exist; enough of them decide the boundaries by their quantiles.
-        likely_prefix: The start of most names, for when there are few: the next
-            character is probably a random alphanumeric.
+        likely_prefix: The start of most keys, used if few keys are known: the next character is
+            probably a random one of ``0-9a-z``.
     """
     if len(known) >= _ENOUGH_KEYS:
         sample = sorted(islice(known, 0, None, max(1, len(known) // _SAMPLE)))

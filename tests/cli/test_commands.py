@@ -128,7 +128,7 @@ def test_no_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtu
         (["watch", "--output", "json"], "--output"),
         (["list", "--phase", "DONE"], "--phase"),
         (["list", "--limit", "0"], "--limit"),
-        (["list", "--run", "a/b"], "'a/b' is not a valid name of a run"),
+        (["list", "--run", "a//b"], "--run 'a//b' is not an action: give RUN"),
         (["get"], "ACTION"),
         (["get", "a//c"], "'a//c'"),
         (["tree"], "RUN"),

@@ -96,6 +96,11 @@ async def test_an_unknown_name_is_answered_with_the_nearest(
         with pytest.raises(NotFound, match="gone: did you mean p/d/long/c1"):
             async with with_nearest(names, "q/d/long/c1"):
                 raise NotFound("gone")
+        # It is about another thing than the name.
+        for known in ("long", "long/c1", "p/d/long/c1", "p/d/long"):
+            with pytest.raises(NotFound, match=r"^no log$"):
+                async with with_nearest(names, known):
+                    raise NotFound("no log")
 
 
 async def test_an_ambiguous_name_lists_its_candidates(etcd: Etcd, prefix: bytes) -> None:

@@ -329,6 +329,11 @@ def test_no_condition(text: str) -> None:
         phases_of(text)
 
 
+@pytest.mark.parametrize("text", ["phase=running,PAUSED", "RUNNING,paused"])
+def test_phases(text: str) -> None:
+    assert phases_of(text) == {Phase.RUNNING, Phase.PAUSED}
+
+
 @pytest.mark.parametrize("text", ["", "-", "size", "created_at"])
 def test_no_sort_key(text: str) -> None:
     with pytest.raises(ConfigError, match=r"^--sort-by "):

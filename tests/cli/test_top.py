@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from etcd_actions import ActionId, Phase
+from etcd_actions import ActionId, Phase, __version__
 from etcd_actions.cli.cluster import Cluster, _facts
 from etcd_actions.cli.commands.top import show_top
 from etcd_actions.etcd.api import Etcd
@@ -91,6 +91,12 @@ async def test_the_service_of_a_process(
         assert frame["cluster"]["etcd"].startswith("1 of 1 members up")
         assert "Lag" in frame["cluster"]
         assert "requests" in frame["rates"]
+        done = await trio.to_thread.run_sync(
+            lambda: finish("version", "-o", "json", "--service", address)
+        )
+        versions = json.loads(done.out)
+        assert versions["service"] == __version__
+        assert versions["etcd"] == str(shared_etcd.version)
 
 
 @pytest.mark.slow

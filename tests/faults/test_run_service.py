@@ -165,8 +165,9 @@ async def test_nothing_is_kept_of_what_is_gone(
             for part in (outbox, outbox.reporter, outbox._deletions, outbox._deferred):
                 held += vars(part).items()
             kept = {name for name, value in held if value in ({}, set())}
-    names = {"_groups", "_delivered", "_deletions", "_introduced", "_reported", "_with_children"}
-    assert names | {"_numbers", "_by_mark", "_changes"} <= kept
+    names = {"_groups", "_without_facts", "_deletions", "_introduced", "_reported"}
+    names |= {"_with_children", "_numbers", "_deleted_by_mark", "_changes"}
+    assert names <= kept
 
 
 def _failures(processor: Processor) -> int:

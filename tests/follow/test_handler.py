@@ -35,7 +35,7 @@ class Recording:
         self.delivered: list[tuple[bytes, int, bool]] = []
         self.fails: Callable[[Change], bool] = lambda _: False
 
-    def wants(self, change: Change, summary: Summary) -> bool:
+    def must_handle(self, change: Change, summary: Summary) -> bool:
         return True
 
     def deliver(

@@ -188,7 +188,7 @@ def test_deletions_stay_until_they_are_done_with() -> None:
     assert [each.revision for each in index.deletions()] == [9]
     index.forget_deletion(b"/a", 9)
     assert index.deletions() == []
-    index.add_deletion(deletion(b"/a", 12), concluded=True)
+    index.add_deletion(deletion(b"/a", 12), synthesised=True)
     index.add_deletion(deletion(b"/b", 11))
     assert index.oldest_deletion == 1, "it may have been any time before"
     index.forget_deletions(11)

@@ -216,11 +216,11 @@ def test_wants_looks_at_the_action_and_its_parent() -> None:
     """Nobody's states need not be decoded any further."""
     subscriptions = Subscriptions()
     summary = Summary("p", "d", "r1", "c1", "", "a0", "u", Phase.RUNNING, 1, 0, False, "", 1, 1)
-    assert not subscriptions.wants(summary)
+    assert not subscriptions.has_reader_of(summary)
     subscriptions.subscribe(action("other"))
-    assert not subscriptions.wants(summary)
+    assert not subscriptions.has_reader_of(summary)
     subscriptions.subscribe(action("a0"))
-    assert subscriptions.wants(summary)
+    assert subscriptions.has_reader_of(summary)
 
 
 def names(subscription: Subscription[ActionUpdate]) -> list[str]:

@@ -38,7 +38,7 @@ def reshaper(client: ActionsClient, *, split_from: int = 4, least: int = 4) -> R
         client._etcd,
         run._parts.keys,
         run._parts.shard_keys,
-        run._joined,
+        run._joined_membership,
         run.watches.values,
         split_from=split_from,
         least=least,
@@ -64,7 +64,7 @@ async def test_a_large_shard_is_split_at_its_median(etcd: Etcd, prefix: bytes) -
         await fill(client)
         async with AsyncExitStack() as stack:
             opened = [await stack.enter_async_context(client.subscribe(root(run))) for run in RUNS]
-            assert await reshaper(client).look()
+            assert await reshaper(client).reshape_once()
             await until_owned_again(client, 5)
             new = client.statistics().shards[3:]
             assert [(each.id, each.keys) for each in new] == [(4, 6), (5, 6)]
@@ -92,13 +92,13 @@ async def test_small_neighbours_are_merged_down_to_the_first_number(
     async with sharing(etcd, prefix) as client:
         await until_owned(4, client)
         await fill(client)
-        assert await reshaper(client).look()
+        assert await reshaper(client).reshape_once()
         await until_owned_again(client, 5)
         one = reshaper(client, split_from=1000)
-        assert await one.look()
+        assert await one.reshape_once()
         await until_owned_again(client, 4)
         assert [each.keys for each in client.statistics().shards] == [0, 0, 6, 6]
-        assert not await one.look()
+        assert not await one.reshape_once()
         await client.enqueue(flyte.task(root("r1")))
         await end(client, "r1")
         await until_recorded(client, "r1")
@@ -121,7 +121,7 @@ async def test_it_leaves_others_alone(etcd: Etcd, prefix: bytes, reason: str) ->
         if reason == "another's":
             run_of(client).watches.clear()
         one = reshaper(client, split_from=100 if reason == "small" else 1)
-        assert not await one.look()
+        assert not await one.reshape_once()
         assert count(client) == 4
 
 
@@ -155,7 +155,7 @@ async def test_a_lost_answer_leaves_each_run_with_an_owner(
         one = reshaper(client)
         one._etcd = _Losing(etcd, applied=applied)  # type: ignore[assignment]
         with pytest.raises(FailedPrecondition):
-            await one.look()
+            await one.reshape_once()
         await until_owned_again(client, 5 if applied else 4)
         for run in RUNS:
             await end(client, run)

@@ -259,12 +259,12 @@ async def test_no_lease_takes_away_what_another_holds(etcd: Etcd, prefix: bytes)
     held = await get(etcd, seen.key)
     assert held is not None
     assert held.lease == 0
-    await recorder.maintain(held)
+    await recorder.release(held)
     assert await get(etcd, seen.key) == held
     released = await put(
         etcd, seen.key, json.release(held.value, *MARK[:2], FINALIZER_PLUGIN).value
     )
-    await recorder.maintain(released)
+    await recorder.release(released)
     now = await get(etcd, seen.key)
     assert now is not None
     assert (now.value, now.lease) == (released.value, lease.id)
@@ -316,16 +316,16 @@ async def test_what_another_service_marked_is_let_go(etcd: Etcd, prefix: bytes) 
     """Flyte's own knows nothing of our finalizer."""
     seen = await put(etcd, prefix + b"k", add_label(json, ended(FINALIZER_RECORD), *MARK[:2]))
     recorder = Recorder(Store(etcd))
-    await recorder.maintain(seen)
+    await recorder.release(seen)
     now = await get(etcd, seen.key)
     assert now is not None
     assert now.value == add_label(json, ended(), *MARK[:2])
-    await recorder.maintain(now)
+    await recorder.release(now)
     assert await get(etcd, seen.key) == now
     deleted = await put(
         etcd, seen.key, add_label(json, ended(FINALIZER_RECORD, deleting=True), *MARK[:2])
     )
-    await recorder.maintain(deleted)
+    await recorder.release(deleted)
     assert await get(etcd, seen.key) is None
 
 
@@ -335,12 +335,12 @@ async def test_a_lease_that_was_detached_comes_back(etcd: Etcd, prefix: bytes) -
     recorder = Recorder(Store(etcd), FixedLeases(lease.id))
     seen = await put(etcd, prefix + b"k", add_label(json, ended(), *MARK[:2]))
     assert recorder.needs_lease(seen.lease)
-    await recorder.maintain(seen)
+    await recorder.release(seen)
     now = await get(etcd, seen.key)
     assert now is not None
     assert (now.value, now.lease, now.version) == (seen.value, lease.id, 2)
     assert not recorder.needs_lease(now.lease)
-    await recorder.maintain(now)
+    await recorder.release(now)
     assert await get(etcd, seen.key) == now
     assert not Recorder(Store(etcd)).needs_lease(0)
     await etcd.lease_revoke(lease.id)
@@ -358,7 +358,7 @@ async def test_only_what_is_over_and_recorded_is_let_go(
     etcd: Etcd, prefix: bytes, value: bytes
 ) -> None:
     seen = await put(etcd, prefix + b"k", value)
-    await Recorder(Store(etcd), FixedLeases()).maintain(seen)
+    await Recorder(Store(etcd), FixedLeases()).release(seen)
     assert await get(etcd, seen.key) == seen
 
 
@@ -367,7 +367,7 @@ async def test_what_changed_meanwhile_is_left_alone(etcd: Etcd, prefix: bytes) -
     recorded = add_label(json, ended(FINALIZER_RECORD), *MARK[:2])
     seen = await put(etcd, prefix + b"k", recorded)
     newer = await put(etcd, seen.key, add_label(json, recorded, "team", "blue"))
-    await Recorder(Store(etcd)).maintain(seen)
+    await Recorder(Store(etcd)).release(seen)
     assert await get(etcd, seen.key) == newer
 
 

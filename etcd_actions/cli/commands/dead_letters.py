@@ -16,12 +16,12 @@ from etcd_actions.cli.exit_codes import ExitCode, print_message
 from etcd_actions.cli.formats.changes import Change, Changes
 from etcd_actions.cli.formats.rows import as_text
 from etcd_actions.cli.formats.standard_output import chosen_format, print_result
-from etcd_actions.cli.names import Name, Names, nearest, parse_name
+from etcd_actions.cli.names import Name, nearest_to_unknown, parse_name
 from etcd_actions.cli.options import CommonOptions
 from etcd_actions.cli.service_dead_letters import DeadLetters
 from etcd_actions.cli.stored import open_stored
 from etcd_actions.dead_letters import DeadLetter
-from etcd_actions.errors import ConfigError, EtcdActionsError, FailedPrecondition
+from etcd_actions.errors import ConfigError, FailedPrecondition
 from etcd_actions.model import canonical_name
 from etcd_actions.run_service.status_codes import code_name
 
@@ -325,17 +325,6 @@ async def _report_missing(common: CommonOptions, missing: Sequence[str]) -> Exit
         return ExitCode.OK
     async with open_stored(common) as stored:
         for text in missing:
-            near = "" if text.startswith("/") else await _nearest_to_unknown(stored.names, text)
+            near = "" if text.startswith("/") else await nearest_to_unknown(stored.names, text)
             print_message(f"{quoted(text)} has no dead letter{near}")
     return ExitCode.NOT_FOUND
-
-
-async def _nearest_to_unknown(names: Names, text: str) -> str:
-    """The end of a message about a name; empty if there is such a run or action."""
-    try:
-        if await names.find(parse_name(text)):
-            return ""
-    except EtcdActionsError:
-        # The message is about the dead letter.
-        return ""
-    return await nearest(names, text)

@@ -11,10 +11,18 @@ import trio
 
 from etcd_actions import __version__
 from etcd_actions._internal.quoting import printable
+from etcd_actions.cli.cluster import service_versions
 from etcd_actions.cli.exit_codes import ExitCode
 from etcd_actions.cli.formats.standard_output import standard_output
 from etcd_actions.cli.options import CommonOptions
-from etcd_actions.errors import ConfigError, EmbeddedEtcdError, EtcdError
+from etcd_actions.config.settings import SERVICE
+from etcd_actions.errors import (
+    ConfigError,
+    EmbeddedEtcdError,
+    EtcdError,
+    ServiceError,
+    ServiceUnavailable,
+)
 
 _PARTS: Final = ("flyteidl2", "trio", "protobuf", "msgspec")
 _WITHIN: Final = 2.0
@@ -26,7 +34,9 @@ class Versions(msgspec.Struct, kw_only=True):
 
     Attributes:
         sdk_messages: The version of Flyte's messages, ``flyteidl2``; empty if not installed.
-        etcd: The version of the member that responded; empty if none did.
+        service: The version of the service, with ``--service``; empty without a response.
+        etcd: The version of the member that responded, or of the service's members; empty if none
+            did.
         etcd_error: Why it is empty.
         parts: Installed distributions and their versions.
     """
@@ -34,13 +44,15 @@ class Versions(msgspec.Struct, kw_only=True):
     etcd_actions: str
     python: str
     sdk_messages: str
+    service: str = ""
     etcd: str = ""
     etcd_error: str = ""
     parts: dict[str, str] = {}
 
 
 async def show_versions(common: CommonOptions, output: str, client: bool) -> int:
-    """Print the versions; ``client`` omits etcd's."""
+    """Print the versions; ``client`` omits those of etcd and of the service."""
+    has_service = common.config[SERVICE] is not None
     parts = {name: _installed(name) for name in _PARTS}
     found = Versions(
         etcd_actions=__version__,
@@ -50,14 +62,17 @@ async def show_versions(common: CommonOptions, output: str, client: bool) -> int
     )
     if not client:
         try:
-            found.etcd = await _of_etcd(common)
-        except (ConfigError, EmbeddedEtcdError, EtcdError) as error:
+            if has_service:
+                found.service, found.etcd = await _of_service(common)
+            else:
+                found.etcd = await _of_etcd(common)
+        except (ConfigError, EmbeddedEtcdError, EtcdError, ServiceError) as error:
             found.etcd_error = str(error)
     with standard_output() as write:
         if output == "json":
             write(msgspec.json.format(msgspec.json.encode(found)) + b"\n")
         else:
-            write(_text(found, client).encode())
+            write(_text(found, client, has_service).encode())
     return ExitCode.OK
 
 
@@ -68,6 +83,12 @@ async def _of_etcd(common: CommonOptions) -> str:
     raise EtcdError(f"no response within {_WITHIN:g} s")
 
 
+async def _of_service(common: CommonOptions) -> tuple[str, str]:
+    with trio.move_on_after(_WITHIN):
+        return await service_versions(common)
+    raise ServiceUnavailable(f"the service: no response within {_WITHIN:g} s")
+
+
 def _installed(name: str) -> str:
     try:
         return version(name)
@@ -75,7 +96,7 @@ def _installed(name: str) -> str:
         return ""
 
 
-def _text(found: Versions, client: bool) -> str:
+def _text(found: Versions, client: bool, has_service: bool) -> str:
     rows = {
         "etcd-actions": found.etcd_actions,
         "Python": found.python,
@@ -83,6 +104,8 @@ def _text(found: Versions, client: bool) -> str:
         **found.parts,
     }
     if not client:
+        if has_service:
+            rows["service"] = found.service or f"unknown: {found.etcd_error}"
         rows["etcd"] = found.etcd or f"unknown: {found.etcd_error}"
     return "".join(
         f"{title:<14}{printable(text or 'not installed')}\n" for title, text in rows.items()

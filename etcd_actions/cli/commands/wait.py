@@ -60,7 +60,7 @@ async def wait_for_phase(
 
 
 def phases_of(condition: str) -> Collection[Phase]:
-    """Parse ``phase=PHASE[,PHASE...]``, ``success`` or ``terminal``.
+    """Parse ``PHASE[,PHASE...]``, ``phase=PHASE[,PHASE...]``, ``success`` or ``terminal``.
 
     Raises:
         ConfigError: It has none of these forms.
@@ -69,12 +69,12 @@ def phases_of(condition: str) -> Collection[Phase]:
         return _SUCCESSES
     if condition == "terminal":
         return _TERMINAL
-    kind, equals, names = condition.partition("=")
+    names = condition.removeprefix("phase=")
     phases = {name.strip().upper() for name in names.split(",")}
     known = {phase.name for phase in Phase if phase}
-    if kind != "phase" or not equals or not phases <= known:
+    if not phases <= known:
         raise ConfigError(
-            f"--for {quoted(condition)}: give success, terminal, or phase= with one or several of "
+            f"--for {quoted(condition)}: give success, terminal, or one or several of "
             f"{', '.join(phase.name for phase in Phase if phase)}"
         )
     return {Phase[name] for name in phases}

@@ -9,11 +9,13 @@ from typing import IO, TYPE_CHECKING
 from etcd_actions._internal.quoting import printable
 from etcd_actions.cli.formats.action_tables import phase_text
 from etcd_actions.cli.formats.table import Cell, Line, Terminal, age, aligned
+from etcd_actions.model import Phase
 
 if TYPE_CHECKING:
     from etcd_actions.cli.formats.described import AttemptDescription, Description
 
 _TITLE_WIDTH = 12
+_TERMINAL = frozenset(phase.name for phase in Phase if phase.is_terminal)
 
 
 def description(described: Description, file: IO[str], now: datetime) -> bytes:
@@ -60,7 +62,12 @@ def _lines(described: Description, now: datetime) -> Iterator[Line]:
     yield []
     yield [Cell("Events", "bold")]
     rows = [
-        [each.time, str(each.attempt), each.phase, age(each.time, now, each.ended)]
+        [
+            each.time,
+            str(each.attempt),
+            each.phase,
+            "" if each.phase in _TERMINAL else age(each.time, now, each.ended),
+        ]
         for each in described.events
     ]
     for text in aligned([["TIME", "ATTEMPT", "PHASE", "FOR"], *rows]):

@@ -59,7 +59,7 @@ class ActionRow(msgspec.Struct, frozen=True, gc=False, kw_only=True, omit_defaul
     listed: bool = False
     """Read from a list: earlier states may have been skipped."""
     synthesised: bool = False
-    """A deletion that was concluded from a list, not seen."""
+    """A deletion that was not received: a list without the key shows it."""
     partial: bool = False
     """Made from the cached last state."""
 

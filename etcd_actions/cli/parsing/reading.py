@@ -113,7 +113,7 @@ def describe(common: CommonOptions, *, names: tuple[str, ...], output: str | Non
 @click.option(
     "--for",
     "condition",
-    metavar="success|terminal|phase=PHASE[,PHASE]",
+    metavar="success|terminal|PHASE[,PHASE]",
     default="success",
     show_default=True,
     help="success is SUCCEEDED or RECOVERED, terminal any end.",
