@@ -82,7 +82,7 @@ compares = st.builds(pb.Compare, key=keys, range_end=ends, target=st.integers(0,
 
 
 def _transactions(operation: st.SearchStrategy[pb.RequestOp]) -> st.SearchStrategy[pb.TxnRequest]:
-    few = st.lists(operation, max_size=3)
+    few = st.lists(operation, max_size=2)
     return st.builds(
         pb.TxnRequest, compare=st.lists(compares, max_size=2), success=few, failure=few
     )
@@ -92,7 +92,7 @@ transactions = _transactions(
     st.recursive(
         operations,
         lambda inner: st.builds(pb.RequestOp, request_txn=_transactions(inner)),
-        max_leaves=6,
+        max_leaves=4,
     )
 )
 
