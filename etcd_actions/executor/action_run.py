@@ -32,11 +32,13 @@ from etcd_actions.executor.images.image_environments import NotBuiltYet
 from etcd_actions.executor.launchers.attempts import Attempts
 from etcd_actions.executor.lost_attempts import (
     MOST_LOST,
+    STARTED,
     WORKER_LOST,
     loss_of,
     losses,
     note_lost,
     noted_loss,
+    unseen_loss,
 )
 from etcd_actions.executor.provisions import Provisions
 from etcd_actions.executor.scheduling.schedule import Due
@@ -55,6 +57,9 @@ _RELEASE_WITHIN: Final = 2.0
 _OUTPUTS_AGAIN: Final = 1.0
 # Seconds until an action that was started without a slot, and needs one, is scheduled again.
 _SLOT_AGAIN: Final = 0.2
+# Seconds until an action is scheduled again that was claimed by a worker without sure claims.
+_UNSURE_AGAIN: Final = 0.5
+_UNSURE: Final = "its worker could not renew its claims in time"
 # Seconds for which a worker leaves an action to other workers after it could not start it.
 _ELSEWHERE_FIRST: Final = 5.0
 
@@ -144,7 +149,7 @@ class ActionRun:
 
     async def _end_before_release(self, place: AttemptDirectory) -> None:
         """End a worker's attempt: once the claim is released, another worker starts the next."""
-        if place.is_alive:
+        if place.is_alive and not self._attempts.outlive_worker:
             with trio.CancelScope(shield=True):
                 note_lost(place, WORKER_LOST)
                 place.kill(signal.SIGKILL)
@@ -220,6 +225,11 @@ class ActionRun:
             )
         limits, place = attempt.limits, attempt.place
         is_worker = self._shared.settings.offer is not None
+        if action.phase in STARTED:
+            # Until it is known where it runs, an abort has to end it.
+            work.place = place
+            await self._attempts.find(place)
+            work.place = None
         if is_worker and (loss := loss_of(action, place)) is not None:
             return await self._report_loss(action, number, claim, loss)
         task = CacheRequest(work.name, action, attempt.template, place, attempt.command.outputs)
@@ -239,6 +249,7 @@ class ActionRun:
                 return await self._delay(action, attempt, claim, work, after)
             attempt = attempt._replace(cache_status=result.status)
         else:
+            attempt = attempt._replace(is_found=True)
             await self._caching.reserve_again(task)
         work.place = place
         created_by = action.metadata.annotations.get(ANNOTATION_TRACEPARENT, "")
@@ -246,11 +257,18 @@ class ActionRun:
         with below(created_by), span("task", about), ExitStack() as held:
             try:
                 attempt = await self._provide(action, attempt, held)
-                if is_worker and action.phase is not Phase.RUNNING:
+                await self._attempts.find(place)
+                if is_worker and action.phase not in STARTED:
+                    if not self._claims.are_sure:
+                        return await self._delay(action, attempt, claim, work, _UNSURE_AGAIN)
                     # Before the start: so no other worker ever repeats an attempt that may run.
+                    waits = self._attempts.outlive_worker
+                    phase = Phase.INITIALIZING if waits else Phase.RUNNING
                     action = await self._shared.reports.report(
-                        action, number, Phase.RUNNING, claim, cache_status=attempt.cache_status
+                        action, number, phase, claim, cache_status=attempt.cache_status
                     )
+                    if not (waits or self._claims.are_sure):
+                        raise NotStarted.because(_UNSURE, by_machine=True)
                 await self._begin(place, attempt.command)
             except InvalidArgument as error:
                 work.place = None
@@ -269,7 +287,7 @@ class ActionRun:
                     return await self._shared.reports.report(
                         action, number, Phase.FAILED, claim, failure.error
                     )
-                if is_worker:
+                if is_worker and not self._attempts.outlive_worker:
                     # It is RUNNING: another worker may be able to start it.
                     work.not_before = self._shared.clock.monotonic() + _ELSEWHERE_FIRST
                     return await self._report_loss(action, number, claim, failure.error)
@@ -345,7 +363,9 @@ class ActionRun:
             self.times["ENDED_ELSEWHERE"].observe(took)
             # Another process ended the action: its object has the phase.
             return await self._shared.client.get_task_action(action.action_id)
-        if (loss := noted_loss(place)) is not None:
+        is_worker = self._shared.settings.offer is not None
+        unseen = is_worker and attempt.is_found and outcome.is_unseen
+        if (loss := noted_loss(place) or (unseen_loss() if unseen else None)) is not None:
             # It was ended for another worker.
             self.times["RETRIED"].observe(took)
             work.not_before = self._shared.clock.monotonic()
