@@ -106,6 +106,7 @@ SAMPLES: dict[str, tuple[str, str]] = {
     "request_timeout": ("1s", "2ms"),
     "page": ("false", "true"),
     "page_actions": ("true", "false"),
+    "worker_access": ("true", "false"),
     "stream_keepalive": ("1s", "2ms"),
     "monitoring_listen": ("127.0.0.1:1", "none"),
     "ready_within": ("1s", "2ms"),
