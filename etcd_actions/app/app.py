@@ -1,6 +1,6 @@
 """The process of ``etcd-actions run``: the order in which its parts start and drain.
 
-``App._serve`` is that order: what it enters first, it leaves last.
+``App._serve`` has that order: the context that it enters first is left last.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ _log = structlog.get_logger(__name__)
 
 
 class App:
-    """One ``run`` of the process.
+    """The process of one ``etcd-actions run``.
 
     Args:
         config: The settings.

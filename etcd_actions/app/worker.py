@@ -258,6 +258,7 @@ def counts(found: ExecutorStatistics) -> dict[str, int]:
 
 
 def _noted(file: Path) -> int:
+    """The port in a file; 0, which lets the system choose one, if there is none."""
     try:
         port = int(file.read_text())
     except (OSError, ValueError):
