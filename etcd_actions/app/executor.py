@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+import msgspec
+
 from etcd_actions.app.listeners import admitted_users
 from etcd_actions.client import ActionsClient
 from etcd_actions.config import Config, settings
@@ -52,13 +54,11 @@ def check_executor(config: Config, served: ServerSettings | None) -> bool:
             f"client can run commands {where}: give {settings.TOKEN_FILE.flag} or "
             f"{settings.LISTEN_CLIENT_CA.flag}, or listen on 127.0.0.1"
         )
-    if kind == "ray":
-        _check_ray(config)
-    check_machine(config, runs_here=kind == "local")
+    check_machine(config)
     return True
 
 
-def check_machine(config: Config, *, runs_here: bool = True) -> None:
+def check_machine(config: Config) -> None:
     """Check whether an executor can work on this machine by these settings.
 
     Raises:
@@ -66,7 +66,9 @@ def check_machine(config: Config, *, runs_here: bool = True) -> None:
     """
     if config[settings.EXECUTOR_CLAIM_TTL] < _LEAST_TTL:
         raise ConfigError(f"{settings.EXECUTOR_CLAIM_TTL.flag}: give {_LEAST_TTL} seconds or more")
-    if runs_here:
+    if config[settings.EXECUTOR] == "ray":
+        _check_ray(config)
+    else:
         sdk_python(config)
     _check_state_dir(state_dir_of(config))
     # A missing extra is reported before anything is started.
@@ -215,7 +217,7 @@ def executor_settings(
     from etcd_actions.executor import ExecutorSettings  # noqa: PLC0415
 
     secrets = config[settings.TASK_SECRETS]
-    ray = _ray(config) if offer is None and config[settings.EXECUTOR] == "ray" else None
+    ray = _ray(config) if config[settings.EXECUTOR] == "ray" else None
     return ExecutorSettings(
         python=sdk_python(config) if ray is None else Path(sys.executable),
         service=str(service),
@@ -247,20 +249,40 @@ def _ray(config: Config) -> RaySettings:
 
 
 def worker_offer(config: Config) -> Offer:
-    """The offer of a worker, by the settings; memory and CPUs are by default the machine's."""
+    """The offer of a worker, by the settings.
+
+    Memory and CPUs are by default the machine's. With Ray there is no limit: it has its own.
+
+    Raises:
+        ConfigError: A limit is given for Ray.
+    """
     from etcd_actions.executor import Offer  # noqa: PLC0415
 
-    memory = config[settings.EXECUTOR_MEMORY]
+    labels = config[settings.LABEL]
+    offer = Offer(
+        slots=config[settings.EXECUTOR_SLOTS],
+        cpus=None,
+        memory=None,
+        gpus=None,
+        pools=config[settings.POOL],
+        labels={} if labels is None else labels,
+    )
+    if config[settings.EXECUTOR] == "ray":
+        for setting in (settings.CPUS, settings.GPUS):
+            if config.is_given(setting):
+                raise ConfigError(
+                    f"{setting.flag} is not possible with {settings.EXECUTOR.flag} ray: Ray has "
+                    "those of its nodes: give each task its own requests"
+                )
+        return offer
+    memory, cpus = config[settings.EXECUTOR_MEMORY], config[settings.CPUS]
     if memory is None:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    cpus, labels = config[settings.CPUS], config[settings.LABEL]
-    return Offer(
-        slots=config[settings.EXECUTOR_SLOTS],
+    return msgspec.structs.replace(
+        offer,
         cpus=float(_usable_cpus() if cpus is None else cpus),
         memory=float(memory),
         gpus=config[settings.GPUS],
-        pools=config[settings.POOL],
-        labels={} if labels is None else labels,
     )
 
 

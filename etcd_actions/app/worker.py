@@ -1,7 +1,7 @@
 """The process of ``etcd-actions worker``: an executor without the service.
 
 It never stands for election: it watches, claims, runs and reports. Its tasks call a listener of its
-own on the loopback interface.
+own, by default on the loopback interface.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from etcd_actions.server import ActionsServer, ServerSettings, open_actions_serv
 from etcd_actions.web import Bind
 
 if TYPE_CHECKING:
-    from etcd_actions.executor import Executor, ExecutorStatistics
+    from etcd_actions.executor import Executor, ExecutorStatistics, Offer
     from etcd_actions.server.front import FrontDoor
 
 _BACKOFF: Final = Backoff(initial=0.5, cap=30.0)
@@ -91,12 +91,15 @@ class Worker:
             EtcdActionsError: A part cannot start.
         """
         check_machine(self._config)
+        offer = worker_offer(self._config)
         with self._stop.interrupts() as let_finish:
             async with AsyncExitStack() as stack:
-                await self._work(stack, let_finish)
+                await self._work(stack, offer, let_finish)
         return self._counts()
 
-    async def _work(self, stack: AsyncExitStack, let_finish: Callable[[], None]) -> None:
+    async def _work(
+        self, stack: AsyncExitStack, offer: Offer, let_finish: Callable[[], None]
+    ) -> None:
         config, stop = self._config, self._stop
         enter = partial(stop.enter, stack)
         namespace, template = config[settings.NAMESPACE], config.namespace_template
@@ -118,15 +121,15 @@ class Worker:
             ),
             "writes to etcd",
         )
-        offer = worker_offer(config)
         _log.info(
             "started",
             version=__version__,
             endpoints=self._endpoints,
             prefix=config[settings.PREFIX].decode(),
+            executor="ray" if config[settings.EXECUTOR] == "ray" else "local",
             slots=offer.slots,
             cpus=offer.cpus,
-            memory=int(offer.memory),
+            memory=offer.memory if offer.memory is None else int(offer.memory),
             gpus=offer.gpus,
             pools=",".join(offer.pools),
             labels=",".join(f"{key}={value}" for key, value in offer.labels.items()),
@@ -138,7 +141,7 @@ class Worker:
         let_finish()
         front = await local_front_door(config, client, etcd)
         async with trio.open_nursery() as tasks:
-            tasks.start_soon(self._execute, client, front, monitoring)
+            tasks.start_soon(self._execute, client, offer, front, monitoring)
             if interval := config[settings.STATS_INTERVAL]:
                 tasks.start_soon(self._log_progress, interval)
             await stop.wait()
@@ -155,7 +158,11 @@ class Worker:
         await client.stop_watching(0)
 
     async def _execute(
-        self, client: ActionsClient, front: FrontDoor, monitoring: Monitoring | None
+        self,
+        client: ActionsClient,
+        offer: Offer,
+        front: FrontDoor,
+        monitoring: Monitoring | None,
     ) -> None:
         """Run actions, without end. While etcd rejects requests, only this task waits."""
 
@@ -167,7 +174,7 @@ class Worker:
             try:
                 async for attempt in retrying(_BACKOFF, on=EtcdError, report=report):
                     with attempt:
-                        async with self._open_executor(client, front) as (executor, server):
+                        async with self._open_executor(client, offer, front) as (executor, server):
                             attempt.recovered()
                             self._containment.forget("executor", "worker")
                             self._executor = executor
@@ -183,13 +190,13 @@ class Worker:
 
     @asynccontextmanager
     async def _open_executor(
-        self, client: ActionsClient, front: FrontDoor
+        self, client: ActionsClient, offer: Offer, front: FrontDoor
     ) -> AsyncIterator[tuple[Executor, ActionsServer]]:
         from etcd_actions.executor import open_executor  # noqa: PLC0415
 
         async with AsyncExitStack() as stack:
             server = await self._open_listener(client, front, stack)
-            own = executor_settings(self._config, server.address, worker_offer(self._config))
+            own = executor_settings(self._config, server.address, offer)
             yield await stack.enter_async_context(open_executor(client, own)), server
 
     async def _open_listener(
@@ -199,10 +206,14 @@ class Worker:
 
         A task calls the address that its worker had when the task was started.
         """
+        bind = self._config[settings.TASKS_LISTEN]
+        if bind is not None:
+            served = settings_for_tasks(self._config, self._limits(bind), bind)
+            return await stack.enter_async_context(open_actions_server(client, served, front=front))
         file = state_dir_of(self._config) / _PORT
-        usual = ServerSettings(bind=Bind("127.0.0.1", 0), grace=grace_of_requests(self._config))
         for port in (_noted(file), 0):
-            served = settings_for_tasks(self._config, usual, Bind("127.0.0.1", port))
+            bind = Bind("127.0.0.1", port)
+            served = settings_for_tasks(self._config, self._limits(bind), bind)
             try:
                 server = await stack.enter_async_context(
                     open_actions_server(client, served, front=front)
@@ -216,6 +227,9 @@ class Worker:
                 file.write_text(f"{server.address.port}\n")
             return server
         raise AssertionError("the system chose no port")
+
+    def _limits(self, bind: Bind) -> ServerSettings:
+        return ServerSettings(bind=bind, grace=grace_of_requests(self._config))
 
     @asynccontextmanager
     async def _open_monitoring(

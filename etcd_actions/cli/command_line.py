@@ -35,7 +35,7 @@ _COMMANDS = {
     "top": ("reading", "Show the state of runs, executors and the cluster, live."),
     "doctor": ("queries", "Examine etcd, and show problems and their remedies."),
     "run": ("run", "Watch actions and mark each terminal one, until a signal."),
-    "worker": ("worker", "Run actions on this machine, next to other workers, until a signal."),
+    "worker": ("worker", "Run actions, here or on Ray, next to other workers, until a signal."),
     "completion": ("completion", "Print the script that completes this command in a shell."),
     "record": ("histories", "Record the actions' changes into a file."),
     "replay": ("histories", "Write a recorded history into etcd."),

@@ -400,7 +400,7 @@ EXECUTOR = _EXECUTOR.setting(
     _EXECUTOR_NAMES,
     "none",
     "local runs actions on this machine, ray on a Ray cluster: a client that may enqueue can then "
-    "run commands there",
+    "run commands there; for a worker none means local",
 )
 RAY_ADDRESS = _EXECUTOR.optional(
     "ray_address",
@@ -415,7 +415,7 @@ TASKS_LISTEN = _EXECUTOR.optional(
     "tasks_listen",
     kinds.BIND,
     "A port for tasks alone, without TLS and tokens: each client that reaches it can run commands",
-    otherwise="tasks use --listen, or a port on 127.0.0.1",
+    otherwise="tasks use --listen of run, or a port on 127.0.0.1",
 )
 PYTHON = _EXECUTOR.optional(
     "python",
@@ -562,16 +562,14 @@ BACKEND: tuple[Setting[object], ...] = tuple(
 RUN: tuple[Setting[object], ...] = tuple(each for each in SETTINGS if each.scope in ("all", "run"))
 """The settings of ``run``."""
 
-_OF_SERVICE = (EXECUTOR, RAY_ADDRESS, RAY_TOKEN_FILE, TASKS_LISTEN)
 WORKER: tuple[Setting[object], ...] = tuple(
     each
     for each in SETTINGS
     if each.scope in ("all", "worker")
     or each in (GRACE, STATS_INTERVAL, LISTEN_USERS, BLOB_DIR)
-    or each.group == _MONITORING.title
-    or (each.group == _EXECUTOR.title and each not in _OF_SERVICE)
+    or each.group in (_MONITORING.title, _EXECUTOR.title)
 )
-"""The settings of ``worker``: those of the local executor, without those of the service."""
+"""The settings of ``worker``: those of the executor, without those of the service."""
 
 SUBMIT: tuple[Setting[object], ...] = (*BACKEND, BLOB_DIR, PYTHON)
 """The settings of ``submit``, which needs Flyte's SDK and a store for the files of runs."""

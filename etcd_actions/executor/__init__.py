@@ -6,7 +6,13 @@ from etcd_actions.executor.attempts.start_errors import NotStarted
 from etcd_actions.executor.executor import Executor
 from etcd_actions.executor.executor_settings import ExecutorSettings, ImageSettings, RaySettings
 from etcd_actions.executor.executor_statistics import ExecutorStatistics
-from etcd_actions.executor.launchers.launcher import Launcher, LauncherUnavailable, Look, State
+from etcd_actions.executor.launchers.launcher import (
+    Launcher,
+    LauncherUnavailable,
+    Look,
+    SharedLauncher,
+    State,
+)
 from etcd_actions.executor.offers import Offer
 from etcd_actions.executor.open_executor import open_executor
 
@@ -23,6 +29,7 @@ __all__ = [
     "NotStarted",
     "Offer",
     "RaySettings",
+    "SharedLauncher",
     "State",
     "open_executor",
 ]

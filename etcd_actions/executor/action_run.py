@@ -32,6 +32,7 @@ from etcd_actions.executor.images.image_environments import NotBuiltYet
 from etcd_actions.executor.launchers.attempts import Attempts
 from etcd_actions.executor.lost_attempts import (
     MOST_LOST,
+    STARTED,
     WORKER_LOST,
     loss_of,
     losses,
@@ -144,7 +145,7 @@ class ActionRun:
 
     async def _end_before_release(self, place: AttemptDirectory) -> None:
         """End a worker's attempt: once the claim is released, another worker starts the next."""
-        if place.is_alive:
+        if place.is_alive and not self._attempts.outlive_worker:
             with trio.CancelScope(shield=True):
                 note_lost(place, WORKER_LOST)
                 place.kill(signal.SIGKILL)
@@ -220,6 +221,11 @@ class ActionRun:
             )
         limits, place = attempt.limits, attempt.place
         is_worker = self._shared.settings.offer is not None
+        if action.phase in STARTED:
+            # Until it is known where it runs, an abort has to end it.
+            work.place = place
+            await self._attempts.find(place)
+            work.place = None
         if is_worker and (loss := loss_of(action, place)) is not None:
             return await self._report_loss(action, number, claim, loss)
         task = CacheRequest(work.name, action, attempt.template, place, attempt.command.outputs)
@@ -246,10 +252,13 @@ class ActionRun:
         with below(created_by), span("task", about), ExitStack() as held:
             try:
                 attempt = await self._provide(action, attempt, held)
-                if is_worker and action.phase is not Phase.RUNNING:
+                await self._attempts.find(place)
+                if is_worker and action.phase not in STARTED:
                     # Before the start: so no other worker ever repeats an attempt that may run.
+                    waits = self._attempts.outlive_worker
+                    phase = Phase.INITIALIZING if waits else Phase.RUNNING
                     action = await self._shared.reports.report(
-                        action, number, Phase.RUNNING, claim, cache_status=attempt.cache_status
+                        action, number, phase, claim, cache_status=attempt.cache_status
                     )
                 await self._begin(place, attempt.command)
             except InvalidArgument as error:
@@ -269,7 +278,7 @@ class ActionRun:
                     return await self._shared.reports.report(
                         action, number, Phase.FAILED, claim, failure.error
                     )
-                if is_worker:
+                if is_worker and not self._attempts.outlive_worker:
                     # It is RUNNING: another worker may be able to start it.
                     work.not_before = self._shared.clock.monotonic() + _ELSEWHERE_FIRST
                     return await self._report_loss(action, number, claim, failure.error)

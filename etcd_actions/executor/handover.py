@@ -1,7 +1,8 @@
 """Ends the attempts of a worker, so that other workers can start the next ones.
 
 A worker measures the age of its claims on its own clock. It kills its attempts before the claims
-can expire in etcd. So another worker starts the next attempts only after these have ended.
+can expire in etcd. So another worker starts the next attempts only after these have ended. Attempts
+that outlive their worker are left, for the next one to follow.
 """
 
 from __future__ import annotations
@@ -64,6 +65,8 @@ class Handover:
 
     async def give_up(self) -> None:
         """Kill all attempts: their claims are lost, or may be lost soon."""
+        if self._attempts.outlive_worker:
+            return
         works = [work for work in self._shared.work.values() if work.place is not None]
         if not works:
             return
@@ -75,13 +78,16 @@ class Handover:
     async def drain(self, seconds: float) -> None:
         """Start no more attempts, wait for the running ones, then end those that still run.
 
-        The actions of the ended attempts are queued again, for other workers.
+        The actions of the ended attempts are queued again, for other workers. Attempts that outlive
+        the worker are not waited for.
 
         Args:
             seconds: How long to wait.
         """
         self.draining = True
         self._shared.wake()
+        if self._attempts.outlive_worker:
+            return
         with trio.move_on_after(seconds):
             await self._until_idle()
         works = list(self._shared.work.values())

@@ -21,13 +21,15 @@ WORKER_STOPPED: Final = "WorkerStopped"
 MOST_LOST: Final = 5
 """Workers that may be lost while they run one action; then it fails, as the likely cause."""
 
+STARTED: Final = (Phase.INITIALIZING, Phase.RUNNING)
+"""The phases of an action whose present attempt was started, or is about to be."""
+
 _NOT_STARTED: Final = "NotStarted"
 _FILE: Final = "lost"
 _MESSAGES: Final = {
     WORKER_LOST: "its worker died, or could not renew its claim: its outcome is unknown",
     WORKER_STOPPED: "its worker was stopped before it ended",
 }
-_STARTED: Final = (Phase.INITIALIZING, Phase.RUNNING)
 
 
 def note_lost(place: AttemptDirectory, code: str) -> None:
@@ -47,7 +49,7 @@ def loss_of(action: StoredAction, place: AttemptDirectory) -> ErrorState | None:
         place: The attempt's directory here.
     """
     found = noted_loss(place)
-    if found is None and action.phase in _STARTED and not place.path.is_dir():
+    if found is None and action.phase in STARTED and not place.path.is_dir():
         return _error(WORKER_LOST)
     return found
 

@@ -84,12 +84,15 @@ NO_NEEDS: Final = Needs()
 
 
 class Offer(msgspec.Struct, frozen=True, kw_only=True):
-    """The resources that a worker's settings offer to all attempts together; units as in Needs."""
+    """The resources that a worker's settings offer to all attempts together; units as in Needs.
+
+    None is no limit: the engine to which the worker submits its attempts has limits of its own.
+    """
 
     slots: int
-    cpus: float
-    memory: float
-    gpus: int = 0
+    cpus: float | None
+    memory: float | None
+    gpus: int | None = 0
     pools: tuple[str, ...] = (DEFAULT_POOL,)
     labels: dict[str, str] = {}
 
@@ -98,10 +101,15 @@ class Offer(msgspec.Struct, frozen=True, kw_only=True):
         return (
             needs.pool in self.pools
             and needs.labels.items() <= self.labels.items()
-            and needs.gpus <= self.gpus
-            and needs.cpus <= self.cpus
-            and needs.memory <= self.memory
+            and is_within(needs.gpus, self.gpus)
+            and is_within(needs.cpus, self.cpus)
+            and is_within(needs.memory, self.memory)
         )
+
+
+def is_within(need: float, limit: float | None) -> bool:
+    """Whether a limit of an offer, None for none, is enough."""
+    return limit is None or need <= limit
 
 
 def quantity(text: str, field: str) -> float:

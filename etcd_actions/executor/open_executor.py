@@ -115,7 +115,8 @@ async def open_executor_with(
 ) -> AsyncIterator[Executor]:
     """Run actions as :func:`open_executor` does, with other ``attempts`` and another clock.
 
-    An executor with an offer ends its attempts at the end, before its claims are released.
+    An executor with an offer ends its attempts at the end, before its claims are released, unless
+    they outlive it.
 
     Raises:
         EtcdError: etcd cannot be read or written.
@@ -139,14 +140,15 @@ async def open_executor_with(
         nursery.start_soon(keep, "executor", "updates", executor.intake.follow)
         nursery.start_soon(keep, "executor", "schedule", executor.schedule)
         nursery.start_soon(keep, "executor", "claims", executor.follow_claims)
-        if settings.offer is not None:
+        ends_attempts = settings.offer is not None and not attempts.outlive_worker
+        if ends_attempts:
             nursery.start_soon(keep, "executor", "clock", executor.handover.watch_clock)
         for number in range(_VISITORS):
             nursery.start_soon(keep, "executor", f"visitor {number}", executor.visits.work)
         try:
             yield executor
         finally:
-            if settings.offer is not None:
+            if ends_attempts:
                 # Another worker starts the next attempts once the claims are released.
                 with trio.move_on_after(_ENDED_WITHIN, shield=True):
                     await executor.handover.give_up()

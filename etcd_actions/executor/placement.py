@@ -24,7 +24,8 @@ from etcd_actions.actions.status import ActionStatus
 from etcd_actions.actions.stored_action import StoredAction
 from etcd_actions.errors import ActionError, DecodeError, InvalidArgument
 from etcd_actions.executor.attempts.attempt_directory import directory_of
-from etcd_actions.executor.offers import Needs, Offer
+from etcd_actions.executor.lost_attempts import STARTED
+from etcd_actions.executor.offers import Needs, Offer, is_within
 from etcd_actions.executor.shared import Shared, Work
 from etcd_actions.executor.task_templates import template_of
 from etcd_actions.model import NO_WORKER_FITS, Phase
@@ -38,7 +39,6 @@ _YIELDS: Final = 100
 """The revisions by which an action counts as younger for each of these workers."""
 _PATIENCE: Final = 30.0
 """Seconds that an action is blocked before others wait for it."""
-_STARTED: Final = (Phase.INITIALIZING, Phase.RUNNING)
 
 _log = structlog.get_logger(__name__)
 _decoder: Final = msgspec.json.Decoder(Offer)
@@ -108,7 +108,7 @@ class Placement:
         place = directory_of(self._shared.settings.state_dir, action.incarnation, number)
         if action.is_terminal or place.path.is_dir():
             return True
-        if action.phase in _STARTED and name not in self._unclaimed:
+        if action.phase in STARTED and name not in self._unclaimed:
             work.elsewhere = True
             return False
         if not work.has_slot:
@@ -153,7 +153,7 @@ class Placement:
     def is_elsewhere(self, name: str) -> bool:
         """Whether another worker runs an action that does not run here, by its phase."""
         known = self._shared.board.get(name)
-        return known is not None and known.update.phase in _STARTED and name not in self._unclaimed
+        return known is not None and known.update.phase in STARTED and name not in self._unclaimed
 
     def unblocked(self) -> list[str]:
         """The blocked actions that fit now, in the order in which they were blocked."""
@@ -209,7 +209,11 @@ class Placement:
             if not self._shared.board.is_waiting(name):
                 cpus, memory = cpus + held.cpus, memory + held.memory
         offer = self._offer
-        return gpus <= offer.gpus and cpus <= offer.cpus and memory <= offer.memory
+        return (
+            is_within(gpus, offer.gpus)
+            and is_within(cpus, offer.cpus)
+            and is_within(memory, offer.memory)
+        )
 
     async def _report_unplaced(self) -> None:
         """Report the actions that fit no live worker; one worker does it for all."""

@@ -255,9 +255,8 @@ def test_run_has_its_settings_and_the_other_commands_the_common_ones() -> None:
     of_run = [setting.flag for setting in SETTINGS if setting.scope in ("all", "run")]
     assert settings_of("run") == of_run
     assert set(settings_of("submit")) == {setting.flag for setting in SUBMIT}
-    for name in ("version", "replay"):
-        assert settings_of(name) == [setting.flag for setting in COMMON]
-    for name in ("enqueue", "abort", "signal", "status", "watch", "runs"):
+    assert settings_of("replay") == [setting.flag for setting in COMMON]
+    for name in ("enqueue", "abort", "signal", "status", "watch", "runs", "version"):
         assert settings_of(name) == [setting.flag for setting in BACKEND]
     for name in ("delete", "gc", "logs", "io"):
         assert settings_of(name) == [setting.flag for setting in FILES]

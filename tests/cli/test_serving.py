@@ -126,6 +126,24 @@ def test_what_cannot_be_served_ends_it_at_once(
         assert word in done.complaint
 
 
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--executor", "ray"), ("--executor ray", "--ray-address")),
+        ((*RAY, "http://127.0.0.1:1", "--gpus", "1"), ("--gpus", "Ray has those of its nodes")),
+        ((*RAY, "http://127.0.0.1:1", "--cpus", "2"), ("--cpus", "Ray has those of its nodes")),
+        ((*RAY, "http://head:8265"), ("http://head:8265", "--tasks-listen")),
+    ],
+)
+def test_what_a_worker_of_ray_cannot_have_ends_it_at_once(
+    common: tuple[str, ...], tmp_path: Path, flags: tuple[str, ...], words: tuple[str, ...]
+) -> None:
+    done = finish("worker", *common, *flags, "--executor-state-dir", tmp_path)
+    assert done.code == 2
+    for word in words:
+        assert word in done.complaint
+
+
 def test_a_port_that_is_taken_is_named(common: tuple[str, ...]) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

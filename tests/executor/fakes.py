@@ -35,6 +35,7 @@ class FakeAttempts(Attempts):
     """
 
     def __init__(self) -> None:
+        self.outlive_worker = False
         self.started = 0
         self.adopted = 0
         self.begun: list[str] = []
@@ -45,6 +46,9 @@ class FakeAttempts(Attempts):
         self._over: dict[Path, trio.Event] = {}
         self._outputs: dict[str, Path] = {}
         self._places: dict[str, AttemptDirectory] = {}
+
+    async def find(self, place: AttemptDirectory) -> None:
+        await trio.lowlevel.checkpoint()
 
     async def begin(self, place: AttemptDirectory, command: Command) -> None:
         name = f"{command.environment['RUN_NAME']}-{command.environment['ACTION_NAME']}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 from flyteidl2.core.tasks_pb2 import Resources, TaskTemplate
 
@@ -74,6 +75,15 @@ def test_requests_count_and_without_one_the_limit() -> None:
 def test_each_need_counts(needs: Needs) -> None:
     assert not OFFER.fits(needs)
     assert needs.flags.startswith("--")
+
+
+def test_an_offer_without_limits_has_only_pools_and_labels() -> None:
+    ray = Offer(slots=4, cpus=None, memory=None, gpus=None, pools=("ray",))
+    assert ray.fits(Needs(cpus=1e6, memory=1e15, gpus=1000, pool="ray"))
+    assert not ray.fits(Needs())
+    assert not ray.fits(Needs(pool="ray", labels={"zone": "a"}))
+    # Other workers read it from etcd.
+    assert msgspec.json.decode(msgspec.json.encode(ray), type=Offer) == ray
 
 
 def test_the_queue_is_the_tasks_own_else_its_runs() -> None:

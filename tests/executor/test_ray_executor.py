@@ -26,8 +26,8 @@ from flyteidl2.imagebuilder.definition_pb2 import (
 )
 
 from etcd_actions import ActionsClient, Phase
-from etcd_actions.executor import ExecutorSettings, RaySettings, action_run, open_executor
-from etcd_actions.executor.launchers import attempts as following
+from etcd_actions.executor import ExecutorSettings, RaySettings, attempt_follower, open_executor
+from etcd_actions.executor.launchers import attempts as looking
 from etcd_actions.images import StoredImage
 from tests.executor.tasks import ROOT, named, until
 from tests.support import flyte
@@ -38,9 +38,9 @@ from tests.support.waiting import eventually
 
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(following, "_LOOK_FIRST", 0.01)
-    monkeypatch.setattr(following, "_LOOK_LAST", 0.01)
-    monkeypatch.setattr(action_run, "_QUEUED_AFTER", 0.05)
+    monkeypatch.setattr(looking, "_LOOK_FIRST", 0.01)
+    monkeypatch.setattr(looking, "_LOOK_LAST", 0.01)
+    monkeypatch.setattr(attempt_follower, "_QUEUED_AFTER", 0.05)
 
 
 @pytest.fixture
@@ -193,7 +193,7 @@ async def test_an_abort_stops_a_job_whose_submission_was_not_answered(
     is_away = True
 
     async def lose(request: HttpRequest) -> bytes | None:
-        if not is_away:
+        if not is_away or (request.method == "GET" and not head.jobs):
             return None
         if request.method == "POST" and not head.jobs:
             head.answer(request)
@@ -210,4 +210,20 @@ async def test_an_abort_stops_a_job_whose_submission_was_not_answered(
         await eventually(lambda: {each.kind for each in parked.parked} == {"ray"})
         is_away = False
         await eventually(lambda: head.stopped == list(head.jobs))
+    assert len(head.submitted) == 1
+
+
+async def test_another_executor_leaves_the_outputs_of_a_job_that_has_ended(
+    client: ActionsClient, head: RayHead, base: str, tmp_path: Path
+) -> None:
+    """It has another state directory, so it finds the job by its name alone."""
+    async with executing(client, head, tmp_path / "a"):
+        await client.enqueue(task("a0", base))
+        await until(client, ROOT, Phase.RUNNING)
+    [job] = head.submitted
+    write(job, "outputs.pb", b"")
+    head.set("SUCCEEDED", driver_exit_code=0)
+    async with executing(client, head, tmp_path / "b"):
+        root = await until(client, ROOT)
+    assert (root.phase, root.status.attempts) == (Phase.SUCCEEDED, 1)
     assert len(head.submitted) == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -139,3 +140,31 @@ async def test_a_head_that_is_killed_costs_attempts_and_no_result(
         [lost] = earlier_attempts(found)
         assert (lost.code, lost.kind) == ("ProcessEnded", "SYSTEM")
         assert lost.message.startswith("Ray does not know the job any more")
+
+
+async def test_workers_of_two_pools_share_a_program_while_that_of_ray_is_killed(
+    site: Site, client: ActionsClient, tmp_path: Path
+) -> None:
+    """The next worker of Ray, with a directory of its own, follows the job of the first one."""
+    ray = (*site.executor, "--pool", "ray", "--tasks-listen", f"127.0.0.1:{free_port()}")
+    site.executor = ("--executor", "none")
+    site.state_dir.mkdir()
+    with ExitStack() as stack:
+        service = stack.enter_context(site.service(free_port()))
+        local = stack.enter_context(site.worker("local"))
+        first = stack.enter_context(site.worker("first", *ray))
+        for each, word in ((service, "serving"), (local, "working"), (first, "working")):
+            await each.logged(word)
+        await submit(site, "pools.py", "main")
+        await eventually(lambda: len(site.starts()) == 2, within=120)
+        kill(first)
+        second = stack.enter_context(site.worker("second", *ray))
+        await second.logged("working")
+        (site.notes / "go").touch()
+        root = await ended(client)
+        assert root.phase is Phase.SUCCEEDED, root.status.error_state
+        assert set(site.starts().values()) == {1}
+        assert len(site.starts()) == 3
+        outputs = Path(root.outputs_of(1)) / "outputs.pb"
+        assert b"main:local middle:ray last:local" in outputs.read_bytes()
+    site.end_all()

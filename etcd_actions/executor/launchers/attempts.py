@@ -21,7 +21,12 @@ from etcd_actions.executor.attempts.start_errors import (
     not_started,
     of_os_error,
 )
-from etcd_actions.executor.launchers.launcher import Launcher, LauncherUnavailable, State
+from etcd_actions.executor.launchers.launcher import (
+    Launcher,
+    LauncherUnavailable,
+    SharedLauncher,
+    State,
+)
 
 _TRIES: Final = 3
 # Seconds for the file system of the outputs.
@@ -53,6 +58,7 @@ class Attempts:
     Attributes:
         started: Number of attempts that were started.
         adopted: Number of attempts that another executor had started.
+        outlive_worker: Whether attempts live on when their worker ends, for the next worker.
     """
 
     def __init__(
@@ -64,6 +70,7 @@ class Attempts:
         self._launcher = launcher
         self._log_bytes = log_bytes
         self._containment = containment or Containment()
+        self.outlive_worker = isinstance(launcher, SharedLauncher)
         self.started = 0
         self.adopted = 0
 
@@ -98,6 +105,32 @@ class Attempts:
             finally:
                 os.close(lock)
         raise not_started(place.path, None, "its supervisor ended at once, each time", "supervisor")
+
+    async def find(self, place: AttemptDirectory) -> None:
+        """Look for an attempt that an executor with another state directory may have started.
+
+        If the launcher knows it, it is noted as started: so :meth:`begin` follows it, and leaves
+        the outputs that it may have.
+
+        Raises:
+            NotStarted: It may run, and that cannot be known now.
+        """
+        if not isinstance(self._launcher, SharedLauncher) or place.was_started:
+            return
+        try:
+            if not await self._launcher.finds(place):
+                return
+            place.make()
+            place.note_object()
+        except LauncherUnavailable as error:
+            failure = NotStarted.because(str(error), by_machine=True)
+            failure.may_run = True
+            raise failure from error
+        except OSError as error:
+            raise of_os_error(place.path, error, "state") from error
+        place.note_started()
+        if not place.was_started:
+            raise not_started(place.path, None, "its start cannot be noted", "state")
 
     async def wait_ended(self, place: AttemptDirectory, launched: trio.Event | None = None) -> None:
         """Return once no process of the attempt lives. Cancelled, it lives on.

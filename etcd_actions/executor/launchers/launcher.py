@@ -3,13 +3,14 @@
 A launcher starts the command of an attempt, on this machine or by another engine. It identifies the
 attempt by ``place.name``: characters of ``a-z A-Z 0-9 . _ -`` and one slash, at most 132. The name
 is never that of another attempt or object, also on another machine. So a launcher of another engine
-uses it as the name of its job there, and a second start finds the first one's.
+uses it as the name of its job there, and a second start finds the first one's. If it also has
+``finds``, workers that use it hand attempts over, see :class:`SharedLauncher`.
 """
 
 from __future__ import annotations
 
 from enum import Enum
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from etcd_actions.executor.attempts.attempt_command import Command
 from etcd_actions.executor.attempts.attempt_directory import AttemptDirectory
@@ -87,5 +88,22 @@ class Launcher(Protocol):
 
         Raises:
             LauncherUnavailable: It cannot be read now.
+        """
+        ...
+
+
+@runtime_checkable
+class SharedLauncher(Launcher, Protocol):
+    """A launcher of an engine that several workers use: attempts live on without their worker.
+
+    The next worker that claims the action follows the attempt, without the state directory of the
+    first one. With any other launcher an attempt ends with its worker, and the next attempt starts.
+    """
+
+    async def finds(self, place: AttemptDirectory) -> bool:
+        """Whether the engine knows an attempt, running or ended, by its name.
+
+        Raises:
+            LauncherUnavailable: It cannot be known now.
         """
         ...

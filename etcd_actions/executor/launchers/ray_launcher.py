@@ -102,6 +102,10 @@ class RayLauncher:
             return Look(State.ENDED, reason=f"{reason}, or the job was deleted")
         return _look(job)
 
+    async def finds(self, place: AttemptDirectory) -> bool:
+        """See :meth:`SharedLauncher.finds`."""
+        return await self._call(self._jobs.look, job_name(place)) is not None
+
     async def stop(self, place: AttemptDirectory) -> None:
         """See :meth:`Launcher.stop`: a job that does not end within 30 s is stopped later."""
         with trio.move_on_after(self._kill_grace + _STOPPED_WITHIN):
