@@ -7,7 +7,7 @@ by the identity that they contain.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
 import structlog
@@ -85,7 +85,7 @@ class Lister:
         """
         objects, trace_prefix, _ = self._keys.of(run).run_prefixes(run.run)
         prefixes = (objects, trace_prefix) if traces else (objects,)
-        listing = await self._list(prefixes)
+        listing = await self.list_ranges([KeyRange.of_prefix(each) for each in prefixes])
         mine = [action for action in listing.actions if same_run(action.action_id, run)]
         return Listing(mine, listing.revision)
 
@@ -108,7 +108,7 @@ class Lister:
     async def list_child_traces(self, parent: ActionId) -> list[StoredAction]:
         """The traces that are children of an action; the action itself need not exist."""
         _, traces, _ = self._keys.of(parent).run_prefixes(parent.run)
-        listing = await self._list((traces,))
+        listing = await self.list_ranges([KeyRange.of_prefix(traces)])
         return [
             each
             for each in listing.actions
@@ -118,22 +118,21 @@ class Lister:
     async def list_all(self) -> Listing:
         """All actions and traces of the namespace, or of all namespaces if there is a template."""
         keys = self._keys
-        return await self._list((keys.below(keys.prefix), keys.below(keys.traces)))
+        prefixes = keys.below(keys.prefix), keys.below(keys.traces)
+        return await self.list_ranges([KeyRange.of_prefix(each) for each in prefixes])
 
     async def revision(self) -> int:
         """The newest revision of the store."""
         return (await self._store.read(KeyRange.of_key(self._keys.prefix)))[1]
 
-    async def _list(self, prefixes: Iterable[bytes]) -> Listing:
-        """The actions of all keys with some prefixes, at one revision."""
+    async def list_ranges(self, ranges: Sequence[KeyRange]) -> Listing:
+        """The actions of all keys in some ranges, at one revision."""
         while True:
             revision = 0
             actions: list[StoredAction] = []
             try:
-                for prefix in prefixes:
-                    kvs, revision = await self._store.read(
-                        KeyRange.of_prefix(prefix), revision=revision
-                    )
+                for keys in ranges:
+                    kvs, revision = await self._store.read(keys, revision=revision)
                     actions += await readable(kvs)
             except Compacted:
                 # A compaction came between two pages: list the newest state.

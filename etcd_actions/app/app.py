@@ -172,6 +172,7 @@ class App:
                         finalizer=config[settings.FINALIZER],
                         retain_terminal=config[settings.RETAIN_TERMINAL],
                         shards=config[settings.SHARDS] or 0,
+                        executes=executing,
                     ),
                     containment=self._containment,
                 ),

@@ -11,12 +11,13 @@ import trio
 
 from etcd_actions.actions.listing import Lister, Listing
 from etcd_actions.actions.recovery import Recovery
-from etcd_actions.errors import InvalidArgument
+from etcd_actions.errors import InvalidArgument, Unavailable
 from etcd_actions.follow.subscriptions import AnySubscription, RunActions, Subject
 from etcd_actions.model import ActionId, ActionUpdate, Keyspace, build_action_update
 from etcd_actions.pipeline.processor import Processor
 from etcd_actions.pipeline.sharded_processor import AnyProcessor
 from etcd_actions.pipeline.shared_watches import Scope, SharedWatches
+from etcd_actions.shards import EVERYTHING, ShardRange
 
 _BATCH: Final = 64
 """Actions of a snapshot that are converted before other tasks run."""
@@ -86,6 +87,35 @@ class Subscribing:
                 if isinstance(subject, ActionId):
                     traces = await self._recovery.traces(subject, listing)
                 processor.start_with(subscription, states, listing.revision, others=traces)
+            yield subscription
+
+    @asynccontextmanager
+    async def subscribe_range(self, range_: ShardRange) -> AsyncIterator[AnySubscription]:
+        """Open a subscription to all actions of a shard that the client serves, with a snapshot.
+
+        It stays on the watch of that shard, also when another process gets the shard.
+
+        Args:
+            range_: The range of the shard; that of everything is a subscription to all actions.
+
+        Raises:
+            Unavailable: The client does not serve the shard any more.
+            EtcdError: A read failed.
+        """
+        if range_ == EVERYTHING:
+            async with self.subscribe(None, snapshot=True) as everything:
+                yield everything
+            return
+        processor = self._processor.watching_range(range_)
+        if processor is None:
+            raise Unavailable(f"the shard {range_} is not served here any more")
+        subscription = processor.subscribe(None, snapshot=True)
+        self.processors[subscription] = processor
+        async with subscription:
+            keys = self._keys
+            ranges = [range_.keys(keys.prefix), range_.keys(keys.traces)]
+            listing = await self._lister.list_ranges(ranges)
+            processor.start_with(subscription, await _updates(listing), listing.revision)
             yield subscription
 
     def unsubscribe(self, subscription: AnySubscription) -> None:

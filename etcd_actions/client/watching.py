@@ -12,6 +12,7 @@ from etcd_actions._internal.argument_types import checks_types
 from etcd_actions._internal.containment import Containment
 from etcd_actions.client.arguments import expect, parent_id_of, run_id_of
 from etcd_actions.client.dead_letters import DeadLetterRequests
+from etcd_actions.client.own_work import OwnWork
 from etcd_actions.client.subscribing import Subscribing
 from etcd_actions.dead_letters import DeadLetterOperations
 from etcd_actions.follow.subscriptions import (
@@ -40,6 +41,11 @@ class WatchRequests(DeadLetterRequests):
         super().__init__(containment, dead_letters)
         self._processor = processor
         self._subscribing = subscribing
+
+    @property
+    def work(self) -> OwnWork:
+        """The actions that this process is to run, for an executor that builds on the client."""
+        return OwnWork(self._processor, self._subscribing)
 
     def statistics(self) -> WatchingStatistics:
         """Return the present counts of the watch; see :class:`WatchingStatistics`."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable
+
 import structlog
 import trio
 
@@ -12,6 +15,46 @@ from etcd_actions.executor.shared import Shared
 from etcd_actions.model import ActionUpdate
 
 _log = structlog.get_logger(__name__)
+
+
+class ChildAborts:
+    """See the module's text.
+
+    Args:
+        shared: The parts of the executor.
+        nursery: Runs one task for each child.
+        on_end: Called when a task has ended.
+
+    Attributes:
+        open: The children that are being aborted, and by how many tasks.
+    """
+
+    def __init__(self, shared: Shared, nursery: trio.Nursery, on_end: Callable[[], None]) -> None:
+        self._shared = shared
+        self._nursery = nursery
+        self._on_end = on_end
+        self.open: Counter[str] = Counter()
+
+    def start(self, name: str, parent: StoredAction) -> None:
+        """Abort the open children of an action that has ended.
+
+        Args:
+            name: The executor's name of the action.
+            parent: The action.
+        """
+        for child in self._shared.board.children(name):
+            if (known := self._shared.board.get(child)) is not None:
+                self.open[child] += 1
+                self._nursery.start_soon(self._abort, parent, known.update)
+
+    async def _abort(self, parent: StoredAction, child: ActionUpdate) -> None:
+        try:
+            await abort_child(self._shared, parent, child)
+        finally:
+            self.open[child.name] -= 1
+            if not self.open[child.name]:
+                del self.open[child.name]
+            self._on_end()
 
 
 async def abort_child(shared: Shared, parent: StoredAction, child: ActionUpdate) -> None:

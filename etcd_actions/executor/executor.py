@@ -28,12 +28,13 @@ from etcd_actions.executor.attempts.attempt_directory import (
     directory_of,
 )
 from etcd_actions.executor.cache.caching import Caching
-from etcd_actions.executor.child_aborts import abort_child
+from etcd_actions.executor.child_aborts import ChildAborts
 from etcd_actions.executor.executor_settings import ExecutorSettings
 from etcd_actions.executor.executor_statistics import ExecutorStatistics
 from etcd_actions.executor.handover import Handover
 from etcd_actions.executor.intake import Intake
 from etcd_actions.executor.launchers.attempts import Attempts
+from etcd_actions.executor.own_actions import OwnActions
 from etcd_actions.executor.placement import Placement
 from etcd_actions.executor.provisions import Provisions
 from etcd_actions.executor.reports import Reports
@@ -53,6 +54,8 @@ _NOT_STARTED = (Phase.UNSPECIFIED, Phase.QUEUED)
 _AFTER_BLOCKED = 1.0
 # Seconds by which a worker delays a visit that another worker makes first.
 _VISIT_LATER = 5.0
+# Seconds between checks whether the claims were renewed.
+_CLAIMS_AGAIN = 0.2
 
 _log = structlog.get_logger(__name__)
 
@@ -61,7 +64,8 @@ class Executor:
     """Runs actions; created by :func:`~etcd_actions.executor.open_executor`, which runs its loops.
 
     Attributes:
-        intake: Follows all actions.
+        intake: Follows actions.
+        own: The actions that this executor runs.
         visits: Reads the objects of actions that wait.
         placement: Selects the actions of a worker; None for an executor that runs each action.
         handover: Ends the attempts of a worker.
@@ -109,6 +113,14 @@ class Executor:
         self.handover = Handover(self._shared, claims, attempts)
         # The attempts of parked actions.
         self._left_running: dict[str, AttemptDirectory] = {}
+        self.own = OwnActions(
+            self._shared,
+            self.intake,
+            held=self._held,
+            admit=lambda name: self._admit(name, examine=True),
+            forget=self._forget,
+        )
+        self._child_aborts = ChildAborts(self._shared, nursery, self.own.look)
         self._changed = trio.Event()
         self._wakes_within = math.inf
 
@@ -133,7 +145,7 @@ class Executor:
 
     def open_actions(self) -> set[str] | None:
         """The names of the directories of all open actions; None before these are known."""
-        if not self.intake.is_synced:
+        if not self.own.is_synced:
             return None
         board = self._shared.board
         known = [board.get(name) for name in board.names()]
@@ -148,7 +160,7 @@ class Executor:
         """Start actions while slots are free, after each change; does not return."""
         while True:
             self._changed = trio.Event()
-            if self.intake.is_synced:
+            if self.own.is_synced:
                 await self._start_ready()
             left = self._shared.schedule.next_alarm() - self._shared.clock.monotonic()
             # Never at once: an alarm that cannot be processed now must not keep the loop busy.
@@ -174,7 +186,8 @@ class Executor:
             try:
                 if self.placement is not None:
                     await self.placement.look()
-                taken = await self._claims.taken()
+                elsewhere = self._shared.schedule.has_elsewhere
+                taken = await self._claims.taken() if elsewhere else set[str]()
             except EtcdError as error:
                 _log.debug("claims_unreadable", error=str(error))
                 continue
@@ -217,6 +230,15 @@ class Executor:
         if (place := self._left_running.pop(name, None)) is not None:
             self._nursery.start_soon(self._end_left, name, place)
 
+    def _held(self) -> list[str]:
+        """The actions that run here, have a process here, or are being aborted by this executor."""
+        return [*self._shared.work, *self._left_running, *self._child_aborts.open]
+
+    def _forget(self, name: str) -> None:
+        """Forget an action that another process runs, and whose updates are not received."""
+        self._shared.board.forget(name)
+        self._remove(name)
+
     def _has_ended(self, name: str, place: AttemptDirectory) -> bool:
         """Whether an attempt's action has ended; its name may have another one."""
         known = self._shared.board.get(name)
@@ -233,8 +255,9 @@ class Executor:
         known = self._shared.board.get(name)
         if known is None or name in self._shared.work or self._shared.schedule.keeps_waiting(name):
             return
-        placement = self.placement
-        if placement is not None and placement.keeps(name):
+        if not (self.own.has(name) or name in self._left_running):
+            return
+        if (placement := self.placement) is not None and placement.keeps(name):
             return
         if known.is_condition:
             # An alarm requests each later visit. An update requests one only after a failure.
@@ -242,7 +265,7 @@ class Executor:
                 self._visit(name)
         elif (
             examine
-            or (first and not self.intake.is_synced)
+            or (first and self.own.is_listing(name))
             or known.update.phase not in _NOT_STARTED
         ):
             self._shared.schedule.examine(name)
@@ -277,7 +300,9 @@ class Executor:
                 )
             # Thousands may be due at once: let other tasks run.
             await trio.lowlevel.checkpoint()
-        if self.handover.draining:
+        if self.handover.starts_nothing:
+            # A renewal of the claims causes no update.
+            self._wake_later(_CLAIMS_AGAIN)
             return
         if self.placement is not None:
             for blocked in self.placement.unblocked():
@@ -344,7 +369,7 @@ class Executor:
             self.intake.again(name)
             return
         known = self._shared.board.get(name)
-        if known is None or name in self._shared.work:
+        if known is None or name in self._shared.work or not self.own.has(name):
             return
         if alarm.due is Due.VISIT:
             self.visits.add(name)
@@ -385,6 +410,7 @@ class Executor:
                 self.placement.left(name)
             self._reschedule(work, done=done, failed=failed)
             self._wake()
+            self.own.look()
 
     def _reschedule(self, work: Work, *, done: bool, failed: bool) -> None:
         """Schedule an action that ran and has not ended."""
@@ -446,9 +472,7 @@ class Executor:
                 raise
         else:
             if ended is not None and ended.phase is not Phase.SUCCEEDED:
-                for child in self._shared.board.children(work.name):
-                    if (known := self._shared.board.get(child)) is not None:
-                        self._nursery.start_soon(abort_child, self._shared, ended, known.update)
+                self._child_aborts.start(work.name, ended)
 
     async def _end_process(self, work: Work) -> None:
         """End the process of an action that has ended; leave one that another executor follows."""

@@ -1,4 +1,4 @@
-"""Follows all actions, and delivers their states, each inside a boundary of its own."""
+"""Follows actions, and delivers their states, each inside a boundary of its own."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ from etcd_actions.executor.scheduling.board import Board
 from etcd_actions.executor.scheduling.failures import PARKED, Failures
 from etcd_actions.executor.scheduling.schedule import Due, Schedule
 from etcd_actions.model import ActionUpdate, Phase, build_action_update
+from etcd_actions.shards import ShardRange
 
 _log = structlog.get_logger(__name__)
 
 
 class UpdatesEnded(Exception):
-    """The subscription to all actions ended by itself."""
+    """A subscription ended by itself."""
 
 
 class Intake:
-    """Follows all actions.
+    """Follows the actions of ranges.
 
     Args:
         client: Subscribes to them.
@@ -34,9 +35,6 @@ class Intake:
         sink: Called with each state, whose name is that of its key, and with False if the state is
             part of a snapshot.
         wake: Called after each snapshot, and after a failure.
-
-    Attributes:
-        is_synced: Whether the first snapshot is complete.
     """
 
     def __init__(
@@ -55,12 +53,15 @@ class Intake:
         self._wake = wake
         self._failures = Failures(clock)
         self._failed: dict[str, ActionUpdate] = {}
-        self.is_synced = False
 
-    async def follow(self) -> None:
-        """Deliver all states; the caller calls it again after each error.
+    async def follow(self, range_: ShardRange, synced: Callable[[], None]) -> None:
+        """Deliver all states of a range; the caller calls it again after each error.
 
         Each call begins with a snapshot. Known actions that are not in it have ended.
+
+        Args:
+            range_: The range of ``<namespace>/<name>``.
+            synced: Called when the snapshot is complete.
 
         Raises:
             UpdatesEnded: No more updates come.
@@ -69,7 +70,7 @@ class Intake:
         seen: set[str] = set()
         listing = True
         replaced = 0
-        async with self._client.subscribe_all() as updates:
+        async with self._client.work.subscribe(range_) as updates:
             async for item in updates:
                 if updates.replaced != replaced:
                     replaced = updates.replaced
@@ -79,12 +80,12 @@ class Intake:
                         seen.add("/".join(_key_names(item)))
                     self.note(item, live=not listing)
                     continue
-                for update in self._missing(seen, item.revision):
+                for update in self._missing(range_, seen, item.revision):
                     if await self._is_gone(update):
                         self.note(update)
                 seen.clear()
                 listing = False
-                self.is_synced = True
+                synced()
                 self._wake()
         raise UpdatesEnded("no more updates come, though the executor runs")
 
@@ -134,9 +135,10 @@ class Intake:
         except InvalidArgument:
             return False
 
-    def _missing(self, seen: set[str], revision: int) -> list[ActionUpdate]:
+    def _missing(self, range_: ShardRange, seen: set[str], revision: int) -> list[ActionUpdate]:
         """The deletions of the known actions that are missing in a snapshot at a revision."""
-        known = [self._board.get(name) for name in self._board.names() if name not in seen]
+        missing = (name for name in self._board.names() if name not in seen)
+        known = [self._board.get(name) for name in missing if name.encode() in range_]
         return [
             msgspec.structs.replace(
                 each.update, phase=Phase.ABORTED, revision=revision, is_deleted=True

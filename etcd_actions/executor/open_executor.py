@@ -137,7 +137,7 @@ async def open_executor_with(
         provisions = Provisions(images, Secrets(settings.secrets))
         executor = Executor(client, claims, attempts, settings, nursery, clock, provisions)
         executor.handover.guard = guard
-        nursery.start_soon(keep, "executor", "updates", executor.intake.follow)
+        nursery.start_soon(keep, "executor", "ranges", executor.own.follow)
         nursery.start_soon(keep, "executor", "schedule", executor.schedule)
         nursery.start_soon(keep, "executor", "claims", executor.follow_claims)
         ends_attempts = settings.offer is not None and not attempts.outlive_worker

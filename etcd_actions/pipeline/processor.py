@@ -52,7 +52,7 @@ from etcd_actions.pipeline.watching_settings import WatchingSettings, WatchingSt
 from etcd_actions.record.leader import Leader
 from etcd_actions.record.reporter import CallCounts
 from etcd_actions.run_service import NullRunService, RunService
-from etcd_actions.shards import ShardKeys
+from etcd_actions.shards import EVERYTHING, ShardKeys, ShardRange
 from etcd_actions.storage.retention import Retention
 from etcd_actions.storage.store import Store
 from etcd_actions.watch import Reflector
@@ -259,6 +259,19 @@ class Processor:
     def serving(self, subject: Subject) -> Processor | None:
         """The processor that can serve subscriptions to a subject now; None for none."""
         return self if self.watching else None
+
+    @property
+    def work(self) -> frozenset[ShardRange]:
+        """The ranges whose actions this process is to run, if it runs actions: all."""
+        return frozenset({EVERYTHING})
+
+    async def wait_work_changed(self, seen: frozenset[ShardRange]) -> None:
+        """It never changes."""
+        await trio.sleep_forever()
+
+    def watching_range(self, range_: ShardRange) -> Processor | None:
+        """There are no shards."""
+        return None
 
     @property
     def watching(self) -> bool:

@@ -7,6 +7,7 @@ shard neither omits nor repeats an update.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 import structlog
@@ -35,6 +36,7 @@ class ShardWatch:
         processor: Watches it, and stands for its election.
         membership: Receives the report that the watch has listed.
         listing: Limits the lists at a time.
+        on_change: Called when :attr:`serves` may have changed.
 
     Attributes:
         shard: The argument.
@@ -51,6 +53,7 @@ class ShardWatch:
         processor: Processor,
         membership: Membership,
         listing: trio.CapacityLimiter,
+        on_change: Callable[[], None],
     ) -> None:
         self.shard = shard
         self.processor = processor
@@ -60,6 +63,7 @@ class ShardWatch:
         self.failure = ""
         self._membership = membership
         self._listing = listing
+        self._on_change = on_change
         self._is_held_back = False
         self._changed = trio.Event()
 
@@ -99,6 +103,7 @@ class ShardWatch:
         if duty != self.duty:
             self.duty = duty
             self._signal()
+            self._on_change()
 
     async def run(self) -> None:
         """Watch the shard until it is not needed any more."""
@@ -109,6 +114,7 @@ class ShardWatch:
         finally:
             self._membership.clear_ready(self.shard)
             self.decided.set()
+            self._on_change()
 
     async def _list(self) -> bool:
         """Start the watch; returns False if the shard is not needed any more."""
@@ -123,6 +129,7 @@ class ShardWatch:
             nursery.cancel_scope.cancel("the watch was started")
         self.failure = ""
         self.decided.set()
+        self._on_change()
         return self.processor.watching
 
     async def _cancel_when_not_needed(self, scope: trio.CancelScope) -> None:

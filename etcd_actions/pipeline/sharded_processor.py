@@ -28,7 +28,7 @@ from etcd_actions.pipeline.shard_statistics import Totals, shard_statistics
 from etcd_actions.pipeline.shards_run import ShardParts, ShardsRun
 from etcd_actions.pipeline.watching_settings import WatchingSettings, WatchingStatistics
 from etcd_actions.run_service import RunService
-from etcd_actions.shards import Shard, ShardKeys, member_name
+from etcd_actions.shards import EVERYTHING, Shard, ShardKeys, ShardRange, member_name
 from etcd_actions.shards.shard_range import MOST_INITIAL
 from etcd_actions.storage.retention import Retention
 from etcd_actions.storage.store import Store
@@ -144,6 +144,8 @@ class ShardedProcessor:
         self._starting = trio.Lock()
         self._run: ShardsRun | None = None
         self._totals = Totals()
+        self._work = frozenset[ShardRange]()
+        self._changed = trio.Event()
         # Processors whose run has ended and that still have subscriptions.
         self._kept: dict[Shard, Processor] = {}
 
@@ -191,6 +193,36 @@ class ShardedProcessor:
                 return watch.processor
         return None
 
+    @property
+    def work(self) -> frozenset[ShardRange]:
+        """The ranges whose actions this process is to run, if it runs actions.
+
+        They are those of the shards that it serves, if each member runs actions, and otherwise
+        all. Two members may have the same range for a moment: the claim of an action decides.
+        """
+        run = self._run
+        view = None if run is None or run.membership is None else run.membership.view
+        if run is not None and view is not None:
+            if view.table.exists and view.executors >= view.members.keys():
+                served = (watch.shard.range for watch in run.watches.values() if watch.serves)
+                self._work = frozenset(served)
+            else:
+                self._work = frozenset({EVERYTHING})
+        return self._work
+
+    async def wait_work_changed(self, seen: frozenset[ShardRange]) -> None:
+        """Return once :attr:`work` is another set than ``seen``."""
+        await trio.lowlevel.checkpoint()
+        while self.work == seen:
+            await self._changed.wait()
+
+    def watching_range(self, range_: ShardRange) -> Processor | None:
+        """The processor that watches a range of :attr:`work`; None if there is none now."""
+        for watch in () if self._run is None else self._run.watches.values():
+            if watch.serves and watch.shard.range == range_:
+                return watch.processor
+        return None
+
     def waiting_conditions(self) -> list[ActionId]:
         """The conditions that wait for a signal, of the shards that this process watches."""
         return [each for one in self._processors() for each in one.waiting_conditions()]
@@ -216,7 +248,7 @@ class ShardedProcessor:
                 if not before.is_stopping:
                     return
                 await before.ended.wait()
-            self._run = ShardsRun(self._parts, self._kept, self._end)
+            self._run = ShardsRun(self._parts, self._kept, self._end, self._signal)
             await self._nursery.start(self._run.run)
 
     async def stop_watching(self, grace: float | None = None) -> None:
@@ -234,6 +266,10 @@ class ShardedProcessor:
     def _processors(self) -> list[Processor]:
         watches = () if self._run is None else self._run.watches.values()
         return [*(watch.processor for watch in watches), *self._kept.values()]
+
+    def _signal(self) -> None:
+        self._changed.set()
+        self._changed = trio.Event()
 
     def _end(self, processor: Processor) -> None:
         self._totals.add(processor.statistics())

@@ -138,6 +138,7 @@ class ShardsRun:
         parts: The parts of all shards.
         kept: Processors with subscriptions, of an earlier run.
         on_end: Called with each processor that is not needed any more.
+        on_change: Called when the members, or the shards that this process serves, have changed.
 
     Attributes:
         membership: The membership; None before and after it.
@@ -152,6 +153,7 @@ class ShardsRun:
         parts: ShardParts,
         kept: dict[Shard, Processor],
         on_end: Callable[[Processor], None],
+        on_change: Callable[[], None],
     ) -> None:
         self.membership: Membership | None = None
         self.watches: dict[Shard, ShardWatch] = {}
@@ -161,6 +163,7 @@ class ShardsRun:
         self._parts = parts
         self._kept = kept
         self._on_end = on_end
+        self._on_change = on_change
         self._grace = parts.settings.grace
         self._stop = trio.Event()
         self._waiting: trio.CancelScope | None = None
@@ -226,6 +229,7 @@ class ShardsRun:
             parts.shard_keys,
             name=parts.member,
             ttl=settings.election_ttl,
+            executes=settings.executes,
             settings=settings.reflector,
             containment=parts.containment,
         ) as self.membership:
@@ -344,6 +348,7 @@ class ShardsRun:
                 again_at = min(again_at, plan.again_at)
                 if membership.name in view.members:
                     self._planned.set()
+            self._on_change()
             with trio.move_on_at(again_at):
                 await membership.wait_changed(view)
 
@@ -360,7 +365,8 @@ class ShardsRun:
 
     def _begin_watch(self, shard: Shard, count: int) -> ShardWatch:
         processor = self._kept.pop(shard, None) or self._parts.processor(shard, count)
-        watch = ShardWatch(shard, processor, self._joined_membership, self._listing)
+        joined = self._joined_membership
+        watch = ShardWatch(shard, processor, joined, self._listing, self._on_change)
         self.watches[shard] = watch
         self._watching.start_soon(self._watch_shard, watch)
         return watch

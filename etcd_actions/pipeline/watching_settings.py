@@ -28,6 +28,8 @@ class WatchingSettings:
             the shards: later they are split and merged by their sizes.
         split_from: The least number of keys of a shard that is split because it has more than
             twice the mean; None never to split or merge shards.
+        executes: With shards, whether this process runs actions. If each process does, each runs
+            those of its own shards, and follows no others; see ``ActionsClient.work``.
         collect_orphans: Whether to end and delete orphans. Choose False next to a Kubernetes
             cluster, whose garbage collector does that. An action without an owner reference that
             names a missing parent is collected in any case, because Kubernetes never does it.
@@ -49,6 +51,7 @@ class WatchingSettings:
     elect: bool = True
     shards: int = 0
     split_from: int | None = 10_000
+    executes: bool = False
     collect_orphans: bool = True
     finalizer: bool = True
     election_ttl: int = 10

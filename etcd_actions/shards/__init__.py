@@ -5,7 +5,7 @@ from __future__ import annotations
 from etcd_actions.shards.membership import Membership, open_membership
 from etcd_actions.shards.plan import Duty, Plan, Role, ShardState, make_plan, states
 from etcd_actions.shards.shard_keys import ShardKeys, member_name
-from etcd_actions.shards.shard_range import ShardRange
+from etcd_actions.shards.shard_range import EVERYTHING, ShardRange
 from etcd_actions.shards.shard_table import Shard, ShardTable
 from etcd_actions.shards.shard_view import ShardView
 from etcd_actions.shards.snapshot import ShardReport, ShardsSnapshot, read_shards, shard_scopes
@@ -17,6 +17,7 @@ from etcd_actions.shards.table_changes import (
 )
 
 __all__ = [
+    "EVERYTHING",
     "Duty",
     "Membership",
     "Plan",

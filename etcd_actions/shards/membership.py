@@ -58,6 +58,7 @@ async def open_membership(
     *,
     name: str | None = None,
     ttl: int = 10,
+    executes: bool = False,
     settings: ReflectorSettings | None = None,
     containment: Containment | None = None,
 ) -> AsyncIterator[Membership]:
@@ -73,6 +74,7 @@ async def open_membership(
         name: The name of this process, which no other process has or had; by default
             :func:`~etcd_actions.shards.shard_keys.member_name` makes one.
         ttl: Seconds after which the other members plan without a silent one.
+        executes: Whether this process runs the actions of its shards.
         settings: How the view is watched.
         containment: Counts unexpected failures; by default one of its own.
 
@@ -82,7 +84,7 @@ async def open_membership(
     name = member_name() if name is None else check_member_name(name)
     containment = containment or Containment()
     index = ShardIndex(keys)
-    membership = Membership(etcd, keys, name, index)
+    membership = Membership(etcd, keys, name, index, executes=executes)
     async with (
         keep_index(
             index, etcd, keys.prefix, name="shards", settings=settings, containment=containment
@@ -110,13 +112,16 @@ class Membership:
         name: The name of this member.
     """
 
-    def __init__(self, etcd: Etcd, keys: ShardKeys, name: str, index: ShardIndex) -> None:
+    def __init__(
+        self, etcd: Etcd, keys: ShardKeys, name: str, index: ShardIndex, *, executes: bool = False
+    ) -> None:
         self.name: str = name
         self._etcd = etcd
         self._keys = keys
         self._index = index
         # The keys of this member with the values that they should have; below, as written.
-        self._own: dict[bytes, bytes] = {keys.member(name): encode_member(datetime.now(UTC))}
+        member = encode_member(datetime.now(UTC), executes=executes)
+        self._own: dict[bytes, bytes] = {keys.member(name): member}
         self._written: dict[bytes, _Written] = {}
         # The number of changes of `_own`, and how many of them etcd has.
         self._changes = 1

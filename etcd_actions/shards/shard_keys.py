@@ -8,7 +8,7 @@ key                   value                                         attached to
 ``range/<id>``        the range of a shard                          nothing
 ``checkpoint/<id>``   see :mod:`etcd_actions.record.checkpoint`     nothing
 ``owner/<id>``        the name of the member that owns the shard    the election's lease
-``member/<name>``     a member: since when                          the member's lease
+``member/<name>``     a member: since when, if it runs actions      the member's lease
 ``ready/<id>/<name>`` a member whose watch of the shard has listed  the member's lease
 ====================  ============================================  ====================
 
@@ -46,10 +46,11 @@ class StoredRange(msgspec.Struct, frozen=True):
 
 
 class StoredMember(msgspec.Struct, frozen=True):
-    """The value of ``member/<name>``: when the process became a member."""
+    """The value of ``member/<name>``: when the process became a member, and if it runs actions."""
 
     since: datetime
     form: int = 1
+    executes: bool = False
 
 
 class StoredReady(msgspec.Struct, frozen=True):
@@ -242,9 +243,9 @@ def decode_range(value: bytes, scope: ShardRange, *, key: bytes, revision: int) 
     return found
 
 
-def encode_member(since: datetime) -> bytes:
+def encode_member(since: datetime, *, executes: bool = False) -> bytes:
     """The value of ``member/<name>``; the time has a zone."""
-    return msgspec.json.encode(StoredMember(since))
+    return msgspec.json.encode(StoredMember(since, executes=executes))
 
 
 def decode_member(value: bytes, *, key: bytes, revision: int) -> StoredMember:

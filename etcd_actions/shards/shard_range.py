@@ -59,10 +59,14 @@ class ShardRange(NamedTuple):
         return f"[{start}, {end})"
 
 
+EVERYTHING: Final = ShardRange(b"", b"")
+"""The range of all keys."""
+
+
 def scope_of(namespace: str | None) -> ShardRange:
     """The range that all shards of a table divide: one namespace, or with None all of them."""
     if namespace is None:
-        return ShardRange(b"", b"")
+        return EVERYTHING
     return ShardRange(*KeyRange.of_prefix(namespace.encode() + b"/"))
 
 

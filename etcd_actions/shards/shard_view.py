@@ -16,6 +16,7 @@ from etcd_actions.shards.shard_keys import (
     RangeOf,
     ReadyKey,
     ShardKeys,
+    StoredMember,
     decode_member,
     decode_ready,
 )
@@ -39,6 +40,7 @@ class ShardView:
         ownerless_since: Since when this process has received no owner of a shard, on trio's clock.
         undecodable: The keys that cannot be decoded, and why. They count as absent, and while
             one is a range the table has a :attr:`~etcd_actions.shards.ShardTable.problem`.
+        executors: The members that run the actions of their shards.
     """
 
     table: ShardTable
@@ -47,6 +49,7 @@ class ShardView:
     ready: Mapping[int, frozenset[str]] = field(default_factory=dict)
     ownerless_since: Mapping[int, float] = field(default_factory=dict)
     undecodable: Mapping[bytes, str] = field(default_factory=dict)
+    executors: frozenset[str] = frozenset()
 
 
 class ShardIndex(PrefixIndex[object]):
@@ -62,7 +65,7 @@ class ShardIndex(PrefixIndex[object]):
         self._keys = keys
         self._clock = clock
         self._shards: dict[int, Shard] = {}
-        self._members: dict[str, datetime] = {}
+        self._members: dict[str, StoredMember] = {}
         self._owners: dict[int, str] = {}
         # The revision of the range that a member listed, by shard and name.
         self._ready: dict[tuple[int, str], int] = {}
@@ -101,11 +104,12 @@ class ShardIndex(PrefixIndex[object]):
             table = ShardTable.of(self._keys.scope, self._shards.values(), undecodable=ranges)
             self._view = ShardView(
                 table,
-                dict(self._members),
+                {name: each.since for name, each in self._members.items()},
                 dict(self._owners),
                 {shard.id: self._ready_for(shard) for shard in table.shards},
                 dict(self._ownerless),
                 undecodable,
+                frozenset(name for name, each in self._members.items() if each.executes),
             )
         return self._view
 
@@ -128,7 +132,7 @@ class ShardIndex(PrefixIndex[object]):
             case OwnerOf():
                 return value.decode(errors="replace")
             case MemberKey():
-                return decode_member(value, key=key, revision=revision).since
+                return decode_member(value, key=key, revision=revision)
             case ReadyKey():
                 return decode_ready(value, key=key, revision=revision).revision
             case _:

@@ -25,6 +25,7 @@ from etcd_actions._internal.containment import Containment
 from etcd_actions.errors import NotFound
 from etcd_actions.executor import ExecutorSettings
 from etcd_actions.executor.executor import Executor
+from etcd_actions.shards import EVERYTHING, ShardRange
 
 
 class _Client:
@@ -34,6 +35,11 @@ class _Client:
 
     def __init__(self) -> None:
         self.containment = Containment()
+        self.work = self
+
+    def ranges(self) -> frozenset[ShardRange]:
+        """There are no shards."""
+        return frozenset({EVERYTHING})
 
     async def get_task_action(self, action_id: ActionId) -> Any:
         """There is none."""
@@ -80,7 +86,7 @@ async def measure(queued: int, updates: int) -> list[float]:
                 Clock(),
                 cast(Any, None),
             )
-            executor.intake.is_synced = True
+            executor.own.is_synced = True
             for number in range(queued):
                 executor.intake.note(_update(number, number + 1), live=True)
             await executor._start_ready()

@@ -8,7 +8,7 @@ that is received after its children changes the depths of all actions below it.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -112,6 +112,16 @@ class Board:
         self._terminal.clear()
         for known in self._open.values():
             known.update = msgspec.structs.replace(known.update, revision=0)
+
+    def forget(self, name: str) -> None:
+        """Remove an action that has not ended: its states are not received any more."""
+        if (known := self._open.get(name)) is not None:
+            self._remove(name, known)
+
+    def forget_ended(self, is_meant: Callable[[str], bool]) -> None:
+        """Forget that some actions have ended: their states are not received any more."""
+        for name in [name for name in self._terminal if is_meant(name)]:
+            del self._terminal[name]
 
     def hold(self, name: str) -> None:
         """Let an action hold a slot; it is free while the action waits for a child."""

@@ -115,6 +115,11 @@ class Schedule:
         """Whether an action waits for a slot."""
         return name in self._ready
 
+    @property
+    def has_elsewhere(self) -> bool:
+        """Whether another executor has any action."""
+        return bool(self._elsewhere)
+
     def is_elsewhere(self, name: str) -> bool:
         """Whether another executor has an action."""
         return name in self._elsewhere
