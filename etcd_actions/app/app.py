@@ -25,6 +25,7 @@ from etcd_actions.app.listeners import is_installed, server_settings
 from etcd_actions.app.run_services import open_run_services
 from etcd_actions.app.stop import LEAST_GRACE, Stop
 from etcd_actions.app.telemetry import open_telemetry
+from etcd_actions.app.worker_etcd import open_worker_etcd
 from etcd_actions.client import ActionsClient, open_actions_client
 from etcd_actions.config import Config, settings
 from etcd_actions.embedded.data_directory import is_default_data_dir
@@ -44,6 +45,7 @@ from etcd_actions.web import Bind
 if TYPE_CHECKING:
     from etcd_actions.executor import Executor, ExecutorStatistics
     from etcd_actions.server.front import FrontDoor
+    from etcd_actions.server.workers.access import WorkerEtcd
 
 # Without an etcd nothing can be marked: only work that needs none is finished.
 _GRACE_WITHOUT_ETCD = 1.0
@@ -202,11 +204,22 @@ class App:
                 front = await stack.enter_async_context(
                     open_front_door(config, client, etcd, cluster)
                 )
+            workers: WorkerEtcd | None = None
+            if served is not None and config[settings.WORKER_ACCESS]:
+                workers = await enter(
+                    open_worker_etcd(config, endpoints, keys), "the connection of workers to etcd"
+                )
             async with trio.open_nursery() as serving:
                 leaving, left = trio.Event(), trio.Event()
                 if served is not None and front is not None:
                     self._server = await serving.start(
-                        _serve_clients, client, served, front, monitoring, leaving, left
+                        partial(_serve_clients, workers=workers),
+                        client,
+                        served,
+                        front,
+                        monitoring,
+                        leaving,
+                        left,
                     )
                 async with trio.open_nursery() as tasks:
                     if served is not None and front is not None and self._server is not None:
@@ -344,6 +357,7 @@ async def _serve_clients(
     leaving: trio.Event,
     left: trio.Event,
     *,
+    workers: WorkerEtcd | None,
     task_status: trio.TaskStatus[ActionsServer],
 ) -> None:
     """Serve until ``leaving`` is set; set ``left`` when the last client has left."""
@@ -353,6 +367,7 @@ async def _serve_clients(
             served,
             is_serving=lambda: monitoring is None or monitoring.health.is_serving,
             front=front,
+            workers=workers,
         ) as server:
             if monitoring is not None:
                 monitoring.metrics.server = server.statistics

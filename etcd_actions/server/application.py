@@ -88,9 +88,8 @@ class Calls:
 
     async def admit_request(self, scope: Message) -> None:
         """Admit a plain HTTP request as :meth:`on_start` admits a call; see :meth:`admit`."""
-        shown = [value for name, value in scope["headers"] if name.lower() == b"authorization"]
         address = (scope["client"] or ("",))[0]
-        _name_caller(await self.admit(shown[0].decode("latin-1") if shown else None, address))
+        _name_caller(await self.admit(_shown(scope), address))
 
     async def admit(self, authorization: str | None, address: str) -> Identity | None:
         """Check the token of a request, and count it; returns None if no token is needed.
@@ -105,8 +104,34 @@ class Calls:
         identity = None
         if self._authentication.is_required:
             identity = await self._authentication.identify(authorization)
-        self._rate.take(address if identity is None else identity.client)
+        self.take(address if identity is None else identity.client)
+        if identity is not None and identity.is_worker:
+            raise Refusal(
+                Code.PERMISSION_DENIED,
+                f"the token of {identity.subject} has role=worker: only etcd-actions worker may "
+                "use it",
+            )
         return identity
+
+    async def admit_worker(self, scope: Message) -> Identity:
+        """Check the token of a worker's request, and count it.
+
+        Raises:
+            Refusal: The client is no worker, or calls too often.
+        """
+        identity = await self._authentication.identify(_shown(scope))
+        self.take(identity.client)
+        if not identity.is_worker:
+            raise Refusal(
+                Code.PERMISSION_DENIED,
+                f"permission denied: {identity.client} of the service's --token-file is no "
+                "worker's: add name=NAME role=worker to its line",
+            )
+        return identity
+
+    def take(self, client: str) -> None:
+        """Count a request; raises a Refusal if its client sends too many."""
+        self._rate.take(client)
 
     async def on_end(
         self, token: _Started, ctx: RequestContext[Any, Any], error: Exception | None
@@ -197,6 +222,12 @@ class Application(ConnectASGIApplication[Methods]):
 
     async def _call_stream(self, *arguments: Any) -> None:
         await super()._call_stream(*without_a_task(arguments))
+
+
+def _shown(scope: Message) -> str | None:
+    """The header ``authorization`` of a request; None without one."""
+    shown = [value for name, value in scope["headers"] if name.lower() == b"authorization"]
+    return shown[0].decode("latin-1") if shown else None
 
 
 def _name_caller(identity: Identity | None) -> None:
