@@ -1,6 +1,6 @@
 """The process of ``etcd-actions run``: the order in which its parts start and drain.
 
-``App._serve`` is that order: what it enters first, it leaves last.
+``App._serve`` has that order: the context that it enters first is left last.
 """
 
 from __future__ import annotations
@@ -15,13 +15,12 @@ import structlog
 import trio
 
 from etcd_actions import __version__
-from etcd_actions._internal.backoff import Backoff
 from etcd_actions._internal.containment import Containment
-from etcd_actions._internal.retrying import retrying, seldom
 from etcd_actions.app.cluster_sources import cluster_sources
 from etcd_actions.app.collectors import collect, run_collector, upload_collector
 from etcd_actions.app.executor import check_executor, open_local_executor
 from etcd_actions.app.front_door import open_front_door
+from etcd_actions.app.kept_executor import keep_executor
 from etcd_actions.app.listeners import is_installed, server_settings
 from etcd_actions.app.run_services import open_run_services
 from etcd_actions.app.stop import LEAST_GRACE, Stop
@@ -31,7 +30,7 @@ from etcd_actions.client import ActionsClient, open_actions_client
 from etcd_actions.config import Config, settings
 from etcd_actions.embedded.data_directory import is_default_data_dir
 from etcd_actions.embedded.embedded_etcd import QUOTA, EmbeddedEtcd, open_embedded_etcd
-from etcd_actions.errors import ConfigError, EmbeddedEtcdError, EtcdError, first_error
+from etcd_actions.errors import ConfigError, EmbeddedEtcdError
 from etcd_actions.etcd import open_connection
 from etcd_actions.etcd.api import Etcd
 from etcd_actions.etcd.member_states import MemberStates, open_member_states
@@ -44,7 +43,7 @@ from etcd_actions.server import ActionsServer, ServerSettings, open_actions_serv
 from etcd_actions.web import Bind
 
 if TYPE_CHECKING:
-    from etcd_actions.executor import ExecutorStatistics
+    from etcd_actions.executor import Executor, ExecutorStatistics
     from etcd_actions.server.front import FrontDoor
     from etcd_actions.server.workers.access import WorkerEtcd
 
@@ -55,13 +54,12 @@ _PART_FOR_LEAVING = 0.3
 _MOST_FOR_LEAVING = 2.0
 # Seconds after the server's grace in which it closes the remaining connections.
 _CLOSE_WITHIN = 1.2
-_BACKOFF = Backoff(initial=0.5, cap=30.0)
 
 _log = structlog.get_logger(__name__)
 
 
 class App:
-    """One ``run`` of the process.
+    """The process of one ``etcd-actions run``.
 
     Args:
         config: The settings.
@@ -282,29 +280,20 @@ class App:
         monitoring: Monitoring | None,
     ) -> None:
         """Run actions here, without end. While etcd rejects requests, only this task waits."""
+        listeners = None if monitoring is None else monitoring.metrics.listeners
 
-        def report(error: Exception, failures: int, delay: float) -> None:
-            self._containment.park("executor", "local", error)
-            seldom(_log, "executor_waits")(error, failures, delay)
+        def opened(executor: Executor) -> None:
+            self._executor = executor.statistics
+            if monitoring is not None:
+                monitoring.metrics.executor = executor.statistics
 
-        async def execute() -> None:
-            listeners = None if monitoring is None else monitoring.metrics.listeners
-            try:
-                async for attempt in retrying(_BACKOFF, on=EtcdError, report=report):
-                    with attempt:
-                        async with open_local_executor(
-                            client, self._config, served, address, front, listeners
-                        ) as executor:
-                            attempt.recovered()
-                            self._containment.forget("executor", "local")
-                            self._executor = executor.statistics
-                            if monitoring is not None:
-                                monitoring.metrics.executor = executor.statistics
-                            await trio.sleep_forever()
-            except* ConfigError as group:
-                self._stop.request(first_error(group))
-
-        await self._containment.keep("executor", "local", execute)
+        await keep_executor(
+            lambda: open_local_executor(client, self._config, served, address, front, listeners),
+            opened,
+            name="local",
+            containment=self._containment,
+            stop=self._stop,
+        )
 
     @asynccontextmanager
     async def _open_monitoring(

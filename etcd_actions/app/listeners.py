@@ -1,4 +1,4 @@
-"""The listener of the service, by the settings."""
+"""Makes the settings of the service's listener from the configuration, and checks them."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 _NEEDED = ("connectrpc", "flyteidl2", "h11", "h2", "prometheus_client")
 _ROOT = 0
-# Requests are short; a client retries one that takes longer.
+# Seconds: requests are short, and a client retries one that is interrupted.
 _MOST_GRACE = 5.0
-# The rest is for the accepted changes.
+# The part of the grace for requests; the rest is for the accepted changes.
 _PART_OF_GRACE = 0.4
 
 _log = structlog.get_logger(__name__)

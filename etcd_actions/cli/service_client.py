@@ -40,6 +40,7 @@ _NO_ERRORS: Final = (
     "--error-code, --error-message and --message: Flyte's own method has no field for them, and "
     "the service has no other"
 )
+# Seconds of a unary call: the service itself ends a call after 30.
 _DEADLINE = 35.0
 _SETTINGS: Final = ChannelSettings(largest_answer=4 * 1024 * 1024)
 _TOO_LARGE: Final = ("an answer of more than", "above the largest", "larger than max")

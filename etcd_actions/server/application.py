@@ -28,7 +28,7 @@ from etcd_actions.server.tokens import Identity
 from etcd_actions.web import ClientDisconnected, Message, Receive, Send, on_disconnect, respond
 
 # Load balancers and clients before their login send no token.
-_OPEN = frozenset({"grpc.health.v1.Health", "flyteidl2.auth.AuthMetadataService"})
+_WITHOUT_TOKEN = frozenset({"grpc.health.v1.Health", "flyteidl2.auth.AuthMetadataService"})
 
 
 class _Started(NamedTuple):
@@ -43,8 +43,7 @@ class Calls:
 
     Attributes:
         ended: Number of calls by method and code, ``ok`` for those without an error.
-        seconds: Their total time by method, including streams.
-        times: The distribution of their times by method.
+        times: The distribution of their times in seconds, by method; of a stream, while it is open.
     """
 
     def __init__(
@@ -68,7 +67,7 @@ class Calls:
         method, headers = ctx.method, ctx.request_headers
         address = (ctx.client_address or "").rpartition(":")[0]
         try:
-            if method.service_name in _OPEN:
+            if method.service_name in _WITHOUT_TOKEN:
                 self._rate.take(address)
             else:
                 _name_caller(await self.admit(headers.get("authorization"), address))
@@ -232,7 +231,7 @@ def _shown(scope: Message) -> str | None:
 
 
 def _name_caller(identity: Identity | None) -> None:
-    """Note who the client of the current request is."""
+    """Store the identity of the current request's client."""
     if identity is not None:
         caller = CALLER.get()
         CALLER.set(replace(caller, subject=identity.subject, projects=identity.projects))

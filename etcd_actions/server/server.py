@@ -75,7 +75,7 @@ async def open_actions_server(
     which clients retry. If the client watches, all streams share its watch.
 
     Args:
-        client: Answers the calls; it has to be closed later.
+        client: Answers the calls; the caller closes it after this context.
         settings: See :class:`ServerSettings`.
         is_serving: Whether the health service reports the service as usable.
         front: Serves the SDK's other entry points; None serves actions only.

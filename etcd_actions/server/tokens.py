@@ -92,7 +92,7 @@ class Tokens:
                 except ValueError as error:
                     raise ConfigError(f"tokens: {self._path}, line {number}: {error}") from None
         if len({token for token, _ in tokens}) < len(tokens):
-            raise ConfigError(f"tokens: {self._path} has one token in two lines: leave one out")
+            raise ConfigError(f"tokens: {self._path} has one token in two lines: remove one")
         if not tokens:
             raise ConfigError(f"tokens: {self._path} has none: write one a line")
         self._seen, self._tokens = seen, tokens
@@ -151,6 +151,6 @@ def _projects(value: str) -> frozenset[str]:
     projects = [each.strip() for each in value.split(",")]
     if not all(projects):
         raise ValueError(
-            "projects= needs names between commas, such as projects=a,b; leave it out for all"
+            "projects= needs names between commas, such as projects=a,b; omit it for all projects"
         )
     return frozenset(projects)
