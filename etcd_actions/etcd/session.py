@@ -24,12 +24,14 @@ from etcd_actions._internal.call_time import suspended
 from etcd_actions._internal.logger import get_logger
 from etcd_actions._internal.owned_tasks import owned_tasks
 from etcd_actions._internal.retrying import Report, retrying, seldom
-from etcd_actions.errors import EtcdError, LeaseNotFound
+from etcd_actions.errors import EtcdError, LeaseNotFound, Unavailable
 from etcd_actions.etcd.api import Etcd, Lease
 
 _BACKOFF = Backoff(initial=0.05, cap=2.0)
 _RENEWALS = 3
 """Renewals in a time to live."""
+_ANSWERED = 0.5
+"""The part of the time to live after which a renewal without an answer is sent again."""
 _LEAST_MARGIN = 0.5
 """Seconds; the least margin."""
 _REVOKE_TIMEOUT = 2.0
@@ -126,7 +128,7 @@ class Session:
         with trio.CancelScope() as scope:
             while not self.over.is_set():
                 scope.deadline = math.inf if self._replaces else self.deadline
-                await trio.sleep(self.lease.ttl / _RENEWALS)
+                await trio.sleep_until(self._sent.time + self.lease.ttl / _RENEWALS)
                 async for attempt in retrying(_BACKOFF, on=EtcdError, report=report):
                     with attempt:
                         await self._renew()
@@ -134,8 +136,13 @@ class Session:
 
     async def _renew(self) -> None:
         sent, before = Moment.now(), self.lease
+        within = before.ttl * _ANSWERED
         try:
-            lease = await self._etcd.lease_keep_alive(before.id)
+            # A member that has lost its leader withholds the answer for longer than a lease lives.
+            with trio.move_on_after(within) as scope:
+                lease = await self._etcd.lease_keep_alive(before.id)
+            if scope.cancelled_caught:
+                raise Unavailable(f"no answer to a renewal of a lease within {within:g} s")
         except LeaseNotFound:
             if self._replaces:
                 await self.replace(before.id)

@@ -38,6 +38,7 @@ from etcd_actions.executor.lost_attempts import (
     losses,
     note_lost,
     noted_loss,
+    unseen_loss,
 )
 from etcd_actions.executor.provisions import Provisions
 from etcd_actions.executor.scheduling.schedule import Due
@@ -56,6 +57,9 @@ _RELEASE_WITHIN: Final = 2.0
 _OUTPUTS_AGAIN: Final = 1.0
 # Seconds until an action that was started without a slot, and needs one, is scheduled again.
 _SLOT_AGAIN: Final = 0.2
+# Seconds until an action is scheduled again that was claimed by a worker without sure claims.
+_UNSURE_AGAIN: Final = 0.5
+_UNSURE: Final = "its worker could not renew its claims in time"
 # Seconds for which a worker leaves an action to other workers after it could not start it.
 _ELSEWHERE_FIRST: Final = 5.0
 
@@ -245,6 +249,7 @@ class ActionRun:
                 return await self._delay(action, attempt, claim, work, after)
             attempt = attempt._replace(cache_status=result.status)
         else:
+            attempt = attempt._replace(is_found=True)
             await self._caching.reserve_again(task)
         work.place = place
         created_by = action.metadata.annotations.get(ANNOTATION_TRACEPARENT, "")
@@ -254,12 +259,16 @@ class ActionRun:
                 attempt = await self._provide(action, attempt, held)
                 await self._attempts.find(place)
                 if is_worker and action.phase not in STARTED:
+                    if not self._claims.are_sure:
+                        return await self._delay(action, attempt, claim, work, _UNSURE_AGAIN)
                     # Before the start: so no other worker ever repeats an attempt that may run.
                     waits = self._attempts.outlive_worker
                     phase = Phase.INITIALIZING if waits else Phase.RUNNING
                     action = await self._shared.reports.report(
                         action, number, phase, claim, cache_status=attempt.cache_status
                     )
+                    if not (waits or self._claims.are_sure):
+                        raise NotStarted.because(_UNSURE, by_machine=True)
                 await self._begin(place, attempt.command)
             except InvalidArgument as error:
                 work.place = None
@@ -354,7 +363,9 @@ class ActionRun:
             self.times["ENDED_ELSEWHERE"].observe(took)
             # Another process ended the action: its object has the phase.
             return await self._shared.client.get_task_action(action.action_id)
-        if (loss := noted_loss(place)) is not None:
+        is_worker = self._shared.settings.offer is not None
+        unseen = is_worker and attempt.is_found and outcome.is_unseen
+        if (loss := noted_loss(place) or (unseen_loss() if unseen else None)) is not None:
             # It was ended for another worker.
             self.times["RETRIED"].observe(took)
             work.not_before = self._shared.clock.monotonic()

@@ -42,6 +42,7 @@ class PreparedAttempt(NamedTuple):
         place: Its directory.
         declares_outputs: Whether the task has outputs.
         cache_status: The action's cache status, a number of ``CatalogCacheStatus``; None keeps it.
+        is_found: Whether it was started before: by an earlier process, or before a failure.
     """
 
     number: int
@@ -51,6 +52,7 @@ class PreparedAttempt(NamedTuple):
     place: AttemptDirectory
     declares_outputs: bool
     cache_status: int | None = None
+    is_found: bool = False
 
 
 class AttemptFollower:

@@ -54,6 +54,8 @@ _NOT_STARTED = (Phase.UNSPECIFIED, Phase.QUEUED)
 _AFTER_BLOCKED = 1.0
 # Seconds by which a worker delays a visit that another worker makes first.
 _VISIT_LATER = 5.0
+# Seconds between checks whether the claims were renewed.
+_CLAIMS_AGAIN = 0.2
 
 _log = structlog.get_logger(__name__)
 
@@ -298,7 +300,9 @@ class Executor:
                 )
             # Thousands may be due at once: let other tasks run.
             await trio.lowlevel.checkpoint()
-        if self.handover.draining:
+        if self.handover.starts_nothing:
+            # A renewal of the claims causes no update.
+            self._wake_later(_CLAIMS_AGAIN)
             return
         if self.placement is not None:
             for blocked in self.placement.unblocked():

@@ -49,6 +49,12 @@ class Handover:
         self.draining = False
         self.guard: Guard | None = None
 
+    @property
+    def starts_nothing(self) -> bool:
+        """Whether no action may start now: the worker stops, or its claims may expire."""
+        is_worker = self._shared.settings.offer is not None
+        return self.draining or (is_worker and not self._claims.are_sure)
+
     async def watch_clock(self) -> None:
         """Kill the attempts when the claims are not certain any more; does not return."""
         while True:
@@ -115,6 +121,9 @@ class Handover:
             # A full disk must not keep it alive.
             try:
                 note_lost(place, WORKER_LOST)
+            except FileNotFoundError:
+                # It was not started yet.
+                pass
             except OSError as error:
                 _log.warning("loss_not_noted", place=str(place.path), error=str(error))
             place.kill(signal.SIGKILL)

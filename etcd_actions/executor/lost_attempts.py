@@ -63,6 +63,15 @@ def noted_loss(place: AttemptDirectory) -> ErrorState | None:
     return _error(text if text in _MESSAGES else WORKER_LOST)
 
 
+def unseen_loss() -> ErrorState:
+    """The error of an attempt that an earlier process of this worker started.
+
+    It has ended together with that process and its guard, as by a crash of the machine, and none of
+    them recorded how.
+    """
+    return _error(WORKER_LOST)
+
+
 def losses(action: StoredAction, code: str = "") -> int:
     """The number of lost attempts that the object has an error of; with ``code``, of this code."""
     codes = [each.code for each in earlier_attempts(action)]

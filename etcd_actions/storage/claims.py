@@ -137,6 +137,11 @@ class Claims:
         """The time, on trio's clock, until which the claims surely exist; renewals move it."""
         return self._session.deadline
 
+    @property
+    def are_sure(self) -> bool:
+        """Whether the claims surely exist at this moment."""
+        return self._session.is_sure
+
     async def claim(self, action_id: ActionId, incarnation: Incarnation) -> Claim | None:
         """Claim an action; None if another process has it, or the incarnation is another one.
 

@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, TypeVar
@@ -142,14 +142,21 @@ class Running:
 
 @contextmanager
 def running(
-    directory: Path, *arguments: str | Path, pipe: bool = False, **env: str
+    directory: Path,
+    *arguments: str | Path,
+    pipe: bool = False,
+    within: Sequence[str | Path] = (),
+    **env: str,
 ) -> Iterator[Running]:
-    """Run a command until the test has ended it, or the context does."""
+    """Run a command until the test has ended it, or the context does.
+
+    ``within`` is a program that executes the command, such as ``ip netns exec NAME``.
+    """
     number = len(list(directory.glob("*.err")))
     out, err = directory / f"{number}.out", directory / f"{number}.err"
     with out.open("wb") as out_file, err.open("wb") as err_file:
         process = WarmPopen(
-            [*COMMAND, *map(str, arguments)],
+            [*map(str, within), *COMMAND, *map(str, arguments)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE if pipe else out_file,
             stderr=err_file,

@@ -133,6 +133,20 @@ async def test_while_etcd_is_away_it_tries_until_nothing_is_sure(
     assert [line["error"] for line in logs if line["event"] == "lease_not_revoked"] == ["away"]
 
 
+async def test_a_renewal_without_an_answer_is_sent_again(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """As by a member whose leader has died: it answers the next one once it has another leader."""
+    lessor = Lessor()
+    async with open_session(lessor.etcd, TTL) as session:
+        lessor.latency = 1000
+        await trio.sleep(TTL / 3 + 1)
+        lessor.latency = 0
+        for _ in range(100):
+            await trio.sleep(1)
+            assert session.is_sure
+
+
 async def test_one_that_may_be_replaced_is_tried_beyond_what_is_sure(
     autojump_clock: trio.testing.MockClock,
 ) -> None:

@@ -19,12 +19,15 @@ from flyteidl2.core.tasks_pb2 import Resources
 from flyteidl2.task.run_pb2 import RunSpec
 
 from etcd_actions import ActionId, ActionsClient, Phase
-from etcd_actions.etcd.api import Etcd
-from etcd_actions.executor import open_executor
-from etcd_actions.executor.attempts.attempt_directory import AttemptDirectory
+from etcd_actions.actions.status import ActionStatus
+from etcd_actions.errors import Unavailable
+from etcd_actions.etcd.api import Etcd, Lease
+from etcd_actions.executor import action_run, open_executor
+from etcd_actions.executor.attempts.attempt_directory import AttemptDirectory, directory_of
 from etcd_actions.executor.attempts.start_errors import not_started
 from etcd_actions.executor.lost_attempts import WORKER_LOST, WORKER_STOPPED
 from etcd_actions.model.earlier_attempts import earlier_attempts
+from etcd_actions.storage.claims import Claims
 from tests.executor.attempts import lives
 from tests.executor.fakes import Bench
 from tests.executor.tasks import ROOT, Machine, named, until
@@ -243,6 +246,59 @@ async def test_outputs_may_be_in_an_object_store(
     assert action.status.error_state.code == "Full"
 
 
+async def test_nothing_starts_while_the_claims_are_not_sure(
+    etcd: Etcd,
+    prefix: bytes,
+    bench: Bench,
+    client: ActionsClient,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What started then would be killed at once, by the clock of its own worker."""
+    renew = etcd.lease_keep_alive
+    lost = True
+
+    async def lose_answer(lease: int) -> Lease:
+        renewed = await renew(lease)
+        if lost:
+            raise Unavailable("the answer is lost")
+        return renewed
+
+    monkeypatch.setattr(etcd, "lease_keep_alive", lose_answer)
+    async with fake_worker(etcd, prefix, tmp_path / "w", ttl=2) as worker:
+        await eventually(lambda: worker.executor.handover.starts_nothing)
+        await bench.enqueue(ROOT)
+        await eventually(lambda: worker.executor.statistics().queued == 1)
+        assert started(worker) == []
+        lost = False
+        await eventually(lambda: started(worker) == ["r1-a0"])
+        action = await until(client, ROOT, Phase.RUNNING)
+        assert action.status.attempts == 1
+
+
+async def test_an_attempt_whose_claim_became_unsure_is_not_started(
+    etcd: Etcd,
+    prefix: bytes,
+    bench: Bench,
+    client: ActionsClient,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Between its claim and its RUNNING it is left; after RUNNING the next attempt follows."""
+    answers = iter([False, True, False])
+    monkeypatch.setattr(Claims, "are_sure", property(lambda _: next(answers, True)))
+    monkeypatch.setattr(action_run, "_ELSEWHERE_FIRST", 0.1)
+    async with fake_worker(etcd, prefix, tmp_path / "w") as worker:
+        monkeypatch.setattr(type(worker.executor.handover), "starts_nothing", False)
+        await bench.enqueue(ROOT)
+        await eventually(lambda: started(worker) == ["r1-a0"])
+        action = await until(client, ROOT, Phase.RUNNING)
+    assert action.status.attempts == 2
+    [earlier] = earlier_attempts(action)
+    assert (earlier.code, earlier.kind) == ("NotStarted", "SYSTEM")
+    assert "could not renew its claims" in earlier.message
+
+
 async def test_an_action_that_cannot_be_started_is_left_to_others(
     etcd: Etcd, prefix: bytes, bench: Bench, client: ActionsClient, tmp_path: Path
 ) -> None:
@@ -285,5 +341,25 @@ async def test_an_attempt_ends_before_its_claim_is_released(
         first, second = machine.starts("a0")
         assert not lives(int(first.rpartition(".")[2]))
     assert second.startswith("a0.1.")
+    assert (action.phase, action.status.attempts) == (Phase.SUCCEEDED, 2)
+    assert [each.code for each in earlier_attempts(action)] == [WORKER_LOST]
+
+
+@pytest.mark.slow
+async def test_an_attempt_that_ended_with_its_machine_is_lost(
+    client: ActionsClient, tmp_path: Path
+) -> None:
+    """Neither worker, guard nor supervisor was left to note that."""
+    machine = Machine(tmp_path)
+    settings = replace(machine.settings(), offer=offer())
+    await client.enqueue(machine.task(ROOT, "exit 0"))
+    action = await client.put_status(ROOT, 1, ActionStatus(Phase.RUNNING))
+    place = directory_of(settings.state_dir, action.incarnation, 1)
+    place.make()
+    place.note_object()
+    place.note_started()
+    async with open_executor(client, settings):
+        action = await until(client, ROOT)
+    # The template allows one attempt.
     assert (action.phase, action.status.attempts) == (Phase.SUCCEEDED, 2)
     assert [each.code for each in earlier_attempts(action)] == [WORKER_LOST]

@@ -20,7 +20,8 @@ from tests.faults.test_takeover import begin, end, running
 from tests.support.cluster import Member
 from tests.support.leading import SETTINGS
 from tests.support.load import Load, make_run, root_of
-from tests.support.partition import PartedCluster, why_not
+from tests.support.namespaces import why_not
+from tests.support.partition import PartedCluster
 from tests.support.patient import patiently
 from tests.support.recording import RecordingSink, until_stored
 from tests.support.run_service_server import RunServiceServer

@@ -12,7 +12,7 @@ import psutil
 import pytest
 import trio
 
-from etcd_actions import ActionId, ActionsClient, Phase, open_actions_client
+from etcd_actions import ActionId, ActionsClient, Phase, open_actions_client, open_etcd
 from etcd_actions.etcd.api import Etcd
 from etcd_actions.executor.lost_attempts import WORKER_LOST, WORKER_STOPPED
 from etcd_actions.model.earlier_attempts import earlier_attempts
@@ -20,6 +20,8 @@ from etcd_actions.testing import EtcdServer
 from tests.cli.command import Running, running
 from tests.executor.tasks import ROOT, Machine, until
 from tests.sdk.service import kill
+from tests.support.cluster import EtcdCluster
+from tests.support.namespaces import Namespace, Network, open_network, why_not
 from tests.support.proxy import open_proxy
 from tests.support.waiting import eventually
 
@@ -36,11 +38,13 @@ class Site:
         self.directory = directory
         self.prefix = prefix
         self.machine = Machine(directory)
+        self.within: dict[str, Namespace] = {}
 
     def worker(self, name: str, endpoint: str, *flags: str) -> AbstractContextManager[Running]:
-        """A worker with a state directory of its own, for as long as the context lasts."""
+        """A worker with its own state directory, in its namespace, for as long as the context."""
         logs = self.directory / f"logs-{name}"
         logs.mkdir(exist_ok=True)
+        machine = self.within.get(name)
         return running(
             logs,
             "worker",
@@ -58,6 +62,7 @@ class Site:
             "--blob-dir",
             self.directory / "blobs",
             *flags,
+            within=() if machine is None else machine.command(),
         )
 
     def starts(self) -> Counter[str]:
@@ -136,7 +141,7 @@ async def test_sixty_actions_on_three_workers(
         assert set(site.starts().values()) == {1}
         assert len(site.starts()) == 60
         for worker in workers:
-            assert len(worker.logs("attempt")) >= 5
+            assert len(worker.logs("attempt_followed")) >= 5
             assert '"level": "error"' not in worker.err
             worker.signal(signal.SIGTERM)
         assert [await worker.wait() for worker in workers] == [0, 0, 0]
@@ -189,6 +194,79 @@ async def test_a_worker_cut_off_ends_its_attempt_before_the_next_one_starts(
             assert (action.phase, action.status.attempts) == (Phase.SUCCEEDED, 2)
             site.check_apart()
             await first.logged("claims_not_renewed_in_time")
+
+
+@pytest.fixture
+def network() -> Iterator[tuple[Network, str]]:
+    if reason := why_not():
+        pytest.skip(reason)
+    with open_network() as opened:
+        yield opened
+
+
+async def test_a_machine_without_its_link_ends_its_attempt_before_the_next_one_starts(
+    site: Site, network: tuple[Network, str], tmp_path: Path
+) -> None:
+    """Its packets vanish for longer than its lease; when they arrive again it works again."""
+    switch, address = network
+    cluster = EtcdCluster(tmp_path / "etcd", host=address)
+    site.within = {name: switch.add(name) for name in "ab"}
+    with ExitStack() as stack:
+        stack.callback(cluster.stop)
+        cluster.start()
+        [endpoint] = cluster.endpoints
+        with trio.fail_after(90):
+            async with (
+                open_etcd(endpoint) as etcd,
+                open_actions_client(etcd, prefix=site.prefix) as client,
+            ):
+                await client.start_watching()
+                first = await beating_worker(stack, client, site, endpoint, endpoint)
+                beats_in = site.within["a"]
+                beats_in.disconnect()
+                action = await until(client, ROOT)
+                assert (action.phase, action.status.attempts) == (Phase.SUCCEEDED, 2)
+                assert [each.code for each in earlier_attempts(action)] == [WORKER_LOST]
+                assert site.starts() == {"a0.0": 1, "a0.1": 1}
+                site.check_apart()
+                await first.logged("claims_not_renewed_in_time")
+                beats_in.connect()
+                await first.logged("lease_lost")
+                # The other one could run it, too, so that is stopped.
+                site.within["b"].kill_all()
+                await client.enqueue(site.machine.task(AFTER, "exit 0"))
+                assert (await until(client, AFTER)).phase is Phase.SUCCEEDED
+                assert set(site.starts().values()) == {1}
+
+
+async def test_a_machine_that_loses_power_and_starts_again_repeats_no_attempt(
+    site: Site, network: tuple[Network, str], tmp_path: Path
+) -> None:
+    """Nothing is left that could have noted the loss; the task's template allows one attempt."""
+    switch, address = network
+    cluster = EtcdCluster(tmp_path / "etcd", host=address)
+    site.within = {"a": switch.add("a")}
+    with ExitStack() as stack:
+        stack.callback(cluster.stop)
+        cluster.start()
+        [endpoint] = cluster.endpoints
+        with trio.fail_after(90):
+            async with (
+                open_etcd(endpoint) as etcd,
+                open_actions_client(etcd, prefix=site.prefix) as client,
+            ):
+                await client.start_watching()
+                worker = stack.enter_context(site.worker("a", endpoint))
+                await worker.logged("working")
+                await client.enqueue(site.machine.task(ROOT, site.beating()))
+                await until(client, ROOT, Phase.RUNNING)
+                await site.beats()
+                site.within["a"].kill_all()
+                stack.enter_context(site.worker("a", endpoint))
+                action = await until(client, ROOT)
+        assert (action.phase, action.status.attempts) == (Phase.SUCCEEDED, 2)
+        assert [each.code for each in earlier_attempts(action)] == [WORKER_LOST]
+        assert site.starts() == {"a0.0": 1, "a0.1": 1}
 
 
 async def test_sigterm_hands_over_what_outlasts_the_grace(

@@ -22,7 +22,7 @@ from tests.operators.trial import (
 )
 from tests.support.chromium import Page
 from tests.support.cluster import Member
-from tests.support.partition import why_not
+from tests.support.namespaces import why_not
 
 pytestmark = [pytest.mark.slow, pytest.mark.faults]
 

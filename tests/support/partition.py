@@ -10,15 +10,15 @@ from __future__ import annotations
 import ctypes
 import os
 import socket
-import subprocess
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
 import trio
 
 from tests.support.cluster import EtcdCluster, Member, ServerTls
+from tests.support.namespaces import Namespace, Network
 
 _CLONE_NEWNET = 0x40000000
 _BYTES = 65536
@@ -39,33 +39,22 @@ class PartedCluster(EtcdCluster):
         self, directory: Path, *, tls: ServerTls | None = None, flags: Sequence[str] = ()
     ) -> None:
         super().__init__(directory, size=3, tls=tls, flags=flags)
-        self._names = {member.name: f"ea{os.getpid()}-{member.name}" for member in self.members}
-        self._switch = f"ea{os.getpid()}-switch"
+        self._namespaces: dict[str, Namespace] = {}
 
     @contextmanager
     def network(self) -> Iterator[None]:
         """Make the namespaces, and take them away again."""
-        with ExitStack() as stack:
-            self._add(stack, self._switch)
-            self._in(self._switch, "ip", "link", "add", "name", "br0", "type", "bridge")
-            self._in(self._switch, "ip", "link", "set", "br0", "up")
-            for number, (member, name) in enumerate(self._names.items(), start=1):
-                self._add(stack, name)
-                link = ["ip", "link", "add", "name", "eth0", "netns", name, "type", "veth"]
-                _run(*link, "peer", "name", member, "netns", self._switch)
-                self._in(name, "ip", "address", "add", f"{_PEERS}.{number}/24", "dev", "eth0")
-                self._in(name, "ip", "link", "set", "eth0", "up")
-                self._in(self._switch, "ip", "link", "set", member, "up")
-                self._in(self._switch, "ip", "link", "set", member, "master", "br0")
+        with Network(_PEERS).opened() as network:
+            self._namespaces = {each.name: network.add(each.name) for each in self.members}
             yield
 
     def part(self, member: Member) -> None:
         """What it and its peers send each other is lost from now on, without an error."""
-        self._in(self._switch, "ip", "link", "set", member.name, "nomaster")
+        self._namespaces[member.name].disconnect()
 
     def join(self, member: Member) -> None:
         """It reaches its peers again."""
-        self._in(self._switch, "ip", "link", "set", member.name, "master", "br0")
+        self._namespaces[member.name].connect()
 
     @asynccontextmanager
     async def relayed(self) -> AsyncIterator[None]:
@@ -73,7 +62,7 @@ class PartedCluster(EtcdCluster):
         async with AsyncExitStack() as stack:
             nursery = await stack.enter_async_context(trio.open_nursery())
             for member in self.members:
-                there = os.open(f"/run/netns/{self._names[member.name]}", os.O_RDONLY)
+                there = os.open(f"/run/netns/{self._namespaces[member.name].name}", os.O_RDONLY)
                 stack.callback(os.close, there)
                 for port in (member.port, member.metrics_port):
                     listeners = await trio.open_tcp_listeners(port, host="127.0.0.1")
@@ -83,49 +72,16 @@ class PartedCluster(EtcdCluster):
             nursery.cancel_scope.cancel("the test is over")
 
     def _command(self, member: Member) -> list[str | Path]:
-        command: list[str | Path] = ["ip", "netns", "exec", self._names[member.name]]
+        command = []
         for argument in super()._command(member):
             changed = str(argument)
-            for number, each in enumerate(self.members, start=1):
+            for each in self.members:
+                address = self._namespaces[each.name].address
                 changed = changed.replace(
-                    f"127.0.0.1:{each.peer_port}", f"{_PEERS}.{number}:{each.peer_port}"
+                    f"127.0.0.1:{each.peer_port}", f"{address}:{each.peer_port}"
                 )
             command.append(changed)
-        return command
-
-    def _add(self, stack: ExitStack, name: str) -> None:
-        _run("ip", "netns", "add", name)
-        stack.callback(_run, "ip", "netns", "delete", name)
-        self._in(name, "ip", "link", "set", "lo", "up")
-
-    def _in(self, name: str, *command: str) -> None:
-        _run("ip", "netns", "exec", name, *command)
-
-
-def why_not() -> str:
-    """Why no network namespace can be made here; empty where one can."""
-    if os.geteuid() != 0:
-        return "only root may make network namespaces"
-    name = f"ea{os.getpid()}-probe"
-    try:
-        _run("ip", "netns", "add", name)
-    except (OSError, RuntimeError) as error:
-        return f"no network namespace can be made here: {error}"
-    try:
-        veth = ("ip", "link", "add", "name", "end0", "type", "veth", "peer", "name", "end1")
-        _run("ip", "netns", "exec", name, *veth)
-        _run("ip", "netns", "exec", name, "ip", "link", "add", "name", "br0", "type", "bridge")
-    except RuntimeError as error:
-        return f"no bridge can be made here: {error}"
-    finally:
-        _run("ip", "netns", "delete", name)
-    return ""
-
-
-def _run(*command: str) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(command)}: {done.stderr.strip()}")
+        return self._namespaces[member.name].command(*command)
 
 
 async def _relay(there: int, port: int, near: trio.SocketStream) -> None:

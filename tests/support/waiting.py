@@ -12,18 +12,22 @@ import trio.testing
 T = TypeVar("T")
 
 
-async def eventually(condition: Callable[[], bool], *, within: float = 60) -> None:
+async def eventually(
+    condition: Callable[[], bool], *, within: float = 60, every: float = 0.005
+) -> None:
     """Return once ``condition`` holds, looking again and again; fail after a minute."""
     with trio.fail_after(within):
         while not condition():  # noqa: ASYNC110 - other threads and processes ring no bell
-            await trio.sleep(0.005)
+            await trio.sleep(every)
 
 
-async def eventually_holds(question: Callable[[], Awaitable[bool]], *, within: float = 60) -> None:
+async def eventually_holds(
+    question: Callable[[], Awaitable[bool]], *, within: float = 60, every: float = 0.01
+) -> None:
     """The same of what has to be asked for: etcd, a service, or another thread."""
     with trio.fail_after(within):
         while not await question():  # noqa: ASYNC110 - what is asked rings no bell
-            await trio.sleep(0.01)
+            await trio.sleep(every)
 
 
 async def until_done(

@@ -39,10 +39,17 @@ _KINDS: Final = {ExecutionError.USER: "USER", ExecutionError.SYSTEM: "SYSTEM"}
 
 
 class Outcome(NamedTuple):
-    """``error`` is None for a success; ``recoverable`` is whether a retry may help."""
+    """The outcome of an attempt.
+
+    Attributes:
+        error: Why it failed; None for a success.
+        recoverable: Whether a retry may help.
+        is_unseen: Whether no process recorded how it ended.
+    """
 
     error: ErrorState | None
     recoverable: bool = False
+    is_unseen: bool = False
 
 
 async def find_outcome(
@@ -114,9 +121,9 @@ def _found(place: AttemptDirectory, outputs: Outputs, *, declares_outputs: bool)
         message = f"the process exited with 0, and left no {outputs}/{OUTPUTS_FILE}{end}"
         return _failed("OutputsNotFound", message, recoverable=True)
     # As Flyte's executor reports a container that disappeared.
-    return _failed(
-        "ProcessEnded", _how(code, place.ended_because) + end, kind="SYSTEM", recoverable=True
-    )
+    how = _how(code, place.ended_because)
+    failed = _failed("ProcessEnded", how + end, kind="SYSTEM", recoverable=True)
+    return failed._replace(is_unseen=code is None and not place.ended_because)
 
 
 def _own_files(place: AttemptDirectory, outputs: Path) -> Outcome:

@@ -79,7 +79,9 @@ def end_all(state_dir: str) -> int:
     left = found
     while left and time.monotonic() - began < _PATIENCE:
         time.sleep(0.02)
-        left = list(_running(state_dir))
+        # Not those that the worker started since: it has renewed its claims.
+        running = set(_running(state_dir))
+        left = [each for each in found if each in running]
     for _, process in left:
         send(process, signal.SIGKILL)
     return len(found)

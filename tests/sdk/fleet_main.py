@@ -1,0 +1,85 @@
+"""The complete program over three machines, for ``scripts/prove --machines``.
+
+``python -m tests.sdk.fleet_main [--branches N] [--width N] [--results docs/proof.md]``
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import trio
+
+from etcd_actions import __version__
+from tests.schedules.sections import put_section
+from tests.sdk.fleet import Outcome, Program, open_fleet
+from tests.sdk.fleet_chaos import run_program
+from tests.support.namespaces import why_not
+
+ROOT = Path(__file__).parents[2]
+HEADING = "## A program over three machines"
+
+
+def markdown(outcome: Outcome) -> str:
+    """The part of docs/proof.md about the program."""
+    program = outcome.program
+    lost = ", ".join(f"{times} `{code}`" for code, times in outcome.lost.most_common())
+    faults = [each.replace(" s: ", " s | ", 1) for each in outcome.faults]
+    return "\n".join(
+        [
+            HEADING,
+            "",
+            f"{program.tasks} tasks in {outcome.seconds:.0f} s, {len(outcome.problems)} problems.",
+            "",
+            "| | |",
+            "| --- | --- |",
+            f"| date | {datetime.datetime.now(datetime.UTC):%Y-%m-%d} |",
+            f"| etcd-actions | {__version__} |",
+            f"| etcd | {outcome.etcd}, three members |",
+            f"| program | a root, {program.branches} branches of {program.width} tasks each |",
+            f"| attempts | {outcome.attempts} |",
+            f"| lost attempts, each followed by the next one | {lost or 'none'} |",
+            f"| starts on each machine | {', '.join(map(str, outcome.by_machine))} |",
+            "",
+            "| after | fault |",
+            "| ---: | --- |",
+            *(f"| {each} |" for each in faults),
+            "",
+            "| what the processes logged, from warnings on | times |",
+            "| --- | ---: |",
+            *(f"| {name} | {times} |" for name, times in sorted(outcome.logged.items())),
+            "",
+        ]
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--branches", type=int, default=40)
+    parser.add_argument("--width", type=int, default=49)
+    parser.add_argument("--results", type=Path, help="a file of Markdown to write")
+    parser.add_argument("--directory", type=Path, help="an empty directory to keep")
+    arguments = parser.parse_args()
+    if reason := why_not():
+        print(f"scripts/prove: {reason}", file=sys.stderr)
+        return 1
+    made = subprocess.run(
+        [ROOT / "scripts" / "_sdk-venv"], stdout=subprocess.PIPE, text=True, check=True
+    )
+    program = Program(arguments.branches, arguments.width)
+    with tempfile.TemporaryDirectory() as temporary:
+        directory = arguments.directory or Path(temporary)
+        with open_fleet(directory, Path(made.stdout.strip())) as fleet:
+            outcome = trio.run(run_program, fleet, program)
+    print(outcome, flush=True)
+    if arguments.results is not None:
+        put_section(arguments.results, HEADING, markdown(outcome))
+    return 1 if outcome.problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
