@@ -15,7 +15,7 @@ from flyteidl2.common.list_pb2 import Filter, ListRequest, Sort
 from flyteidl2.task.task_definition_pb2 import TaskIdentifier, TaskName
 from flyteidl2.workflow import run_service_pb2 as pb
 
-from etcd_actions import ActionId, ActionsClient
+from etcd_actions import ActionId, ActionsClient, RunId
 from etcd_actions.etcd.api import Etcd
 from etcd_actions.runs.run_entry import Tasks, read_entry
 from etcd_actions.runs.run_record import RunStatus, encode
@@ -164,7 +164,12 @@ async def test_each_process_with_shards_finds_all_paused_runs(
             return found == [expected, expected]
 
         await eventually_holds(all_find_all)
-        assert 0 < len(one.waiting_conditions()) < len(expected)
+        watched = [
+            {run for run in SHARDED_RUNS if each.watches(RunId("p", "d", run))}
+            for each in (one, other)
+        ]
+        assert all(watched)
+        assert not set.intersection(*watched)
 
 
 @pytest.mark.parametrize("key", ["created_at", "task_name", "ended_at"])
