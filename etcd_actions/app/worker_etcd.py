@@ -1,4 +1,4 @@
-"""The part of etcd that the service offers to workers, by the settings."""
+"""Opens the part of etcd that the service offers to workers, as configured."""
 
 from __future__ import annotations
 

@@ -66,9 +66,12 @@ LONGEST_STREAM: Final = 3600.0
 
 _PATH: Final = "/etcdserverpb."
 _LARGEST_REQUEST: Final = 2 * 1024 * 1024
+"""Bytes of a request; of a message on a watch stream, the next one."""
 _LARGEST_WATCH: Final = 64 * 1024
 _MOST_KEYS: Final = 20_000
+"""The most keys of one read."""
 _LONGEST_LEASE: Final = 9_000_000_000
+"""Seconds: the longest time to live that etcd accepts."""
 _WITHIN: Final = 30.0
 """Seconds for a call with its answer, and for a worker to read some messages of a stream."""
 _METHODS: Final = frozenset(
@@ -96,7 +99,7 @@ _log = structlog.get_logger(__name__)
 
 
 class _Worker:
-    """What the workers of one name have at the moment."""
+    """The calls in progress, the leases and the streams of all workers with one name."""
 
     def __init__(self, name: str, client: str) -> None:
         self.name = name
@@ -111,11 +114,11 @@ class _Worker:
 
 
 class WorkerEtcd:
-    """The methods on an etcd.
+    """Implements the methods on an etcd.
 
     Args:
         etcd: A connection with the limits above.
-        rights: What workers may do.
+        rights: Checks each request.
     """
 
     def __init__(self, etcd: EtcdClient, rights: WorkerRights) -> None:
@@ -251,7 +254,7 @@ class WorkerEtcd:
 
 
 async def _send_responses(watch: WatchStream, stream: Stream, response: Response) -> None:
-    """Send what etcd sends, for an hour at most."""
+    """Send etcd's responses to a worker, for :data:`LONGEST_STREAM` at most."""
     until = trio.current_time() + LONGEST_STREAM
     while (left := until - trio.current_time()) > 0:
         try:
@@ -377,7 +380,7 @@ def _busy(reason: str) -> Refusal:
 
 
 def _refusal(error: EtcdActionsError) -> Refusal:
-    """What a worker is sent for an error; it reads etcd's text in it."""
+    """The refusal that a worker gets for an error; its client recognises etcd's text in it."""
     if isinstance(error, Unauthenticated):
         # It is about the user of the service, and not about the worker.
         return Refusal(Code.UNAVAILABLE, "etcd does not accept the user of the service")

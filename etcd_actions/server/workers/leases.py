@@ -1,4 +1,4 @@
-"""The leases of workers: the id of each says whose it is.
+"""The leases of workers: the id of each shows its owner.
 
 The service chooses the ids. The upper half is random; the lower half is a digest of that and of the
 worker's name. So each service knows the leases of each worker, also after a restart, and keeps

@@ -1,4 +1,4 @@
-"""What a worker may do in etcd: pure functions on its requests.
+"""The rights of a worker in etcd: pure functions on its requests.
 
 All that is not listed here is refused. A worker may change every action that it sees, since it
 reports on them; the store's other keys, and the leases of others, are out of its reach.
