@@ -17,6 +17,7 @@ from typing import (
     get_origin,
     get_type_hints,
 )
+from weakref import WeakKeyDictionary
 
 from etcd_actions._internal.quoting import quoted
 from etcd_actions.errors import ConfigError, WrongType
@@ -25,6 +26,8 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 _UNIONS: Final = (Union, UnionType)
+# Of the dataclasses that were checked.
+_hints: Final[WeakKeyDictionary[type, Mapping[str, Any]]] = WeakKeyDictionary()
 
 
 def checks_types(function: Callable[P, R]) -> Callable[P, R]:
@@ -34,14 +37,20 @@ def checks_types(function: Callable[P, R]) -> Callable[P, R]:
     of collections are not checked, and of a protocol only whether the members exist.
     """
 
+    # At the first call, since annotations may name what is defined later.
+    @functools.cache
+    def read() -> tuple[inspect.Signature, Mapping[str, Any]]:
+        return inspect.signature(function), get_type_hints(function)
+
     @functools.wraps(function)
     def checked(*args: P.args, **kwargs: P.kwargs) -> R:
+        signature, hints = read()
         try:
-            given = inspect.signature(function).bind(*args, **kwargs)
+            given = signature.bind(*args, **kwargs)
         except TypeError:
             pass  # the call itself raises a TypeError with the function's name
         else:
-            _check(given.arguments, get_type_hints(function))
+            _check(given.arguments, hints)
         return function(*args, **kwargs)
 
     return checked
@@ -49,7 +58,10 @@ def checks_types(function: Callable[P, R]) -> Callable[P, R]:
 
 def check_fields(settings: object) -> None:
     """Do the same for the fields of a dataclass."""
-    _check(vars(settings), get_type_hints(type(settings)))
+    kind = type(settings)
+    if (hints := _hints.get(kind)) is None:
+        hints = _hints[kind] = get_type_hints(kind)
+    _check(vars(settings), hints)
 
 
 def _check(values: Mapping[str, object], hints: Mapping[str, Any]) -> None:

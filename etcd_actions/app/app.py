@@ -1,6 +1,6 @@
 """The process of ``etcd-actions run``: the order in which its parts start and drain.
 
-``App._serve`` is that order: what it enters first, it leaves last.
+``App._serve`` has that order: the context that it enters first is left last.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ import structlog
 import trio
 
 from etcd_actions import __version__
-from etcd_actions._internal.backoff import Backoff
 from etcd_actions._internal.containment import Containment
-from etcd_actions._internal.retrying import retrying, seldom
 from etcd_actions.app.cluster_sources import cluster_sources
 from etcd_actions.app.collectors import collect, run_collector, upload_collector
 from etcd_actions.app.executor import check_executor, open_local_executor
 from etcd_actions.app.front_door import open_front_door
+from etcd_actions.app.kept_executor import keep_executor
 from etcd_actions.app.listeners import is_installed, server_settings
 from etcd_actions.app.run_services import open_run_services
 from etcd_actions.app.stop import LEAST_GRACE, Stop
 from etcd_actions.app.telemetry import open_telemetry
+from etcd_actions.app.worker_etcd import open_worker_etcd
 from etcd_actions.client import ActionsClient, open_actions_client
 from etcd_actions.config import Config, settings
 from etcd_actions.embedded.data_directory import is_default_data_dir
 from etcd_actions.embedded.embedded_etcd import QUOTA, EmbeddedEtcd, open_embedded_etcd
-from etcd_actions.errors import ConfigError, EmbeddedEtcdError, EtcdError, first_error
+from etcd_actions.errors import ConfigError, EmbeddedEtcdError
 from etcd_actions.etcd import open_connection
 from etcd_actions.etcd.api import Etcd
 from etcd_actions.etcd.member_states import MemberStates, open_member_states
@@ -43,8 +43,9 @@ from etcd_actions.server import ActionsServer, ServerSettings, open_actions_serv
 from etcd_actions.web import Bind
 
 if TYPE_CHECKING:
-    from etcd_actions.executor import ExecutorStatistics
+    from etcd_actions.executor import Executor, ExecutorStatistics
     from etcd_actions.server.front import FrontDoor
+    from etcd_actions.server.workers.access import WorkerEtcd
 
 # Without an etcd nothing can be marked: only work that needs none is finished.
 _GRACE_WITHOUT_ETCD = 1.0
@@ -53,13 +54,12 @@ _PART_FOR_LEAVING = 0.3
 _MOST_FOR_LEAVING = 2.0
 # Seconds after the server's grace in which it closes the remaining connections.
 _CLOSE_WITHIN = 1.2
-_BACKOFF = Backoff(initial=0.5, cap=30.0)
 
 _log = structlog.get_logger(__name__)
 
 
 class App:
-    """One ``run`` of the process.
+    """The process of one ``etcd-actions run``.
 
     Args:
         config: The settings.
@@ -204,11 +204,22 @@ class App:
                 front = await stack.enter_async_context(
                     open_front_door(config, client, etcd, cluster)
                 )
+            workers: WorkerEtcd | None = None
+            if served is not None and config[settings.WORKER_ACCESS]:
+                workers = await enter(
+                    open_worker_etcd(config, endpoints, keys), "the connection of workers to etcd"
+                )
             async with trio.open_nursery() as serving:
                 leaving, left = trio.Event(), trio.Event()
                 if served is not None and front is not None:
                     self._server = await serving.start(
-                        _serve_clients, client, served, front, monitoring, leaving, left
+                        partial(_serve_clients, workers=workers),
+                        client,
+                        served,
+                        front,
+                        monitoring,
+                        leaving,
+                        left,
                     )
                 async with trio.open_nursery() as tasks:
                     if served is not None and front is not None and self._server is not None:
@@ -269,29 +280,20 @@ class App:
         monitoring: Monitoring | None,
     ) -> None:
         """Run actions here, without end. While etcd rejects requests, only this task waits."""
+        listeners = None if monitoring is None else monitoring.metrics.listeners
 
-        def report(error: Exception, failures: int, delay: float) -> None:
-            self._containment.park("executor", "local", error)
-            seldom(_log, "executor_waits")(error, failures, delay)
+        def opened(executor: Executor) -> None:
+            self._executor = executor.statistics
+            if monitoring is not None:
+                monitoring.metrics.executor = executor.statistics
 
-        async def execute() -> None:
-            listeners = None if monitoring is None else monitoring.metrics.listeners
-            try:
-                async for attempt in retrying(_BACKOFF, on=EtcdError, report=report):
-                    with attempt:
-                        async with open_local_executor(
-                            client, self._config, served, address, front, listeners
-                        ) as executor:
-                            attempt.recovered()
-                            self._containment.forget("executor", "local")
-                            self._executor = executor.statistics
-                            if monitoring is not None:
-                                monitoring.metrics.executor = executor.statistics
-                            await trio.sleep_forever()
-            except* ConfigError as group:
-                self._stop.request(first_error(group))
-
-        await self._containment.keep("executor", "local", execute)
+        await keep_executor(
+            lambda: open_local_executor(client, self._config, served, address, front, listeners),
+            opened,
+            name="local",
+            containment=self._containment,
+            stop=self._stop,
+        )
 
     @asynccontextmanager
     async def _open_monitoring(
@@ -355,6 +357,7 @@ async def _serve_clients(
     leaving: trio.Event,
     left: trio.Event,
     *,
+    workers: WorkerEtcd | None,
     task_status: trio.TaskStatus[ActionsServer],
 ) -> None:
     """Serve until ``leaving`` is set; set ``left`` when the last client has left."""
@@ -364,6 +367,7 @@ async def _serve_clients(
             served,
             is_serving=lambda: monitoring is None or monitoring.health.is_serving,
             front=front,
+            workers=workers,
         ) as server:
             if monitoring is not None:
                 monitoring.metrics.server = server.statistics

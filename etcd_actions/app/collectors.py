@@ -1,4 +1,4 @@
-"""The collectors of old runs and of unreferenced uploads, by the settings."""
+"""Makes the collectors of old runs and of unreferenced uploads from the configuration."""
 
 from __future__ import annotations
 

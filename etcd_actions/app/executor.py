@@ -1,4 +1,4 @@
-"""The executor, by the settings."""
+"""Makes the settings of the executor from the configuration, checks them, and opens it."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from etcd_actions.executor import Executor, ExecutorSettings, ImageSettings, Offer, RaySettings
     from etcd_actions.server.front import FrontDoor
 
+# Seconds: the least time to live of the claims' lease.
 _LEAST_TTL = 5
 _MOST_CONNECTIONS = 1_000
 _PR_SET_DUMPABLE = 4
@@ -142,9 +143,10 @@ async def open_local_executor(
 ) -> AsyncIterator[Executor]:
     """Run actions, on this machine or in a Ray cluster.
 
-    Tasks call the service without TLS and tokens: if it needs those, tasks get a listener of
-    their own on the loopback interface, which only processes of this user can use. By the setting
-    it has another address, which each process that reaches it can use.
+    Tasks call the service without TLS and tokens. If the service requires one of them, tasks get a
+    listener of their own on the loopback interface, which only processes of this user can use.
+    ``--tasks-listen`` gives that listener another address. Then every process that can connect to
+    that address can use it.
 
     Args:
         client: The client that claims actions and reports phases.
@@ -363,7 +365,7 @@ def state_dir_of(config: Config) -> Path:
 
 
 def _check_state_dir(directory: Path) -> None:
-    """Create the directory, and a file in it."""
+    """Raise ConfigError unless the directory can be created, and a file in it."""
     trial = directory / f".trial-{os.getpid()}"
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)

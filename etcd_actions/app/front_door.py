@@ -1,4 +1,4 @@
-"""The front door, its store of blobs and its logs, by the settings."""
+"""Makes the front door, its store of blobs and its logs from the configuration."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from etcd_actions.server.front.attempt_logs import Logs
     from etcd_actions.server.front.cluster_state import ClusterSources
 
+# Seconds of silence after which a stream is sent a message.
 _KEEPALIVE = 30.0
 
 _log = structlog.get_logger(__name__)
@@ -109,7 +110,7 @@ def _expanded(where: Path | str) -> Path | str:
 
 
 async def local_front_door(config: Config, client: ActionsClient, etcd: Etcd) -> FrontDoor:
-    """The same services for a command, with the files of this machine; it has no lists of runs.
+    """The front door of a command or a worker: it serves local files, and no lists of runs.
 
     Raises:
         ConfigError: The store of blobs that is given cannot be used.
@@ -137,8 +138,9 @@ def _logs(
 ) -> Logs:
     """The reader of the logs of attempts.
 
-    They are those of this machine's executor, if there is one, and those of workers: in the blob
-    store, and anywhere if tasks run here, since a task could read them.
+    It reads the logs of this machine's executor, if there is one. It also reads logs that workers
+    have copied next to the outputs of attempts: from the blob store, and from any directory if
+    tasks run here, since a task could read that directory, too.
     """
     from etcd_actions.runs.reading import history_of_action  # noqa: PLC0415
     from etcd_actions.server.front.attempt_logs import Logs  # noqa: PLC0415

@@ -1,4 +1,4 @@
-"""The listener of the service, by the settings."""
+"""Makes the settings of the service's listener from the configuration, and checks them."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 _NEEDED = ("connectrpc", "flyteidl2", "h11", "h2", "prometheus_client")
 _ROOT = 0
-# Requests are short; a client retries one that takes longer.
+# Seconds: requests are short, and a client retries one that is interrupted.
 _MOST_GRACE = 5.0
-# The rest is for the accepted changes.
+# The part of the grace for requests; the rest is for the accepted changes.
 _PART_OF_GRACE = 0.4
 
 _log = structlog.get_logger(__name__)
@@ -53,6 +53,7 @@ def server_settings(config: Config) -> ServerSettings | None:
     tls = _tls(config)
     if (tokens := config[settings.TOKEN_FILE]) is not None:
         _check_tokens(tokens)
+    check_worker_access(config)
     return ServerSettings(
         bind=bind,
         tls=tls,
@@ -70,6 +71,26 @@ def server_settings(config: Config) -> ServerSettings | None:
         users=_users(config, bind),
         page=_page(config),
     )
+
+
+def check_worker_access(config: Config) -> None:
+    """Refuse settings by which workers cannot use the service instead of etcd.
+
+    Raises:
+        ConfigError: They contradict each other.
+    """
+    if not config[settings.WORKER_ACCESS]:
+        return
+    flag = settings.WORKER_ACCESS.flag
+    if config[settings.TOKEN_FILE] is None:
+        raise ConfigError(
+            f"{flag} needs {settings.TOKEN_FILE.flag}: a worker's line in it is TOKEN name=NAME "
+            "role=worker"
+        )
+    if config[settings.TRANSPORT] != "grpc":
+        raise ConfigError(
+            f"{flag} needs {settings.TRANSPORT.flag} grpc: the gateway's answers have no limit"
+        )
 
 
 def grace_of_requests(config: Config) -> float:

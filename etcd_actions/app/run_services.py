@@ -1,4 +1,4 @@
-"""The run services that the leader reports to, by the settings."""
+"""Opens the run services that the leader reports to, as configured."""
 
 from __future__ import annotations
 

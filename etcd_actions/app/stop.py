@@ -1,7 +1,7 @@
 """The request to end: an orderly end in bounded time.
 
-The time is bounded even if the event loop is blocked or too busy to read a clock: a thread ends
-the process after it.
+The time is bounded even if the event loop is blocked or too busy to read a clock: when the time has
+passed, a thread ends the process.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ class Stop:
             raise self.failure
 
     def start_grace(self) -> None:
-        """Start the grace period; callable in a signal handler, where threading is not."""
+        """Start the grace period. A signal handler may call this: it uses no lock of threading."""
         if self._deadline is None:
             self._deadline = time.monotonic() + self._grace
             if self._forced_code is not None:

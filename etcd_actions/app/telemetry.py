@@ -21,6 +21,7 @@ from etcd_actions.web.bind import Bind
 if TYPE_CHECKING:
     from opentelemetry._logs import Logger
 
+# Seconds for one export, and for the last ones at the end.
 _FLUSH_WITHIN = 2.0
 _LIBRARY: Final = "opentelemetry"
 _OWN_FIELDS: Final = ("event", "level", "timestamp")
@@ -32,8 +33,8 @@ _log = structlog.get_logger(__name__)
 async def open_telemetry(endpoint: str | None) -> AsyncIterator[None]:
     """Send traces and logs to a collector while the context is open, the rest at its end.
 
-    Without an endpoint it does nothing. That the collector is unavailable is logged once an outage,
-    and that it is available again.
+    Without an endpoint it does nothing. Each outage of the collector is logged once when it begins,
+    and once when it has ended.
 
     Raises:
         ConfigError: OpenTelemetry is not installed.
@@ -95,7 +96,7 @@ async def _in_thread(shutdown: Any) -> None:
 
 
 class _Outage(logging.Handler):
-    """Whether the collector is unavailable, for all exporters; the library's log says why.
+    """Whether the collector is unavailable to an exporter, and the reason from the library's log.
 
     Its methods are called in the exporters' threads.
     """
@@ -108,7 +109,7 @@ class _Outage(logging.Handler):
         self._failed: set[object] = set()
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Keep the first text of an export: those after it say that there was one."""
+        """Keep the first text of an export: later ones only repeat that the export failed."""
         self._reason = self._reason or record.getMessage()
 
     def begin(self) -> None:

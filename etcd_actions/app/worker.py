@@ -16,9 +16,7 @@ import structlog
 import trio
 
 from etcd_actions import __version__
-from etcd_actions._internal.backoff import Backoff
 from etcd_actions._internal.containment import Containment
-from etcd_actions._internal.retrying import retrying, seldom
 from etcd_actions.app.executor import (
     check_machine,
     executor_settings,
@@ -27,12 +25,13 @@ from etcd_actions.app.executor import (
     worker_offer,
 )
 from etcd_actions.app.front_door import local_front_door
+from etcd_actions.app.kept_executor import keep_executor
 from etcd_actions.app.listeners import grace_of_requests
 from etcd_actions.app.stop import Stop
 from etcd_actions.app.telemetry import open_telemetry
 from etcd_actions.client import ActionsClient, open_actions_client
 from etcd_actions.config import Config, settings
-from etcd_actions.errors import ConfigError, EtcdError, first_error
+from etcd_actions.errors import ConfigError
 from etcd_actions.etcd import open_connection
 from etcd_actions.etcd.api import Etcd
 from etcd_actions.etcd.quorum import QuorumMonitor, open_quorum_monitor
@@ -46,7 +45,6 @@ if TYPE_CHECKING:
     from etcd_actions.executor import Executor, ExecutorStatistics, Offer
     from etcd_actions.server.front import FrontDoor
 
-_BACKOFF: Final = Backoff(initial=0.5, cap=30.0)
 _PORT: Final = "port"
 """The file in the state directory with the port of the listener for tasks."""
 _MOST_OF_A_PORT: Final = 65535
@@ -166,27 +164,20 @@ class Worker:
     ) -> None:
         """Run actions, without end. While etcd rejects requests, only this task waits."""
 
-        def report(error: Exception, failures: int, delay: float) -> None:
-            self._containment.park("executor", "worker", error)
-            seldom(_log, "executor_waits")(error, failures, delay)
+        def opened(found: tuple[Executor, ActionsServer]) -> None:
+            self._executor, server = found
+            if monitoring is not None:
+                monitoring.metrics.executor = self._executor.statistics
+                monitoring.metrics.listeners["tasks"] = server.connections
+            _log.info("working", tasks=str(server.address))
 
-        async def execute() -> None:
-            try:
-                async for attempt in retrying(_BACKOFF, on=EtcdError, report=report):
-                    with attempt:
-                        async with self._open_executor(client, offer, front) as (executor, server):
-                            attempt.recovered()
-                            self._containment.forget("executor", "worker")
-                            self._executor = executor
-                            if monitoring is not None:
-                                monitoring.metrics.executor = executor.statistics
-                                monitoring.metrics.listeners["tasks"] = server.connections
-                            _log.info("working", tasks=str(server.address))
-                            await trio.sleep_forever()
-            except* ConfigError as group:
-                self._stop.request(first_error(group))
-
-        await self._containment.keep("executor", "worker", execute)
+        await keep_executor(
+            lambda: self._open_executor(client, offer, front),
+            opened,
+            name="worker",
+            containment=self._containment,
+            stop=self._stop,
+        )
 
     @asynccontextmanager
     async def _open_executor(
@@ -272,6 +263,7 @@ def counts(found: ExecutorStatistics) -> dict[str, int]:
 
 
 def _noted(file: Path) -> int:
+    """The port in a file; 0, which lets the system choose one, if there is none."""
     try:
         port = int(file.read_text())
     except (OSError, ValueError):

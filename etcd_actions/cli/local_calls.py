@@ -31,6 +31,7 @@ from etcd_actions.server.methods import Service
 from etcd_actions.server.streams import CONNECTION, Connection, Streams
 
 _KEEPALIVE: Final = 30.0
+"""Seconds of silence after which a stream sends a message."""
 _MOST_STREAMS: Final = 10_000
 _ERRORS: Final[dict[Code, type[EtcdActionsError]]] = {
     Code.NOT_FOUND: NotFound,

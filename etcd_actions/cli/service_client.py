@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from functools import partial
@@ -15,12 +14,12 @@ from google.protobuf.message import DecodeError as BadMessage
 from google.protobuf.message import Message
 
 from etcd_actions import errors
-from etcd_actions._internal.named_files import read_named_file, text_of
 from etcd_actions.actions.abort import AbortResult
 from etcd_actions.cli.calls import ACTIONS, OPERATIONS, MessageT
 from etcd_actions.cli.names import Names
 from etcd_actions.cli.service_names import ServiceNames
 from etcd_actions.config.settings import SERVICE_CACERT, SERVICE_TOKEN_FILE
+from etcd_actions.etcd.bearer_token import read_bearer_token
 from etcd_actions.etcd.connection_settings import Tls
 from etcd_actions.etcd.endpoints import Endpoint
 from etcd_actions.etcd.tls import client_context, explained, ssl_context
@@ -41,9 +40,9 @@ _NO_ERRORS: Final = (
     "--error-code, --error-message and --message: Flyte's own method has no field for them, and "
     "the service has no other"
 )
+# Seconds of a unary call: the service itself ends a call after 30.
 _DEADLINE = 35.0
 _SETTINGS: Final = ChannelSettings(largest_answer=4 * 1024 * 1024)
-_MOST_TOKEN_BYTES = 64 * 1024
 _TOO_LARGE: Final = ("an answer of more than", "above the largest", "larger than max")
 """Parts of messages about a response: ours, and those of gRPC peers and proxies."""
 
@@ -254,20 +253,7 @@ def read_token(path: Path) -> str:
     Raises:
         ConfigError: It cannot be read, or has no token; the message names the flag.
     """
-    flag = SERVICE_TOKEN_FILE.flag
-    try:
-        words = text_of(read_named_file(path, _MOST_TOKEN_BYTES, pipes=True)).split()
-    except OSError as error:
-        raise errors.ConfigError(f"{flag}: {path} cannot be read: {error.strerror}") from None
-    except ValueError as error:
-        raise errors.ConfigError(f"{flag}: {path}: {error}") from None
-    if not words:
-        raise errors.ConfigError(f"{flag}: {path} is empty: put the token into it")
-    if not re.fullmatch("[!-~]{1,8192}", words[0]):
-        raise errors.ConfigError(
-            f"{flag}: {path}: no token: one has at most 8192 characters, and of ASCII only"
-        )
-    return words[0]
+    return read_bearer_token(path, SERVICE_TOKEN_FILE.flag, pipes=True)
 
 
 def _check_authorities(path: Path) -> None:

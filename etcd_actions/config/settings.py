@@ -244,9 +244,17 @@ LISTEN_CLIENT_CA = _SERVE.optional(
 TOKEN_FILE = _SERVE.optional(
     "token_file",
     kinds.FILE,
-    "Tokens, one a line, each with an optional name and projects (TOKEN name=N projects=A,B); "
-    "a client must send one of them. The file is read again when it changes",
+    "Tokens, one a line, each with an optional name and projects (TOKEN name=N projects=A,B), or "
+    "of workers (TOKEN name=N role=worker); a client must send one of them. The file is read again "
+    "when it changes",
     otherwise="clients need no token",
+)
+WORKER_ACCESS = _SERVE.setting(
+    "worker_access",
+    kinds.BOOL,
+    "false",
+    "Whether workers may use the service instead of etcd, by the tokens with role=worker of "
+    "--token-file",
 )
 OIDC_ISSUER = _SERVE.optional(
     "oidc_issuer",

@@ -151,9 +151,9 @@ class EtcdClient:
         """Drop history below ``revision``."""
         await self._call(rpc.COMPACT, rpc.CompactRequest(revision, physical))
 
-    async def lease_grant(self, ttl: int) -> Lease:
-        """Grant a lease."""
-        return await self._call(rpc.LEASE_GRANT, ttl)
+    async def lease_grant(self, ttl: int, *, lease_id: int = 0) -> Lease:
+        """Grant a lease, with an id of the caller's unless that is 0."""
+        return await self._call(rpc.LEASE_GRANT, rpc.GrantRequest(ttl, lease_id))
 
     async def lease_keep_alive(self, lease_id: int) -> Lease:
         """Renew a lease once."""
@@ -238,14 +238,20 @@ class EtcdClient:
                         left = max(0.001, give_up - trio.current_time())
                     try:
                         return await connection.call(method, request, token=token, within=left)
-                    except Unauthenticated:
+                    except Unauthenticated as error:
                         self._reject(token)
+                        self._retire_if_broken(in_use)
+                        if self._settings.token_file is not None:
+                            raise Unauthenticated(f"{error}: {self._who}") from None
                         if renewed or self._authenticator is None:
                             raise
                         # etcd refused it before it was done, so it is sent again, once.
                         renewed = True
                         tried -= 1
                 except PermissionDenied as error:
+                    if self._settings.token_file is not None:
+                        # The service names what is missing.
+                        raise PermissionDenied(f"{error}: {self._who}") from None
                     needs = permissions.needed_for(method, request)
                     raise PermissionDenied(f"{error}: {self._who} needs {needs}") from None
                 except EtcdActionsError as error:
@@ -279,6 +285,8 @@ class EtcdClient:
     @property
     def _who(self) -> str:
         """The user that etcd checks for this client, as text."""
+        if self._settings.token_file is not None:
+            return f"the token in {self._settings.token_file}"
         if self._settings.user is None:
             return "the user of the client's certificate"
         return f"user {self._settings.user.name!r}"

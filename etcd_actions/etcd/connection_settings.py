@@ -89,6 +89,11 @@ class ConnectionSettings:
         request_timeout: How long a call may take, with the attempts at other endpoints.
         keepalive_time: The silence after which the connection is probed; at least 10.
         keepalive_timeout: How long the answer to the probe may take.
+        token_file: The file with the token, for a service of this package in place of etcd. It is
+            read at each new connection.
+        largest_answer: The most bytes of an answer over ``grpc``; None for half a gigabyte.
+        stream_window: The most bytes of a watch stream that wait for its reader, over ``grpc``;
+            None for 16 MiB.
     """
 
     endpoints: tuple[Endpoint, ...]
@@ -99,6 +104,9 @@ class ConnectionSettings:
     request_timeout: float = DEFAULT_REQUEST_TIMEOUT
     keepalive_time: float = DEFAULT_KEEPALIVE_TIME
     keepalive_timeout: float = DEFAULT_KEEPALIVE_TIMEOUT
+    token_file: Path | None = None
+    largest_answer: int | None = None
+    stream_window: int | None = None
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -248,7 +248,7 @@ _METHODS: dict[str, tuple[Callable[[Any], Message | _TxnRequest], Decode[Any, An
         Decode(pb.CompactionResponse, _nothing),
     ),
     rpc.LEASE_GRANT.name: (
-        lambda ttl: pb.LeaseGrantRequest(TTL=ttl),
+        lambda request: pb.LeaseGrantRequest(TTL=request.ttl, ID=request.id),
         Decode(pb.LeaseGrantResponse, lambda response: Lease(response.ID, response.TTL)),
     ),
     rpc.LEASE_KEEP_ALIVE.name: (

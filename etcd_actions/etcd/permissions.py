@@ -42,7 +42,7 @@ def in_words(needs: Iterable[Need]) -> str:
     for kind, keys in needs:
         by_range.setdefault(keys, set()).add(kind)
     texts = [
-        f"{' and '.join(kind.name.lower() for kind in sorted(kinds))} on {_keys_in_words(keys)}"
+        f"{' and '.join(kind.name.lower() for kind in sorted(kinds))} on {key_in_words(keys)}"
         for keys, kinds in by_range.items()
     ]
     more = len(texts) - _NAMED
@@ -72,7 +72,8 @@ def _leased(operation: Get | Put | Delete | Txn) -> bool:
     return isinstance(operation, Put) and operation.lease != 0
 
 
-def _keys_in_words(keys: KeyRange) -> str:
+def key_in_words(keys: KeyRange) -> str:
+    """A range of keys for people."""
     start = _text(keys.start)
     if keys == KeyRange.of_key(keys.start):
         return f"the key {start}"

@@ -67,6 +67,13 @@ class CompactRequest(NamedTuple):
     physical: bool
 
 
+class GrantRequest(NamedTuple):
+    """See :meth:`~etcd_actions.etcd.api.Etcd.lease_grant`. etcd chooses the id if it is 0."""
+
+    ttl: int
+    id: int = 0
+
+
 class AuthenticateRequest(NamedTuple):
     """A user's name and password. Its text hides the password."""
 
@@ -82,8 +89,9 @@ PUT: Rpc[Put, PutResult] = Rpc(name="KV/Put", path="/kv/put", writes=True)
 DELETE: Rpc[Delete, DeleteResult] = Rpc(name="KV/DeleteRange", path="/kv/deleterange", writes=True)
 TXN: Rpc[Txn, TxnResult] = Rpc(name="KV/Txn", path="/kv/txn", writes=True)
 COMPACT: Rpc[CompactRequest, None] = Rpc(name="KV/Compact", path="/kv/compaction", writes=True)
-LEASE_GRANT: Rpc[int, Lease] = Rpc(name="Lease/LeaseGrant", path="/lease/grant", writes=True)
-"""The request is the number of seconds."""
+LEASE_GRANT: Rpc[GrantRequest, Lease] = Rpc(
+    name="Lease/LeaseGrant", path="/lease/grant", writes=True
+)
 LEASE_KEEP_ALIVE: Rpc[int, Lease] = Rpc(
     name="Lease/LeaseKeepAlive", path="/lease/keepalive", streams=True
 )

@@ -120,7 +120,7 @@ class Executor:
             admit=lambda name: self._admit(name, examine=True),
             forget=self._forget,
         )
-        self._child_aborts = ChildAborts(self._shared, nursery, self.own.look)
+        self._child_aborts = ChildAborts(self._shared, nursery, self.own.recheck)
         self._changed = trio.Event()
         self._wakes_within = math.inf
 
@@ -410,7 +410,7 @@ class Executor:
                 self.placement.left(name)
             self._reschedule(work, done=done, failed=failed)
             self._wake()
-            self.own.look()
+            self.own.recheck()
 
     def _reschedule(self, work: Work, *, done: bool, failed: bool) -> None:
         """Schedule an action that ran and has not ended."""

@@ -2,7 +2,7 @@
 
 A worker measures the age of its claims on its own clock. It kills its attempts before the claims
 can expire in etcd. So another worker starts the next attempts only after these have ended. Attempts
-that outlive their worker are left, for the next one to follow.
+that outlive their worker are left: the next worker follows them.
 """
 
 from __future__ import annotations

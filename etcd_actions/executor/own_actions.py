@@ -1,9 +1,9 @@
 """The actions that an executor runs: those in the ranges of its process, which may change.
 
 Without shards it is one range, of all actions. With shards a range comes with its shard: a snapshot
-has its actions. When the shard goes to another process, that one runs what is not claimed. The
-actions that run here stay, with the updates of their shard, until they have ended. So nothing that
-runs is interrupted, and the claim decides where both processes have the range for a moment.
+has its actions. When the shard goes to another process, that process runs the actions that are not
+claimed. Actions that run here stay, with the updates of their shard, until they have ended. So no
+running action is interrupted. While both processes have the range, the claim of an action decides.
 """
 
 from __future__ import annotations
@@ -75,25 +75,25 @@ class OwnActions:
         """Whether the first snapshot of an action's range is not complete."""
         return _is_in(name, (each for each, one in self._followed.items() if not one.is_synced))
 
-    def look(self) -> None:
-        """Look again whether ranges are needed: an action has ended."""
+    def recheck(self) -> None:
+        """Check again which ranges are needed, as after the end of an action."""
         self._changed.set()
 
     async def follow(self) -> None:
         """Follow the ranges of this process; does not return."""
         self._followed.clear()
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._look_at_changes)
+            nursery.start_soon(self._recheck_after_changes)
             while True:
                 self._changed = trio.Event()
                 self._apply(self._shared.client.work.ranges(), nursery)
                 await self._changed.wait()
 
-    async def _look_at_changes(self) -> None:
+    async def _recheck_after_changes(self) -> None:
         work = self._shared.client.work
         while True:
             seen = work.ranges()
-            self.look()
+            self.recheck()
             await work.wait_changed(seen)
 
     def _apply(self, own: frozenset[ShardRange], nursery: trio.Nursery) -> None:
@@ -136,7 +136,7 @@ class OwnActions:
             lambda name: _is_in(name, (range_,)) and not _is_in(name, self._followed)
         )
         # It may be of this process again.
-        self.look()
+        self.recheck()
 
     def _synced(self, followed: _Followed) -> None:
         followed.is_synced = True

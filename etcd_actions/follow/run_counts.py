@@ -93,7 +93,7 @@ class RunCount:
         """Note that an action was deleted."""
         self._ended -= self._has_ended.pop(key, False)
         if self._unread:
-            # It was the way to its children.
+            # Its children are found through it alone.
             self._read_later(key)
 
     def _read_later(self, key: bytes) -> None:

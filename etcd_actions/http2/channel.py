@@ -17,6 +17,7 @@ from etcd_actions._internal.logger import get_logger
 from etcd_actions._internal.owned_tasks import owned_tasks
 from etcd_actions._internal.parking import Parking
 from etcd_actions.errors import EtcdActionsError
+from etcd_actions.http2.connection import STREAM_WINDOW
 from etcd_actions.http2.errors import CallFailed, Code
 from etcd_actions.http2.exchange import Exchange
 from etcd_actions.http2.grpc_messages import answer, framed, timeout_field
@@ -44,12 +45,14 @@ class ChannelSettings:
         backoff: The time, after a failure to connect, in which calls fail at once; None to connect
             for each call.
         largest_answer: The most bytes of a message.
+        stream_window: The most bytes of a stream that wait for its reader.
     """
 
     dial_timeout: float = 5.0
     keepalive: KeepAlive = field(default_factory=KeepAlive)
     backoff: Backoff | None = None
     largest_answer: int = _LARGEST_ANSWER
+    stream_window: int = STREAM_WINDOW
 
 
 class Channel:
@@ -300,7 +303,9 @@ class Channel:
         if wire is None:
             attempt.failure = f"no connection within {limit:g} s"
             return
-        live = LiveConnection(wire, self._settings.keepalive, self._on_end)
+        live = LiveConnection(
+            wire, self._settings.keepalive, self._on_end, self._settings.stream_window
+        )
         async with trio.open_nursery() as nursery:
             nursery.start_soon(live.run)
             with trio.move_on_at(dial.deadline):

@@ -17,7 +17,7 @@ import trio
 
 from etcd_actions._internal.containment import describe
 from etcd_actions._internal.parking import Parking
-from etcd_actions.http2.connection import ClientConnection
+from etcd_actions.http2.connection import STREAM_WINDOW, ClientConnection
 from etcd_actions.http2.errors import CallFailed, Code, ErrorCode, ProtocolError
 from etcd_actions.http2.sockets import Wire
 from etcd_actions.http2.stream import Stream
@@ -51,6 +51,7 @@ class LiveConnection:
         wire: The socket.
         keepalive: See :class:`KeepAlive`.
         on_end: Called once, when no stream can be opened any more.
+        stream_window: See :class:`~etcd_actions.http2.channel.ChannelSettings`.
 
     Attributes:
         connection: The state of the connection, without I/O.
@@ -58,9 +59,13 @@ class LiveConnection:
     """
 
     def __init__(
-        self, wire: Wire, keepalive: KeepAlive, on_end: Callable[[LiveConnection], None]
+        self,
+        wire: Wire,
+        keepalive: KeepAlive,
+        on_end: Callable[[LiveConnection], None],
+        stream_window: int = STREAM_WINDOW,
     ) -> None:
-        self.connection = ClientConnection()
+        self.connection = ClientConnection(stream_window=stream_window)
         self.usable = True
         self._wire = wire
         self._on_end = on_end

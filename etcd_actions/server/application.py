@@ -28,7 +28,7 @@ from etcd_actions.server.tokens import Identity
 from etcd_actions.web import ClientDisconnected, Message, Receive, Send, on_disconnect, respond
 
 # Load balancers and clients before their login send no token.
-_OPEN = frozenset({"grpc.health.v1.Health", "flyteidl2.auth.AuthMetadataService"})
+_WITHOUT_TOKEN = frozenset({"grpc.health.v1.Health", "flyteidl2.auth.AuthMetadataService"})
 
 
 class _Started(NamedTuple):
@@ -43,8 +43,7 @@ class Calls:
 
     Attributes:
         ended: Number of calls by method and code, ``ok`` for those without an error.
-        seconds: Their total time by method, including streams.
-        times: The distribution of their times by method.
+        times: The distribution of their times in seconds, by method; of a stream, while it is open.
     """
 
     def __init__(
@@ -68,7 +67,7 @@ class Calls:
         method, headers = ctx.method, ctx.request_headers
         address = (ctx.client_address or "").rpartition(":")[0]
         try:
-            if method.service_name in _OPEN:
+            if method.service_name in _WITHOUT_TOKEN:
                 self._rate.take(address)
             else:
                 _name_caller(await self.admit(headers.get("authorization"), address))
@@ -89,9 +88,8 @@ class Calls:
 
     async def admit_request(self, scope: Message) -> None:
         """Admit a plain HTTP request as :meth:`on_start` admits a call; see :meth:`admit`."""
-        shown = [value for name, value in scope["headers"] if name.lower() == b"authorization"]
         address = (scope["client"] or ("",))[0]
-        _name_caller(await self.admit(shown[0].decode("latin-1") if shown else None, address))
+        _name_caller(await self.admit(_shown(scope), address))
 
     async def admit(self, authorization: str | None, address: str) -> Identity | None:
         """Check the token of a request, and count it; returns None if no token is needed.
@@ -106,8 +104,34 @@ class Calls:
         identity = None
         if self._authentication.is_required:
             identity = await self._authentication.identify(authorization)
-        self._rate.take(address if identity is None else identity.client)
+        self.take(address if identity is None else identity.client)
+        if identity is not None and identity.is_worker:
+            raise Refusal(
+                Code.PERMISSION_DENIED,
+                f"the token of {identity.subject} has role=worker: only etcd-actions worker may "
+                "use it",
+            )
         return identity
+
+    async def admit_worker(self, scope: Message) -> Identity:
+        """Check the token of a worker's request, and count it.
+
+        Raises:
+            Refusal: The client is no worker, or calls too often.
+        """
+        identity = await self._authentication.identify(_shown(scope))
+        self.take(identity.client)
+        if not identity.is_worker:
+            raise Refusal(
+                Code.PERMISSION_DENIED,
+                f"permission denied: {identity.client} of the service's --token-file is no "
+                "worker's: add name=NAME role=worker to its line",
+            )
+        return identity
+
+    def take(self, client: str) -> None:
+        """Count a request; raises a Refusal if its client sends too many."""
+        self._rate.take(client)
 
     async def on_end(
         self, token: _Started, ctx: RequestContext[Any, Any], error: Exception | None
@@ -200,8 +224,14 @@ class Application(ConnectASGIApplication[Methods]):
         await super()._call_stream(*without_a_task(arguments))
 
 
+def _shown(scope: Message) -> str | None:
+    """The header ``authorization`` of a request; None without one."""
+    shown = [value for name, value in scope["headers"] if name.lower() == b"authorization"]
+    return shown[0].decode("latin-1") if shown else None
+
+
 def _name_caller(identity: Identity | None) -> None:
-    """Note who the client of the current request is."""
+    """Store the identity of the current request's client."""
     if identity is not None:
         caller = CALLER.get()
         CALLER.set(replace(caller, subject=identity.subject, projects=identity.projects))

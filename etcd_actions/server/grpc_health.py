@@ -10,6 +10,7 @@ from etcd_actions.server._pb import grpc_health_pb2 as pb
 from etcd_actions.server.error_codes import Refusal
 from etcd_actions.server.streams import Streams
 
+# Seconds between two checks of the state for a watch.
 _CHECK_EVERY = 5.0
 
 

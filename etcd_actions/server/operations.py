@@ -18,7 +18,7 @@ from etcd_actions.server.required import require
 
 
 class StatusOperations:
-    """Reports of phases with what Flyte's message has no field for.
+    """Reports a phase with a message and an error, for which Flyte's request has no field.
 
     Args:
         client: Changes the actions.

@@ -25,11 +25,12 @@ if TYPE_CHECKING:
     from etcd_actions.server.methods import Methods
     from etcd_actions.server.oidc import OidcIssuer
     from etcd_actions.server.streams import Streams
+    from etcd_actions.server.workers.access import WorkerEtcd
 
     AnyMethod: TypeAlias = MethodInfo[Any, Any]
 else:
     # Extras, loaded on demand; typing.get_type_hints finds the names.
-    AnyMethod = Calls = FrontDoor = Methods = OidcIssuer = Route = Streams = Any
+    AnyMethod = Calls = FrontDoor = Methods = OidcIssuer = Route = Streams = WorkerEtcd = Any
 
 _FLAG = "--listen"
 
@@ -64,6 +65,7 @@ async def open_actions_server(
     *,
     is_serving: Callable[[], bool] = lambda: True,
     front: FrontDoor | None = None,
+    workers: WorkerEtcd | None = None,
     announce: bool = True,
 ) -> AsyncIterator[ActionsServer]:
     """Serve a client's methods over Connect, gRPC and gRPC-Web.
@@ -73,10 +75,11 @@ async def open_actions_server(
     which clients retry. If the client watches, all streams share its watch.
 
     Args:
-        client: Answers the calls; it has to be closed later.
+        client: Answers the calls; the caller closes it after this context.
         settings: See :class:`ServerSettings`.
         is_serving: Whether the health service reports the service as usable.
         front: Serves the SDK's other entry points; None serves actions only.
+        workers: The part of etcd for workers with a token; None refuses them.
         announce: Whether to log the address.
 
     Raises:
@@ -100,6 +103,7 @@ async def open_actions_server(
         from etcd_actions.server.streams import Streams  # noqa: PLC0415
         from etcd_actions.server.tokens import Tokens  # noqa: PLC0415
         from etcd_actions.server.trace_errors import read_trace_error  # noqa: PLC0415
+        from etcd_actions.server.workers.access import WorkerAccess  # noqa: PLC0415
     except ModuleNotFoundError as error:
         raise ConfigError(
             f"{_FLAG}: nothing can be served ({error}): pip install etcd-actions[server]"
@@ -130,7 +134,11 @@ async def open_actions_server(
     application = Application(
         methods,
         calls,
-        (*page, *(() if front is None else front.routes())),
+        (
+            WorkerAccess(workers, calls, streams, client.containment),
+            *page,
+            *(() if front is None else front.routes()),
+        ),
         message_bytes=settings.message_bytes,
     )
     async with open_listener(

@@ -126,7 +126,9 @@ class Streams:
 
     @contextmanager
     def open_for_page(self) -> Iterator[Stream]:
-        """The same for a stream of the page: tabs of browsers take none from the methods' clients.
+        """Count a stream of the page while the context is open.
+
+        The page's streams have a limit of their own, so browsers take none from other clients.
 
         Raises:
             Refusal: See :meth:`open`.
@@ -150,7 +152,7 @@ class Streams:
 
     @contextmanager
     def _counted(self, count: int) -> Iterator[Stream]:
-        """A stream; ``count`` is the number of open ones of its kind."""
+        """A new stream; ``count`` is the number of open streams of its kind."""
         if self.is_draining:
             raise Refusal(Code.UNAVAILABLE, "the service is shutting down")
         if count >= self._most:

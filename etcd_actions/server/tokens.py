@@ -29,18 +29,21 @@ class Identity:
         client: The key by which its requests are counted.
         subject: Its name; empty for none.
         projects: The projects that it may use; None for all.
+        is_worker: Whether it is a worker, which may use its part of etcd and nothing else.
     """
 
     client: str
     subject: str = ""
     projects: frozenset[str] | None = None
+    is_worker: bool = False
 
 
 class Tokens:
     """The accepted tokens: the lines of a file that is read again when it changes.
 
     A line is a token, and may have attributes: ``TOKEN name=alice projects=a,b``. A token
-    without ``projects`` may use all. Empty lines and lines that start with ``#`` are ignored.
+    without ``projects`` may use all. ``TOKEN name=gpu role=worker`` is the token of workers. Empty
+    lines and lines that start with ``#`` are ignored.
 
     Raises:
         ConfigError: The file cannot be read, has no token, or has an unusable line.
@@ -89,7 +92,7 @@ class Tokens:
                 except ValueError as error:
                     raise ConfigError(f"tokens: {self._path}, line {number}: {error}") from None
         if len({token for token, _ in tokens}) < len(tokens):
-            raise ConfigError(f"tokens: {self._path} has one token in two lines: leave one out")
+            raise ConfigError(f"tokens: {self._path} has one token in two lines: remove one")
         if not tokens:
             raise ConfigError(f"tokens: {self._path} has none: write one a line")
         self._seen, self._tokens = seen, tokens
@@ -102,11 +105,11 @@ def _of_line(line: str, number: int) -> tuple[bytes, Identity]:
     if not any(attributes):
         # A token may contain spaces.
         return line.encode(), Identity(client=f"token {number}")
-    subject, projects = "", None
+    subject, projects, is_worker = "", None, False
     seen: set[str] = set()
     for word, attribute in zip(words, attributes, strict=True):
         if attribute is None:
-            raise ValueError(f"{word!r} is neither name=... nor projects=...")
+            raise ValueError(f"{word!r} is neither name=..., projects=... nor role=worker")
         key, value = attribute.groups()
         if key in seen:
             raise ValueError(f"{key}= is there twice: give it once")
@@ -116,9 +119,20 @@ def _of_line(line: str, number: int) -> tuple[bytes, Identity]:
                 subject = _name(value)
             case "projects":
                 projects = _projects(value)
+            case "role":
+                is_worker = _is_worker(value)
             case _:
-                raise ValueError(f"{key}= is unknown: a token may have name= and projects=")
-    return token.encode(), Identity(client=f"token {number}", subject=subject, projects=projects)
+                raise ValueError(f"{key}= is unknown: a token may have name=, projects= and role=")
+    if is_worker and not subject:
+        raise ValueError("role=worker needs name=: the leases of workers belong to a name")
+    if is_worker and projects is not None:
+        raise ValueError(
+            "role=worker and projects=: a worker runs the actions of all projects: leave projects= "
+            "out, or give the project its own etcd-actions run with --namespace"
+        )
+    return token.encode(), Identity(
+        client=f"token {number}", subject=subject, projects=projects, is_worker=is_worker
+    )
 
 
 def _name(value: str) -> str:
@@ -127,10 +141,16 @@ def _name(value: str) -> str:
     return value
 
 
+def _is_worker(value: str) -> bool:
+    if value != "worker":
+        raise ValueError(f"role={value} is unknown: the only role is worker")
+    return True
+
+
 def _projects(value: str) -> frozenset[str]:
     projects = [each.strip() for each in value.split(",")]
     if not all(projects):
         raise ValueError(
-            "projects= needs names between commas, such as projects=a,b; leave it out for all"
+            "projects= needs names between commas, such as projects=a,b; omit it for all projects"
         )
     return frozenset(projects)

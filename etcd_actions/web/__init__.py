@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         Send,
         on_disconnect,
         respond,
+        take_endless_body,
         take_long_body,
     )
     from etcd_actions.web.bind import Bind
@@ -36,6 +37,7 @@ __all__ = [
     "on_disconnect",
     "open_listener",
     "respond",
+    "take_endless_body",
     "take_long_body",
 ]
 

@@ -16,6 +16,7 @@ Headers: TypeAlias = list[tuple[bytes, bytes]]
 
 
 LONG_BODY: Final = "etcd_actions.long_body"
+ENDLESS_BODY: Final = "etcd_actions.endless_body"
 ON_DISCONNECT: Final = "etcd_actions.on_disconnect"
 """Extensions of a request's scope: see the functions of these names."""
 
@@ -27,6 +28,16 @@ def take_long_body(scope: Message) -> None:
     read does not count.
     """
     extension = scope.get("extensions", {}).get(LONG_BODY)
+    if extension is not None:
+        extension()
+
+
+def take_endless_body(scope: Message) -> None:
+    """Let a request's body last as long as the response, without a limit.
+
+    The application limits how long that is.
+    """
+    extension = scope.get("extensions", {}).get(ENDLESS_BODY)
     if extension is not None:
         extension()
 

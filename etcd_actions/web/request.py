@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from enum import Enum, auto
@@ -267,6 +268,10 @@ class Body:
     def take_long(self) -> None:
         """Limit the time for each part of a long body, in place of the time for all of it."""
         self._patience, self._progress = self._limits.body_timeout, 0
+
+    def take_endless(self) -> None:
+        """Limit the time no more."""
+        self._patience, self._until = None, math.inf
 
     async def receive(self) -> Message:
         """ASGI's receive: the next part, or that the client left."""

@@ -8,7 +8,14 @@ from typing import Final
 import trio
 
 from etcd_actions.web.answering import Answering
-from etcd_actions.web.asgi import LONG_BODY, ON_DISCONNECT, Message, is_protocol_error, respond
+from etcd_actions.web.asgi import (
+    ENDLESS_BODY,
+    LONG_BODY,
+    ON_DISCONNECT,
+    Message,
+    is_protocol_error,
+    respond,
+)
 from etcd_actions.web.request import Reply, Request
 
 _LONGEST_PATH: Final = 200
@@ -96,6 +103,7 @@ class Requests:
         if refused is None:
             extensions = scope["extensions"]
             extensions[LONG_BODY] = request.body.take_long
+            extensions[ENDLESS_BODY] = request.body.take_endless
             extensions[ON_DISCONNECT] = request.body.on_disconnect
             await answering.application(scope, request.body.receive, request.send)
             return

@@ -65,9 +65,10 @@ async def _measure(pipe: DevtoolsPipe, endpoint: str, sizes: list[int]) -> None:
             open_browser(pipe) as browser,
         ):
             print(
-                "| actions | first rows | all actions | a change | its CPU | rows in the document |"
+                "| actions | first rows | all actions | their CPU | a change | its CPU "
+                "| rows in the document |"
             )
-            print("| ---: | ---: | ---: | ---: | ---: | ---: |")
+            print("| ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
             for size in sizes:
                 run = large_run(datetime.now(UTC) - timedelta(hours=1), size, f"large-{size}")
                 await site.put(run)

@@ -36,6 +36,7 @@ from tests.actions.enqueuing import (
 from tests.actions.stored import Tree
 from tests.data.captured import PUTS, Event
 from tests.support import flyte
+from tests.support.everyday import first_everyday
 
 pytestmark = pytest.mark.memory
 
@@ -90,7 +91,7 @@ async def test_a_childs_own_start_time_counts(client: ActionsClient) -> None:
 CREATED = [put for put in PUTS if put.mod_revision == put.create_revision]
 
 
-@pytest.mark.parametrize("codec", CODEC_NAMES)
+@pytest.mark.parametrize("codec", first_everyday(CODEC_NAMES))
 @pytest.mark.parametrize("event", CREATED, ids=[each.id for each in CREATED])
 async def test_captured_objects_made_again(
     etcd: Etcd, keys: Keyspace, event: Event, codec: str

@@ -8,7 +8,7 @@ import pytest
 
 from etcd_actions import Phase
 from tests.browser.shown import minutes_ago
-from tests.support.chromium import Page
+from tests.support.chromium import Browser, Page, Screen
 from tests.support.page_runs import demonstration, forecast, small_run
 from tests.support.page_site import PageSite
 
@@ -54,6 +54,20 @@ async def test_the_numbers_of_actions_follow_the_runs(page: Page, site: PageSite
     grid = "document.querySelector('[role=grid] .rows')"
     last = f"document.querySelector('{ROWS}[aria-rowindex=\"101\"] .count')?.textContent"
     await page.until(f"({grid}.scrollTop = {grid}.scrollHeight, {last} === '3/6')")
+
+
+@pytest.mark.parametrize("width", [320, 721, 768, 861, 1001, 1280])
+async def test_no_column_is_outside_at_any_width(
+    browser: Browser, site: PageSite, width: int
+) -> None:
+    await site.put(small_run(minutes_ago(3_000), "r" * 30))
+    async with browser.open_page(Screen(width=width, height=600)) as page:
+        await page.go(site.url)
+        await page.until(f"document.querySelector('{ROWS} .count')?.textContent === '3/6'")
+        for row in (".runs-head", ROWS):
+            element = f"document.querySelector('{row}')"
+            assert await page.value(f"{element}.scrollWidth - {element}.clientWidth") == 0, row
+        assert await page.value("document.documentElement.scrollWidth - innerWidth") == 0
 
 
 async def test_runs_are_filtered_and_the_address_keeps_the_filter(

@@ -37,6 +37,7 @@ from etcd_actions.etcd import ConnectionSettings, Tls
 from etcd_actions.etcd.endpoints import Endpoint
 from etcd_actions.model import DEFAULT_KEY_PREFIX
 from tests.cli.command import finish
+from tests.support.everyday import first_everyday
 from tests.support.table import table
 
 # Two usable texts for each setting.
@@ -105,6 +106,7 @@ SAMPLES: dict[str, tuple[str, str]] = {
     "request_timeout": ("1s", "2ms"),
     "page": ("false", "true"),
     "page_actions": ("true", "false"),
+    "worker_access": ("true", "false"),
     "stream_keepalive": ("1s", "2ms"),
     "monitoring_listen": ("127.0.0.1:1", "none"),
     "ready_within": ("1s", "2ms"),
@@ -288,7 +290,7 @@ def test_true_as_go_reads_it(text: str) -> None:
     assert connect(insecure_transport=text).tls is None
 
 
-@pytest.mark.parametrize("text", ["0", "f", "F", "FALSE", "false", "False"])
+@pytest.mark.parametrize("text", first_everyday(["0", "f", "F", "FALSE", "false", "False"], 2))
 def test_false_as_go_reads_it(text: str) -> None:
     assert connect(insecure_transport=text).tls == Tls()
 

@@ -85,6 +85,7 @@ def test_each_value_and_its_source(
     assert shown.rows["--namespace"]["value"] is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.name)
 def test_flag_and_variable_of_each_setting(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], setting: Setting[object]
@@ -99,6 +100,22 @@ def test_flag_and_variable_of_each_setting(
     monkeypatch.setenv(setting.variable, one)
     by_flag = show(monkeypatch, capfd, f"{setting.flag}={two}").rows[setting.flag]
     assert (by_flag["value"], by_flag["source"]) == (setting.kind.show(two), setting.flag)
+
+
+def test_flags_and_variables_of_all_settings_together(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """What does not fit together is told, and shown all the same."""
+    variables = {setting.variable: SAMPLES[setting.name][0] for setting in SETTINGS}
+    flags = [f"{setting.flag}={SAMPLES[setting.name][1]}" for setting in SETTINGS]
+    by_variable = show(monkeypatch, capfd, **variables).rows
+    by_flag = show(monkeypatch, capfd, *flags, **variables).rows
+    for setting in SETTINGS:
+        one, two = map(setting.kind.show, SAMPLES[setting.name])
+        row = by_variable[setting.flag]
+        assert (row["value"], row["source"]) == (one, setting.variable)
+        row = by_flag[setting.flag]
+        assert (row["value"], row["source"]) == (two, setting.flag)
 
 
 def test_table(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:

@@ -10,6 +10,7 @@ import pytest
 import trio
 
 from etcd_actions.cli.commands.list_actions import Filter, list_actions
+from etcd_actions.cli.formats.standard_output import name_lines
 from etcd_actions.errors import ConfigError, NotFound
 from etcd_actions.etcd.api import Etcd, KeyRange, Put, RangeResult, Txn
 from tests.cli.command import environment, running
@@ -212,6 +213,17 @@ async def test_table(
     assert r"Boom: a\x1b[2Jb\nc" in lines[-1]
     assert "\x1b" not in out
     assert lines[1].index("a0") == header.index("PARENT")
+
+
+async def test_a_name_is_one_line(
+    capfd: pytest.CaptureFixture[str], etcd: Etcd, prefix: bytes
+) -> None:
+    """A stored name cannot make the next command take another one, nor drive a terminal."""
+    evil = {b"flyte/r-a0": taskaction("r\x1b[2J\np/d/other", "a0", None)}
+    await put_all(etcd, prefix, evil)
+    await list_actions(here(etcd, prefix), Filter(), output="name")
+    assert capfd.readouterr().out == "p/d/r\\x1b[2J\\np/d/other/a0\n"
+    assert name_lines(["r1", "a\nb", "\u202ec"]) == b"r1\na\\nb\n\\u202ec\n"
 
 
 @pytest.fixture

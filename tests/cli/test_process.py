@@ -247,7 +247,13 @@ async def test_a_reader_of_the_log_that_stalls_stalls_nobody(
 
 
 @pytest.mark.parametrize(
-    "arguments", [("--help",), ("completion", "bash"), ("config", "show")], ids=lambda each: each[0]
+    "arguments",
+    [
+        pytest.param(("--help",), marks=pytest.mark.slow),
+        pytest.param(("completion", "bash"), marks=pytest.mark.slow),
+        ("config", "show"),
+    ],
+    ids=lambda each: each[0],
 )
 @pytest.mark.parametrize("where", first_everyday([">/dev/full", ">&-"]))
 def test_standard_output_that_cannot_be_written(arguments: tuple[str, ...], where: str) -> None:

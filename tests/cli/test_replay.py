@@ -13,6 +13,7 @@ from etcd_actions.cli.commands.replay import _PATIENCE, Replayer
 from etcd_actions.errors import OutcomeUnknown, Unavailable
 from etcd_actions.etcd.api import Etcd, KeyRange, RangeResult, Txn, TxnResult
 from tests.cli.history import changes_since
+from tests.support.everyday import first_everyday
 
 
 @dataclass
@@ -88,27 +89,30 @@ VALUES = (b"1", b"2", b"2", None, b"3")
 
 @pytest.mark.parametrize(
     ("plans", "marks_after"),
-    [
-        ([], []),
-        (["refused", "refused"], []),
-        (["lost_before"], []),
-        (["lost_after"], []),
-        (["lost_after", "refused", "lost_before"], []),
-        (["", "lost_after"], []),
-        (["", "", "lost_after"], []),
-        (["", "", "lost_before"], []),
-        (["", "", "", "lost_after"], []),
-        (["", "", "", "lost_before"], []),
-        (["", "", "", "", "lost_after"], []),
-        (["marked"], [0]),
-        (["lost_after_and_marked"], [1]),
-        (["", "lost_after_and_marked"], [2]),
-        (["", "", "lost_after_and_marked"], [3]),
-        (["", "", "marked_and_lost_before"], [2]),
-        (["", "", "marked_and_lost_before", "lost_after"], [2]),
-        (["", "", "", "marked"], [3]),
-        (["", "", "", "marked_and_lost_before"], [3]),
-    ],
+    first_everyday(
+        [
+            ([], []),
+            (["refused", "refused"], []),
+            (["lost_before"], []),
+            (["lost_after"], []),
+            (["lost_after", "refused", "lost_before"], []),
+            (["", "lost_after"], []),
+            (["", "", "lost_after"], []),
+            (["", "", "lost_before"], []),
+            (["", "", "", "lost_after"], []),
+            (["", "", "", "lost_before"], []),
+            (["", "", "", "", "lost_after"], []),
+            (["marked"], [0]),
+            (["lost_after_and_marked"], [1]),
+            (["", "lost_after_and_marked"], [2]),
+            (["", "", "lost_after_and_marked"], [3]),
+            (["", "", "marked_and_lost_before"], [2]),
+            (["", "", "marked_and_lost_before", "lost_after"], [2]),
+            (["", "", "", "marked"], [3]),
+            (["", "", "", "marked_and_lost_before"], [3]),
+        ],
+        7,
+    ),
 )
 async def test_each_change_once_and_in_order(
     world: World, plans: list[str], marks_after: list[int]

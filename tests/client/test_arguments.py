@@ -12,6 +12,7 @@ from etcd_actions import ActionId, ActionsClient, ActionStatus, Phase, open_acti
 from etcd_actions.errors import InvalidArgument, WrongType
 from etcd_actions.etcd.api import Etcd
 from tests.support import flyte
+from tests.support.everyday import first_everyday
 
 ROOT = ActionId("p", "d", "r1", "a0")
 CONDITION = ActionId("p", "d", "r1", "c1")
@@ -63,7 +64,7 @@ WRONG: dict[str, Call] = {
 }
 
 
-@pytest.mark.parametrize("reason", WRONG)
+@pytest.mark.parametrize("reason", first_everyday(WRONG, 12))
 async def test_an_argument_of_another_type_is_named(client: ActionsClient, reason: str) -> None:
     """It is a TypeError, and as an InvalidArgument an error of this package."""
     with pytest.raises(TypeError) as raised:

@@ -41,6 +41,7 @@ from etcd_actions.shards import ShardKeys, open_membership
 from etcd_actions.testing import open_proxy
 from etcd_actions.web import Bind
 from tests.support.etcd_server import EtcdServer
+from tests.support.everyday import first_everyday
 
 ROOT = ActionId("p", "d", "r1", "a0")
 LOOPBACK = Bind("127.0.0.1", 0)
@@ -134,7 +135,7 @@ async def test_the_error_of_the_body_comes_out_of_each_context(scene: Scene, nam
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), ExceptionGroup("own", [ValueError()])])
-@pytest.mark.parametrize("order", [1, -1], ids=["inwards", "outwards"])
+@pytest.mark.parametrize("order", first_everyday([1, -1]), ids=["inwards", "outwards"])
 async def test_it_comes_out_of_all_of_them_at_once(
     scene: Scene, order: int, error: BaseException
 ) -> None:
@@ -157,7 +158,7 @@ async def test_it_comes_out_of_each_in_each(scene: Scene, outer: str) -> None:
         assert raised.value is error
 
 
-@pytest.mark.parametrize("name", CONTEXTS)
+@pytest.mark.parametrize("name", first_everyday(CONTEXTS, 8))
 async def test_a_cancellation_ends_where_it_was_asked_for(scene: Scene, name: str) -> None:
     with trio.CancelScope() as scope:
         async with CONTEXTS[name](scene):

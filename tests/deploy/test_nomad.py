@@ -13,6 +13,9 @@ from tests.cli.command import ROOT
 from tests.deploy.test_kubernetes import one_line
 from tests.support.documents import block
 
+# The parser takes seconds.
+pytestmark = pytest.mark.slow
+
 FILE = ROOT / "docs" / "deploy" / "worker.nomad.hcl"
 # The blocks of a job, each with the blocks that are in it here.
 BLOCKS: dict[str, set[str]] = {

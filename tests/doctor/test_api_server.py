@@ -18,6 +18,7 @@ from etcd_actions.model import FINALIZER_RECORD
 from etcd_actions.testing import EtcdServer
 from tests.data.captured import PUTS
 from tests.doctor.illness import Diagnosis, diagnose, taskaction
+from tests.support.everyday import first_everyday
 
 HEALTHY = {"metadata": {"name": "x"}, "status": {"phase": "Active"}}
 ENCRYPTED = b"k8s:enc:aescbc:v1:key1:\x8b\x01"
@@ -157,21 +158,24 @@ async def test_captured_actions_tell_of_the_api_server_that_wrote_them(site: Sit
 
 @pytest.mark.parametrize(
     ("value", "kind"),
-    [
-        (None, "namespace-missing"),
-        (namespace(phase="Terminating"), "namespace-terminating"),
-        (namespace(deleting=True), "namespace-terminating"),
-        (
-            json.dumps({"kind": "Namespace", "status": {"phase": "Terminating"}}).encode(),
-            "namespace-terminating",
-        ),
-        (ENCRYPTED, "api-server-not-read"),
-        (stored("Pod", b""), "api-server-not-read"),
-        (stored("Namespace", b"", encoding="gzip"), "api-server-not-read"),
-        (b"k8s\0\xff\xff\xff", "api-server-not-read"),
-        (b"", "api-server-not-read"),
-        (b"[" * 100_000, "api-server-not-read"),
-    ],
+    first_everyday(
+        [
+            (None, "namespace-missing"),
+            (namespace(phase="Terminating"), "namespace-terminating"),
+            (namespace(deleting=True), "namespace-terminating"),
+            (
+                json.dumps({"kind": "Namespace", "status": {"phase": "Terminating"}}).encode(),
+                "namespace-terminating",
+            ),
+            (ENCRYPTED, "api-server-not-read"),
+            (stored("Pod", b""), "api-server-not-read"),
+            (stored("Namespace", b"", encoding="gzip"), "api-server-not-read"),
+            (b"k8s\0\xff\xff\xff", "api-server-not-read"),
+            (b"", "api-server-not-read"),
+            (b"[" * 100_000, "api-server-not-read"),
+        ],
+        5,
+    ),
 )
 async def test_a_namespace_that_takes_no_actions_is_warned_of(
     site: Site, value: bytes | None, kind: str
@@ -203,21 +207,24 @@ async def test_each_namespace_that_has_actions_is_looked_at(site: Site) -> None:
 
 @pytest.mark.parametrize(
     ("value", "kind"),
-    [
-        (None, "crd-missing"),
-        (crd(deleting=True), "crd-terminating"),
-        (crd(condition="True"), "crd-terminating"),
-        (crd(condition="False"), None),
-        (
-            stored(
-                "CustomResourceDefinition",
-                field(1, field(1, "x"))
-                + field(3, field(1, field(1, "Terminating") + field(2, "True"))),
+    first_everyday(
+        [
+            (None, "crd-missing"),
+            (crd(deleting=True), "crd-terminating"),
+            (crd(condition="True"), "crd-terminating"),
+            (crd(condition="False"), None),
+            (
+                stored(
+                    "CustomResourceDefinition",
+                    field(1, field(1, "x"))
+                    + field(3, field(1, field(1, "Terminating") + field(2, "True"))),
+                ),
+                "crd-terminating",
             ),
-            "crd-terminating",
-        ),
-        (ENCRYPTED, "api-server-not-read"),
-    ],
+            (ENCRYPTED, "api-server-not-read"),
+        ],
+        4,
+    ),
 )
 async def test_a_crd_that_is_gone_or_going_is_told(
     site: Site, value: bytes | None, kind: str | None

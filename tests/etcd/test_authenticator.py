@@ -67,19 +67,19 @@ async def test_one_asks_for_all(autojump_clock: trio.testing.MockClock) -> None:
 async def test_a_refused_password_is_offered_ever_more_rarely(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    """Called twice a second for ten minutes: the delays double up to the longest."""
+    """Called once a second for ten minutes: the delays double up to the longest."""
     asked = Asked(InvalidRequest("authentication failed, invalid user ID or password"))
     authenticator = Authenticator(WORKER, backoff=Backoff(1, 60))
-    for _ in range(1200):
+    for _ in range(600):
         with pytest.raises(
             Unauthenticated, match=r"invalid user ID or password.*'worker'"
         ) as caught:
             await authenticator.token(asked, 5)
         tells_no_secret(caught.value)
-        await trio.sleep(0.5)  # The pace of the callers, on a clock that jumps.
+        await trio.sleep(1)  # The pace of the callers, on a clock that jumps.
     gaps = [after - before for before, after in itertools.pairwise(asked.times)]
     for number, gap in enumerate(gaps):
-        assert min(60, 2.0**number) * 0.5 <= gap <= min(60, 2.0**number) + 0.7
+        assert min(60, 2.0**number) * 0.5 <= gap <= min(60, 2.0**number) + 1.2
     assert len(gaps) > 10
 
 

@@ -25,6 +25,7 @@ from etcd_actions.etcd.api import KeyRange, Lease, Put, PutResult, WatchCreate
 from etcd_actions.etcd.gateway import http
 from etcd_actions.etcd.gateway.transport import GatewayConnection
 from etcd_actions.testing import EtcdServer
+from tests.support.everyday import first_everyday
 from tests.support.http_server import (
     LAST_CHUNK,
     STREAM_HEAD,
@@ -107,7 +108,7 @@ LOST = {
 }
 
 
-@pytest.mark.parametrize("script", LOST.values(), ids=LOST)
+@pytest.mark.parametrize("script", first_everyday(LOST.values(), 6), ids=LOST)
 async def test_a_lost_answer(script: Script) -> None:
     """A read is Unavailable, a write has an unknown outcome; no other exception comes out."""
     for call, kind in ((read, Unavailable), (write, OutcomeUnknown)):

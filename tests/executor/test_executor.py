@@ -14,6 +14,7 @@ from etcd_actions import ActionId, ActionsClient, ActionStatus, Phase, open_acti
 from etcd_actions.etcd.api import Etcd
 from tests.executor.tasks import ROOT, Machine, is_alive, named, until
 from tests.support import flyte
+from tests.support.everyday import first_everyday
 from tests.support.waiting import eventually
 
 
@@ -184,7 +185,7 @@ async def test_what_cannot_run_here_fails_with_the_fields_name(
         await client.abort_action(ROOT)
 
 
-@pytest.mark.parametrize("stubborn", [False, True])
+@pytest.mark.parametrize("stubborn", first_everyday([False, True]))
 async def test_an_abort_ends_processes_and_all_that_they_started(
     client: ActionsClient, machine: Machine, tmp_path: Path, stubborn: bool
 ) -> None:

@@ -70,7 +70,7 @@ async def test_a_short_log_is_whole(tmp_path: Path, way: Way) -> None:
 
 
 @pytest.mark.parametrize("kind", first_everyday(KINDS, 3))
-@pytest.mark.parametrize("name", ["log", "log.before", "log.new"])
+@pytest.mark.parametrize("name", first_everyday(["log", "log.before", "log.new"]))
 async def test_a_task_may_put_anything_in_place_of_its_log(
     tmp_path: Path, name: str, kind: str
 ) -> None:

@@ -24,6 +24,7 @@ from tests.executor.fakes import Bench
 from tests.executor.objects import an_object
 from tests.executor.tasks import ROOT, named, until
 from tests.support import flyte
+from tests.support.everyday import first_everyday
 from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.memory(jumps=False)
@@ -228,7 +229,9 @@ async def test_a_deadline_ends_the_back_off(bench: Bench) -> None:
 # The machine's trouble.
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EMFILE, errno.EAGAIN, errno.ENOMEM])
+@pytest.mark.parametrize(
+    "number", first_everyday([errno.ENOSPC, errno.EMFILE, errno.EAGAIN, errno.ENOMEM])
+)
 async def test_what_the_machine_cannot_start_stays_queued(bench: Bench, number: int) -> None:
     """It is no attempt of the user's, others go on, and readiness tells while it lasts."""
     trouble = True
@@ -257,7 +260,9 @@ async def test_what_the_machine_cannot_start_stays_queued(bench: Bench, number: 
         await eventually(lambda: not bench.parked())
 
 
-@pytest.mark.parametrize("number", [errno.E2BIG, errno.ENOENT, errno.EACCES, errno.ENOTDIR])
+@pytest.mark.parametrize(
+    "number", first_everyday([errno.E2BIG, errno.ENOENT, errno.EACCES, errno.ENOTDIR], 2)
+)
 async def test_what_the_user_asked_for_and_cannot_be_started_fails(
     bench: Bench, number: int
 ) -> None:
@@ -292,7 +297,7 @@ async def test_not_started_says_whose_fault_it_is(bench: Bench) -> None:
 # What may be stored.
 
 
-@pytest.mark.parametrize("uid", ["../../x", "a/b", "", "..", "a\0b", "x" * 300])
+@pytest.mark.parametrize("uid", first_everyday(["../../x", "a/b", "", "..", "a\0b", "x" * 300], 3))
 async def test_a_uid_may_be_anything(bench: Bench, etcd: Etcd, prefix: bytes, uid: str) -> None:
     await bench.enqueue(ROOT)
     await alter(etcd, prefix, "r1-a0", lambda tree: tree["metadata"].update(uid=uid))
@@ -305,7 +310,10 @@ async def test_a_uid_may_be_anything(bench: Bench, etcd: Etcd, prefix: bytes, ui
 
 
 @pytest.mark.parametrize(
-    "time", ["yesterday", "0001-01-01T00:00:00+23:59", "9999-12-31T23:59:59-23:59", "2026"]
+    "time",
+    first_everyday(
+        ["yesterday", "0001-01-01T00:00:00+23:59", "9999-12-31T23:59:59-23:59", "2026"], 2
+    ),
 )
 async def test_times_that_are_none_do_no_harm(
     bench: Bench, etcd: Etcd, prefix: bytes, time: str
@@ -339,14 +347,17 @@ async def test_the_last_attempt_that_can_be_counted_is_the_last(
 
 @pytest.mark.parametrize(
     ("spec", "slots"),
-    [
-        # What cannot even be read needs no slot to be told so.
-        ({"taskTemplate": "%"}, 0),
-        ({"taskTemplate": "/////w=="}, 0),
-        ({"taskTemplate": ""}, 0),
-        ({"envVars": {"a=b": "c"}}, 1),
-        ({"inputUri": "a\0b"}, 1),
-    ],
+    first_everyday(
+        [
+            # What cannot even be read needs no slot to be told so.
+            ({"taskTemplate": "%"}, 0),
+            ({"taskTemplate": "/////w=="}, 0),
+            ({"taskTemplate": ""}, 0),
+            ({"envVars": {"a=b": "c"}}, 1),
+            ({"inputUri": "a\0b"}, 1),
+        ],
+        2,
+    ),
 )
 async def test_a_spec_that_cannot_be_run_fails(
     bench: Bench, etcd: Etcd, prefix: bytes, spec: dict[str, Any], slots: int

@@ -13,7 +13,8 @@ import pytest
 import trio
 
 from etcd_actions.executor.supervision import process_tree
-from tests.executor.attempts import EVERYDAY_WAYS, WAYS, Bench, Way, lives, numbers_in, open_bench
+from tests.executor.attempts import EVERYDAY_WAYS, Bench, Way, lives, numbers_in, open_bench
+from tests.support.everyday import first_everyday
 from tests.support.waiting import eventually
 
 # Grandchildren note their numbers in $HERE/tree. They are as far away as processes can be.
@@ -73,7 +74,7 @@ def start(*functions):
 """
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", EVERYDAY_WAYS)
 async def test_the_whole_tree_ends_with_the_main_process(tmp_path: Path, way: Way) -> None:
     """Children in the background, in other sessions, orphans, without descriptors, stopped."""
     async with open_bench(tmp_path, way) as bench:
@@ -124,17 +125,21 @@ async def test_ending_an_attempt_reaches_every_process(tmp_path: Path, way: Way)
 @pytest.mark.parametrize("way", EVERYDAY_WAYS)
 @pytest.mark.parametrize(
     ("harm", "code"),
-    [
-        ("os.killpg(0, signal.SIGKILL)", -signal.SIGKILL),
-        ("os.kill(0, signal.SIGTERM)", -signal.SIGTERM),
-        ("os.closerange(0, 4096); os._exit(5)", 5),
-        (
-            "[os.kill(os.getppid(), each) for each in (signal.SIGHUP, signal.SIGINT)]; sys.exit(6)",
-            6,
-        ),
-        ("[os._exit(0) if os.fork() == 0 else 0 for _ in range(200)]; sys.exit(4)", 4),
-        ("os.rename(STATE, STATE + '.moved'); sys.exit(8)", 8),
-    ],
+    first_everyday(
+        [
+            ("os.killpg(0, signal.SIGKILL)", -signal.SIGKILL),
+            ("os.kill(0, signal.SIGTERM)", -signal.SIGTERM),
+            ("os.closerange(0, 4096); os._exit(5)", 5),
+            (
+                "[os.kill(os.getppid(), each) for each in (signal.SIGHUP, signal.SIGINT)]; "
+                "sys.exit(6)",
+                6,
+            ),
+            ("[os._exit(0) if os.fork() == 0 else 0 for _ in range(200)]; sys.exit(4)", 4),
+            ("os.rename(STATE, STATE + '.moved'); sys.exit(8)", 8),
+        ],
+        2,
+    ),
     ids=["kills its group", "asks its group", "closes all", "signals", "many forks", "moves"],
 )
 async def test_a_supervisor_survives_its_task(
@@ -228,6 +233,7 @@ import sys
 from pathlib import Path
 import trio
 from tests.executor.attempts import open_bench
+from tests.support.everyday import first_everyday
 
 async def main():
     async with open_bench(Path(sys.argv[1]), sys.argv[2]) as bench:
@@ -350,7 +356,7 @@ async def test_two_that_begin_one_attempt_start_it_once(tmp_path: Path) -> None:
         assert isinstance(bench, Bench)
 
 
-@pytest.mark.parametrize("error", [RuntimeError, RecursionError, MemoryError])
+@pytest.mark.parametrize("error", first_everyday([RuntimeError, RecursionError, MemoryError]))
 async def test_what_goes_wrong_while_a_supervisor_is_heard_harms_no_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
 ) -> None:

@@ -21,6 +21,7 @@ from etcd_actions.server import ActionsServer, ServerSettings, open_actions_serv
 from etcd_actions.server.front import FrontDoor
 from etcd_actions.server.service_settings import PageSettings
 from tests.server.conftest import LOOPBACK
+from tests.support.everyday import first_everyday
 
 RUN = "/v2/domain/d/project/p/runs/r1"
 KINDS = {"js": "text/javascript", "css": "text/css", "html": "text/html", "svg": "image/svg+xml"}
@@ -95,19 +96,22 @@ async def test_each_file_has_a_strict_policy_and_a_tag(
 
 @pytest.mark.parametrize(
     "path",
-    [
-        "/page/",
-        "/page/no.js",
-        "/page/../static_files.py",
-        "/page/%2e%2e/static_files.py",
-        "/page/..%2fstatic_files.py",
-        "/page//etc/passwd",
-        "/page/%00",
-        "/page/app.js/",
-        "/v2/domain/d",
-        "/v2/domain//project//runs/",
-        "/index.html",
-    ],
+    first_everyday(
+        [
+            "/page/",
+            "/page/no.js",
+            "/page/../static_files.py",
+            "/page/%2e%2e/static_files.py",
+            "/page/..%2fstatic_files.py",
+            "/page//etc/passwd",
+            "/page/%00",
+            "/page/app.js/",
+            "/v2/domain/d",
+            "/v2/domain//project//runs/",
+            "/index.html",
+        ],
+        4,
+    ),
 )
 async def test_no_other_path_is_a_file(client: ActionsClient, front: FrontDoor, path: str) -> None:
     async with open_actions_server(client, settings(), front=front) as server:

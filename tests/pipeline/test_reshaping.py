@@ -18,6 +18,7 @@ from etcd_actions.pipeline.shards_run import ShardsRun
 from tests.pipeline.sharding import SHARDED, Told, end, root, sharing, until_owned, until_recorded
 from tests.pipeline.test_sharded import received
 from tests.support import flyte
+from tests.support.everyday import first_everyday
 from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.memory
@@ -104,7 +105,7 @@ async def test_small_neighbours_are_merged_down_to_the_first_number(
         await until_recorded(client, "r1")
 
 
-@pytest.mark.parametrize("reason", ["small", "equal", "one run", "another's"])
+@pytest.mark.parametrize("reason", first_everyday(["small", "equal", "one run", "another's"], 2))
 async def test_it_leaves_others_alone(etcd: Etcd, prefix: bytes, reason: str) -> None:
     """A shard below the least size, one with a single run, and one that another process owns."""
     async with sharing(etcd, prefix) as client:

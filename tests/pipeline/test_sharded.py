@@ -29,6 +29,7 @@ from tests.pipeline.sharding import (
     until_statistics,
 )
 from tests.support import flyte
+from tests.support.everyday import first_everyday
 from tests.support.waiting import eventually, eventually_holds
 
 pytestmark = pytest.mark.memory
@@ -187,7 +188,7 @@ async def received(subscription: object, count: int) -> list[tuple[str, Phase, i
 STEPS = (Phase.QUEUED, Phase.INITIALIZING, Phase.RUNNING, Phase.SUCCEEDED)
 
 
-@pytest.mark.parametrize("snapshot", [True, False])
+@pytest.mark.parametrize("snapshot", first_everyday([True, False]))
 async def test_a_subscriber_on_any_process_gets_each_state(
     etcd: Etcd, prefix: bytes, snapshot: bool
 ) -> None:

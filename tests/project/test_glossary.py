@@ -19,9 +19,10 @@ SUFFIXES = {".py", ".md", ".toml", ".proto", ".sh", ""}
 
 # A standard term, names of tests, and names that are stored, exported or logged: these stay.
 _ALLOWED = re.compile(
-    r"dead[\s_-]*letters?|\btest_\w+|position/|etcd_actions_(?:position|held_endings)"
+    # What each may begin with: without that the search takes twice as long.
+    r"(?=[dtpeaw])(?:dead[\s_-]*letters?|\btest_\w+|position/|etcd_actions_(?:position|held_endings)"
     r"|\b(?:position_(?:compacted|fenced_off|not_saved|unusable)|endings_held|anybody_may_enqueue)\b"
-    r"|\bWantedBy\b",
+    r"|\bWantedBy\b)",
     re.IGNORECASE,
 )
 _ROW = re.compile(r"^\| ((?:`[a-z -]+`(?:, )?)+) \|", re.MULTILINE)

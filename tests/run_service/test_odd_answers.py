@@ -20,6 +20,7 @@ from etcd_actions.run_service import status_codes
 from etcd_actions.run_service.grpc_run_service import GrpcRunService, open_run_service
 from etcd_actions.run_service.status_codes import Meaning
 from etcd_actions.run_service.status_stream import StatusStream
+from tests.support.everyday import first_everyday
 
 SERVICE = "flyteidl2.workflow.InternalRunService"
 
@@ -144,7 +145,7 @@ GARBAGE = [
 ]
 
 
-@pytest.mark.parametrize("streaming", [True, False])
+@pytest.mark.parametrize("streaming", first_everyday([True, False], 6))
 @pytest.mark.parametrize("answer", GARBAGE)
 async def test_an_odd_answer_accepts_nothing_and_the_next_action_is_told(
     answer: bytes, streaming: bool

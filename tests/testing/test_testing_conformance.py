@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import runpy
 from pathlib import Path
 
 import pytest
@@ -158,39 +157,36 @@ SKIPPED = '<skipped message="no engine"/>'
         ([case("store", "test_y", CONTAINER, SKIPPED)], "store.test_y was skipped: no engine"),
     ],
 )
-def test_a_container_run_must_have_run(tmp_path: Path, cases: list[str], problem: str) -> None:
+def test_a_container_run_must_have_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], cases: list[str], problem: str
+) -> None:
     """One pass on a container for each area, and no skip."""
     good = [case("faults.test_a", "test_b", CONTAINER), case("store", "test_c", CONTAINER)]
-    assert judge(tmp_path, [*good, *cases])[0] == (1 if problem else 0)
-    assert problem in judge(tmp_path, [*good, *cases])[1]
+    code, said = judge(tmp_path, capsys, [*good, *cases])
+    assert code == (1 if problem else 0)
+    assert problem in said
 
 
 @pytest.mark.parametrize("outcome", [SKIPPED, "<failure/>", "<error/>"])
-def test_an_area_without_a_pass_fails(tmp_path: Path, outcome: str) -> None:
+def test_an_area_without_a_pass_fails(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], outcome: str
+) -> None:
     """Whatever else passed, and wherever."""
     cases = [
         case("faults.test_a", "test_b", CONTAINER),
         case("store", "test_c", CONTAINER, outcome),
         case("store", "test_d", "binary x"),
     ]
-    code, said = judge(tmp_path, cases)
+    code, said = judge(tmp_path, capsys, cases)
     assert code == 1
     assert "cas: no test of tests.store passed on a container" in said
 
 
-def judge(tmp_path: Path, cases: list[str]) -> tuple[int, str]:
+def judge(tmp_path: Path, capsys: pytest.CaptureFixture[str], cases: list[str]) -> tuple[int, str]:
     report = tmp_path / "report.xml"
     report.write_text(f"<testsuites><testsuite>{''.join(cases)}</testsuite></testsuites>")
-    done = subprocess.run(
-        [
-            sys.executable,
-            ROOT / ".ci/require-container",
-            report,
-            "f=tests.faults",
-            "cas=tests.store",
-        ],
-        check=False,
-        capture_output=True,
-        text=True,
-    )
-    return done.returncode, done.stdout + done.stderr
+    areas = ["f=tests.faults", "cas=tests.store"]
+    script = runpy.run_path(str(ROOT / ".ci/require-container"))
+    code = script["main"](str(report), areas)
+    out, err = capsys.readouterr()
+    return code, out + err

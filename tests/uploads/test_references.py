@@ -29,6 +29,7 @@ from etcd_actions.registry.task_record import encode as encode_task
 from etcd_actions.runs.run_record import ActionHistory, Attempt, encode
 from etcd_actions.uploads import SweepResult
 from tests.support import flyte
+from tests.support.everyday import first_everyday
 from tests.support.table import table
 from tests.uploads.world import KEEP, ROOT, World
 
@@ -284,7 +285,7 @@ REFERRERS: list[Refer] = [
 ]
 
 
-@pytest.mark.parametrize("refer", REFERRERS)
+@pytest.mark.parametrize("refer", first_everyday(REFERRERS, 4))
 async def test_what_refers_to_an_upload_keeps_it(world: World, refer: Refer) -> None:
     key = await world.upload()
     other = await world.upload(b"other")

@@ -15,6 +15,7 @@ from etcd_actions.cli.formats.standard_output import (
     JsonLines,
     Write,
     chosen_format,
+    name_lines,
     standard_output,
 )
 from etcd_actions.cli.names import Name, find_run, parse_name
@@ -125,7 +126,7 @@ class NameLines:
 
     def format(self, rows: Sequence[Row], /) -> bytes:
         """The bytes of complete lines."""
-        return "".join(f"{row.path}\n" for row in rows if isinstance(row, ActionRow)).encode()
+        return name_lines(row.path for row in rows if isinstance(row, ActionRow))
 
 
 class Selection:

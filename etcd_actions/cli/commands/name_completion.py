@@ -33,7 +33,8 @@ def complete_name(ctx: click.Context, param: click.Parameter, start: str) -> lis
     if slash and ("/" in rest or not run or "ACTION" not in (param.metavar or "")):
         return []
     try:
-        return sorted(set(_names(ctx, run, slash, rest)))
+        # A line break, or an escape sequence, would be one of the shell's.
+        return sorted({each for each in _names(ctx, run, slash, rest) if each.isprintable()})
     except BaseException:
         # A prompt has no place for a report, whatever failed.
         return []
@@ -84,7 +85,7 @@ async def _names_in_etcd(
 
     async def tails(prefix: bytes) -> list[str]:
         page = await etcd.range(KeyRange.of_prefix(prefix), limit=_MOST, keys_only=True)
-        return [kv.key[len(prefix) :].decode() for kv in page.kvs]
+        return [kv.key[len(prefix) :].decode(errors="surrogateescape") for kv in page.kvs]
 
     from etcd_actions.etcd.api import KeyRange  # noqa: PLC0415
 

@@ -64,7 +64,7 @@ class _Changes:
         self._has_synced = False
 
     def begin_again(self) -> None:
-        """Note that a stream begins: it has the present states again."""
+        """Note that a stream begins: it delivers the present states again."""
         self._earlier, self._states = self._states | self._earlier, {}
         self._is_listing = True
 
@@ -100,6 +100,6 @@ class _Changes:
 
 
 def _gone(last: ActionUpdate, revision: int) -> Row:
-    """The row of a deletion that no stream had; its revision is this one at most."""
+    """The row of a deletion that no stream delivered; its real revision may be lower."""
     deleted = msgspec.structs.replace(last, revision=revision, is_deleted=True)
     return update_row("DELETED", deleted, last.end_time, listed=True, synthesised=True)

@@ -24,7 +24,7 @@ class TreeRow(ActionRow, frozen=True, gc=False, kw_only=True, omit_defaults=True
     missing_parent: bool = False
     """Its parent does not exist."""
     cycle: bool = False
-    """By the parents in the objects it is its own ancestor: the tree is cut here."""
+    """By the parents in the objects it is its own ancestor: here the tree begins with it."""
 
 
 class TreeLine(NamedTuple):

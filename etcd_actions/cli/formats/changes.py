@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import msgspec
 
 from etcd_actions.cli.exit_codes import print_message
-from etcd_actions.cli.formats.standard_output import standard_output
+from etcd_actions.cli.formats.standard_output import name_lines, standard_output
 
 
 class Change(msgspec.Struct, kw_only=True, omit_defaults=True):
@@ -77,7 +77,7 @@ class Changes:
 
     def _encoded(self, totals: dict[str, object]) -> bytes:
         if self._output == "name":
-            return "".join(f"{name}\n" for name in self._changes).encode()
+            return name_lines(self._changes)
         document = {"changes": list(self._changes.values()), **totals}
         return msgspec.json.format(msgspec.json.encode(document)) + b"\n"
 

@@ -6,7 +6,7 @@ import os
 import select
 import stat
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import IO, Protocol, cast
 
@@ -14,6 +14,7 @@ import msgspec
 import trio
 
 from etcd_actions._internal.logger import get_logger
+from etcd_actions._internal.quoting import printable
 from etcd_actions.app.stop import Stop
 from etcd_actions.cli.exit_codes import unwritable
 from etcd_actions.cli.formats.rows import Row
@@ -104,6 +105,14 @@ def print_result(
             write(msgspec.json.Encoder().encode_lines(rows))
 
 
+def name_lines(names: Iterable[str]) -> bytes:
+    """Names, one a line.
+
+    A stored name may have line breaks: as another name a part of it would get to the next command.
+    """
+    return "".join(f"{printable(name)}\n" for name in names).encode()
+
+
 class Named(Protocol):
     """A row with the name that commands take."""
 
@@ -135,7 +144,7 @@ def print_rows(
     elif form in ("table", "wide"):
         write(table(form == "wide"))
     elif form == "name":
-        write("".join(f"{row.path}\n" for row in rows).encode())
+        write(name_lines(row.path for row in rows))
     elif form == "jsonl":
         write(msgspec.json.Encoder().encode_lines(rows))
     elif form == "yaml":

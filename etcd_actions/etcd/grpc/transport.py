@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from functools import partial
 
 import trio
 
 from etcd_actions.etcd import messages
+from etcd_actions.etcd.bearer_token import read_bearer_token
 from etcd_actions.etcd.connection_settings import ConnectionSettings
 from etcd_actions.etcd.endpoints import Endpoint
 from etcd_actions.etcd.grpc import errors
@@ -51,6 +53,10 @@ class GrpcConnection(MemberConnection):
     ) -> None:
         super().__init__(endpoint)
         self._patience = settings.request_timeout
+        self._shown: Metadata = ()
+        if settings.token_file is not None:
+            token = read_bearer_token(settings.token_file)
+            self._shown = (("authorization", f"Bearer {token}"),)
         tls = settings.tls_for(endpoint)
         self._channel = Channel(
             nursery,
@@ -60,12 +66,7 @@ class GrpcConnection(MemberConnection):
                 tls=None if tls is None else partial(client_context, tls),
                 server_name=None if tls is None else tls.server_name,
             ),
-            ChannelSettings(
-                dial_timeout=settings.dial_timeout,
-                keepalive=KeepAlive(
-                    time=settings.keepalive_time, timeout=settings.keepalive_timeout
-                ),
-            ),
+            _channel_settings(settings),
         )
 
     async def call(
@@ -83,7 +84,7 @@ class GrpcConnection(MemberConnection):
                 f"/etcdserverpb.{rpc.name}",
                 message,
                 within=within,
-                metadata=_metadata(token, leader=rpc.needs_leader),
+                metadata=self._metadata(token, leader=rpc.needs_leader),
             )
         except CallFailed as failure:
             # A slow disk delays writes, so only a slow read shows a broken connection.
@@ -92,6 +93,8 @@ class GrpcConnection(MemberConnection):
                 or not failure.connected
                 or (failure.code is Code.DEADLINE_EXCEEDED and not rpc.writes)
                 or is_member_error(failure.details)
+                # Its file may have another one by now.
+                or (self._shown and failure.code is Code.UNAUTHENTICATED)
             ):
                 self.broken = True
             raise errors.from_failure(failure, what=what, writes=rpc.writes) from None
@@ -109,7 +112,7 @@ class GrpcConnection(MemberConnection):
             # The stream has no deadline; the attempt to connect has.
             await self._channel.connect(within=self._patience)
             exchange = await self._channel.open_stream(
-                _WATCH, metadata=_metadata(token, leader=True)
+                _WATCH, metadata=self._metadata(token, leader=True)
             )
         except CallFailed as failure:
             # The reader of the stream gets the error, as if the stream had failed later.
@@ -125,8 +128,21 @@ class GrpcConnection(MemberConnection):
         """Free the connection."""
         self._channel.close()
 
+    def _metadata(self, token: str, *, leader: bool) -> Metadata:
+        if self._shown:
+            return self._shown
+        if not token:
+            return _LEADER if leader else ()
+        return (*_LEADER, ("token", token)) if leader else (("token", token),)
 
-def _metadata(token: str, *, leader: bool) -> Metadata:
-    if not token:
-        return _LEADER if leader else ()
-    return (*_LEADER, ("token", token)) if leader else (("token", token),)
+
+def _channel_settings(settings: ConnectionSettings) -> ChannelSettings:
+    default = ChannelSettings(
+        dial_timeout=settings.dial_timeout,
+        keepalive=KeepAlive(time=settings.keepalive_time, timeout=settings.keepalive_timeout),
+    )
+    return replace(
+        default,
+        largest_answer=settings.largest_answer or default.largest_answer,
+        stream_window=settings.stream_window or default.stream_window,
+    )

@@ -31,9 +31,11 @@ from etcd_actions.server.front.attempt_messages import time_of
 
 _DEFAULT: Final = "created_at"
 _PORTION: Final = 1_000
+"""Rows that are made between two cancellation points."""
 _MOST_CACHED: Final = 50_000
 """Rows of all lists that are cached between two of their pages."""
 _CACHED_FOR: Final = 30.0
+"""Seconds."""
 _TYPES: Final = {ACTION_TYPE_TASK: 1, ACTION_TYPE_TRACE: 2, ACTION_TYPE_CONDITION: 3}
 
 

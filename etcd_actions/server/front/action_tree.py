@@ -37,7 +37,7 @@ class _Node(msgspec.Struct, frozen=True, weakref=True, eq=False):
 
 
 class Nodes:
-    """The newest state of each action that a stream holds, shared by all streams.
+    """The newest states of actions, each kept while a stream uses it, shared by all streams.
 
     Attributes:
         made: The number of messages that were made.

@@ -34,7 +34,9 @@ from etcd_actions.web import descriptors
 LONGEST_LINE: Final = 16 * 1024
 """Bytes; a longer line is sent in parts."""
 _MOST_LINES: Final = 500
+"""The most lines of a response."""
 _MOST_OPEN: Final = 1_000
+"""The most logs that are read at once."""
 # Seconds between two reads of a file that grows, and of one that is quiet.
 _READ_SOON: Final = 0.1
 _READ_LATER: Final = 1.0

@@ -88,6 +88,9 @@ class ClusterState:
         calls: The calls of the service.
         streams: The open streams.
         runs: Returns the number of runs; None if it is unknown.
+
+    Attributes:
+        samples: Number of samples that were taken.
     """
 
     def __init__(

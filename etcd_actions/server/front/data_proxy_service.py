@@ -39,13 +39,14 @@ _MOST_READ: Final = 32 << 20
 """Bytes of inputs, or outputs, that a response contains."""
 _READERS: Final = 8
 _LINK_SECONDS: Final = 3600
+"""Seconds that a URL is valid if the request names no time."""
 _LONGEST: Final = 7 * 24 * 3600
 """Seconds that a URL is valid, at most."""
 _MD5_BYTES: Final = 16
 
 
 class DataProxy:
-    """The methods.
+    """Implements DataProxyService, except for its methods about logs.
 
     Args:
         client: Reads actions.
@@ -105,14 +106,14 @@ class DataProxy:
         content = md5.hex() or secrets.token_hex(_MD5_BYTES)
         name = check_part(request.filename or content, "filename")
         project = check_part(request.project, "project")
-        place = f"uploads/{project}/{check_part(request.domain, 'domain')}"
-        place = f"{place}/{await self._deployment.name()}"
+        prefix = f"uploads/{project}/{check_part(request.domain, 'domain')}"
+        prefix = f"{prefix}/{await self._deployment.name()}"
         if request.filename_root:
             root = request.filename_root.strip("/")
             check_key(root, "filename_root")
-            key = f"{place}/named/{root}/{name}"
+            key = f"{prefix}/named/{root}/{name}"
         else:
-            key = f"{place}/content/{content}/{name}"
+            key = f"{prefix}/content/{content}/{name}"
         # The collector moves a blob before it deletes it: that key must be possible, too.
         check_key(trash_key("0" * 16, 0, key), "filename_root and filename")
         seconds = _seconds(request.expires_in, "expires_in")

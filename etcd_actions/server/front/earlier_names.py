@@ -1,7 +1,8 @@
 """Methods by the names under which earlier versions of the SDK call them.
 
-Earlier, RunService had the data of actions, and RunLogsService their logs. Now DataProxyService has
-both. The messages have the same fields with the same numbers, so its methods answer the calls.
+They call RunService for the data of actions, and RunLogsService for their logs. Later versions call
+DataProxyService for both. The messages have the same fields with the same numbers, so the methods
+of DataProxyService answer all these calls.
 """
 
 from __future__ import annotations

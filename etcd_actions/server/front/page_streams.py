@@ -82,7 +82,7 @@ class PageStream:
                 send, HTTPStatus.FORBIDDEN, b"use the page of this service\n", _HEADERS[1:]
             )
             return
-        # It is reported that the client left only once the body was read, which is empty.
+        # The server reports the client's end only after the body was read. The body is empty.
         body = await receive()
         if body["type"] != "http.request" or body.get("body") or body.get("more_body"):
             await respond(send, HTTPStatus.BAD_REQUEST, b"send no body\n", _HEADERS[1:])
@@ -123,7 +123,7 @@ class PageStream:
 def run_changes(
     index: RunIndex, streams: Streams, messages: RunMessages, keepalive: float
 ) -> Callable[[], Lines]:
-    """Each run that changes or is new, in its latest state, but not the runs that there are.
+    """Each run that changes or is new, in its latest state; not the runs that exist at the start.
 
     A client lists runs once it has the first line, so it misses no change.
     """

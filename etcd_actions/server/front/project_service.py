@@ -1,4 +1,4 @@
-"""ProjectService: projects and domains, by the settings, by clients and by runs."""
+"""ProjectService: the projects and domains of the settings, of clients and of runs."""
 
 from __future__ import annotations
 

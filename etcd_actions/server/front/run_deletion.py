@@ -20,6 +20,7 @@ MOST_RUNS: Final = 100
 _WITHIN: Final = 15.0
 """Seconds after which no other run is started: the response has those before."""
 _WAIT: Final = 8.0
+"""Seconds for the leader to record the ends of aborted actions."""
 
 
 class RunDeletion:

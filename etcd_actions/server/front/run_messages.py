@@ -18,6 +18,7 @@ from etcd_actions.server.front.run_views import run_message
 MOST_BYTES: Final = 8 * 1024 * 1024
 """The most bytes of cached forms, with the overhead of each."""
 _OF_ONE: Final = 1024
+"""The overhead of a cached form, in bytes."""
 
 
 class _Form(NamedTuple):

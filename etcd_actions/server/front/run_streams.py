@@ -31,7 +31,7 @@ from etcd_actions.server.streams import Stream, Streams
 Item = ActionUpdate | SnapshotEnd
 
 _MOST_AT_ONCE: Final = 200
-"""Actions in one message."""
+"""The most actions in one message."""
 
 
 class Follower:

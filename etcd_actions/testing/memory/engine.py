@@ -180,9 +180,9 @@ class Engine:
     def _compact(self, request: rpc.CompactRequest) -> None:
         self.keyspace.compact(request.revision)
 
-    def _grant(self, ttl: int) -> Lease:
+    def _grant(self, request: rpc.GrantRequest) -> Lease:
         self._refuse_without_space()
-        lease = self._leases.grant(ttl, trio.current_time())
+        lease = self._leases.grant(request.ttl, trio.current_time(), request.id)
         # Readers wait no longer than until the first lease expires.
         for stream in self._watching:
             stream.look()

@@ -33,12 +33,14 @@ class Leases:
         over = [lease for lease, end in self._expires.items() if end <= now]
         return sorted(over, key=self._expires.__getitem__)
 
-    def grant(self, ttl: int, now: float) -> Lease:
-        """Make a lease."""
+    def grant(self, ttl: int, now: float, lease_id: int = 0) -> Lease:
+        """Make a lease, with the next id unless one is given."""
         if ttl > MOST_TTL:
             raise Refused("etcdserver: too large lease TTL")
-        lease = Lease(self._next, max(ttl, self._least_ttl))
-        self._next += 1
+        if lease_id in self._ttls:
+            raise Refused("etcdserver: lease already exists")
+        lease = Lease(lease_id or self._next, max(ttl, self._least_ttl))
+        self._next += not lease_id
         self._ttls[lease.id] = lease.ttl
         self._expires[lease.id] = now + lease.ttl
         self._keys[lease.id] = set()

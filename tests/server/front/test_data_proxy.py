@@ -14,6 +14,7 @@ from flyteidl2.workflow import run_service_pb2 as run_pb
 
 from etcd_actions import ActionId, ActionsClient, ActionStatus, Phase
 from tests.server.front.transferring import MOST, Door, Refused, clock, door
+from tests.support.everyday import first_everyday
 from tests.support.flyte import boolean, condition, identifier, task
 
 pytestmark = pytest.mark.memory(jumps=False)
@@ -166,21 +167,24 @@ async def test_inputs_need_a_project(door: Door) -> None:
 
 @pytest.mark.parametrize(
     ("field", "fields"),
-    [
-        ("filename", {"filename": "../../etc/passwd"}),
-        ("filename", {"filename": ".."}),
-        ("filename", {"filename": "a\0b"}),
-        ("filename", {"filename": "x" * 10_000}),
-        ("filename_root", {"filename_root": "a/../../b"}),
-        ("filename_root", {"filename_root": "/".join(["x" * 100] * 11)}),
-        ("filename_root", {"filename_root": "a//b"}),
-        ("project", {"project": ".."}),
-        ("project", {"project": ""}),
-        ("domain", {"domain": "d/../../other"}),
-        ("content_md5", {"content_md5": b"short"}),
-        ("content_length", {"content_length": MOST + 1}),
-        ("content_length", {"content_length": -1}),
-    ],
+    first_everyday(
+        [
+            ("filename", {"filename": "../../etc/passwd"}),
+            ("filename", {"filename": ".."}),
+            ("filename", {"filename": "a\0b"}),
+            ("filename", {"filename": "x" * 10_000}),
+            ("filename_root", {"filename_root": "a/../../b"}),
+            ("filename_root", {"filename_root": "/".join(["x" * 100] * 11)}),
+            ("filename_root", {"filename_root": "a//b"}),
+            ("project", {"project": ".."}),
+            ("project", {"project": ""}),
+            ("domain", {"domain": "d/../../other"}),
+            ("content_md5", {"content_md5": b"short"}),
+            ("content_length", {"content_length": MOST + 1}),
+            ("content_length", {"content_length": -1}),
+        ],
+        5,
+    ),
 )
 async def test_a_hostile_upload_is_refused_by_its_field(
     door: Door, field: str, fields: dict[str, object]

@@ -1,0 +1,390 @@
+"""The restricted etcd that the service offers to workers, as etcd's own gRPC methods.
+
+A worker needs reads, transactions, leases, watches, and the version of etcd. Each request is
+checked by :class:`~etcd_actions.server.workers.rights.WorkerRights`, and sent over a connection of
+its own, so that neither its answers nor its streams delay those of the service.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing
+from http import HTTPStatus
+from typing import Final
+
+import structlog
+import trio
+from connectrpc.code import Code
+
+from etcd_actions._internal.containment import Containment
+from etcd_actions._internal.owned_tasks import owned_tasks
+from etcd_actions.errors import (
+    Compacted,
+    EtcdActionsError,
+    EtcdError,
+    FutureRevision,
+    InvalidRequest,
+    LeaseNotFound,
+    PermissionDenied,
+    RequestTooLarge,
+    Unauthenticated,
+    Unavailable,
+)
+from etcd_actions.etcd.api import Lease, WatchCreate, WatchStream
+from etcd_actions.etcd.client import EtcdClient
+from etcd_actions.server.application import Calls
+from etcd_actions.server.error_codes import Refusal
+from etcd_actions.server.methods import guarded
+from etcd_actions.server.streams import CONNECTION, Stream, Streams
+from etcd_actions.server.workers import wire
+from etcd_actions.server.workers.grpc_exchange import Response, messages
+from etcd_actions.server.workers.leases import MOST_LEASES, LiveLeases, is_lease_of, new_lease_id
+from etcd_actions.server.workers.rights import WorkerRights, check_lease
+from etcd_actions.web import (
+    ClientDisconnected,
+    Message,
+    Receive,
+    Send,
+    respond,
+    take_endless_body,
+)
+
+LARGEST_ANSWER: Final = 16 * 1024 * 1024
+"""Bytes of an answer of etcd: a list of larger pages gets smaller ones."""
+STREAM_WINDOW: Final = 1024 * 1024
+"""Bytes of a watch stream that wait for a worker that does not read."""
+MOST_CALLS: Final = 16
+"""The most calls of one name at a time; others wait."""
+MOST_WAITING: Final = 1_000
+"""The most calls of one name that wait."""
+MOST_STREAMS: Final = 64
+"""The most watch streams of one name."""
+MOST_WATCHERS: Final = 16
+"""The most watchers of one stream."""
+LONGEST_STREAM: Final = 3600.0
+"""Seconds: then a worker opens another stream, by which its token is checked again."""
+
+_PATH: Final = "/etcdserverpb."
+_LARGEST_REQUEST: Final = 2 * 1024 * 1024
+"""Bytes of a request; of a message on a watch stream, the next one."""
+_LARGEST_WATCH: Final = 64 * 1024
+_MOST_KEYS: Final = 20_000
+"""The most keys of one read."""
+_LONGEST_LEASE: Final = 9_000_000_000
+"""Seconds: the longest time to live that etcd accepts."""
+_WITHIN: Final = 30.0
+"""Seconds for a call with its answer, and for a worker to read some messages of a stream."""
+_METHODS: Final = frozenset(
+    {
+        "KV/Range",
+        "KV/Txn",
+        "Lease/LeaseGrant",
+        "Lease/LeaseKeepAlive",
+        "Lease/LeaseRevoke",
+        "Maintenance/Status",
+        "Watch/Watch",
+    }
+)
+_TOO_LARGE: Final = "an answer of more than"
+_CODES: Final[tuple[tuple[type[EtcdError], Code], ...]] = (
+    (PermissionDenied, Code.PERMISSION_DENIED),
+    (LeaseNotFound, Code.NOT_FOUND),
+    (Compacted, Code.OUT_OF_RANGE),
+    (FutureRevision, Code.OUT_OF_RANGE),
+    (RequestTooLarge, Code.INVALID_ARGUMENT),
+    (InvalidRequest, Code.INVALID_ARGUMENT),
+)
+
+_log = structlog.get_logger(__name__)
+
+
+class _Worker:
+    """The calls in progress, the leases and the streams of all workers with one name."""
+
+    def __init__(self, name: str, client: str) -> None:
+        self.name = name
+        self.client = client
+        self.calls = trio.Semaphore(MOST_CALLS)
+        self.leases = LiveLeases()
+        self.streams: dict[Stream, None] = {}
+
+    def owns(self, lease: int) -> bool:
+        """Whether a lease is one of theirs."""
+        return is_lease_of(self.name, lease)
+
+
+class WorkerEtcd:
+    """Implements the methods on an etcd.
+
+    Args:
+        etcd: A connection with the limits above.
+        rights: Checks each request.
+    """
+
+    def __init__(self, etcd: EtcdClient, rights: WorkerRights) -> None:
+        self._etcd = etcd
+        self._rights = rights
+        self._unary: dict[str, Callable[[_Worker, bytes], Awaitable[bytes]]] = {
+            "KV/Range": self._range,
+            "KV/Txn": self._txn,
+            "Lease/LeaseGrant": self._grant,
+            "Lease/LeaseKeepAlive": self._keep_alive,
+            "Lease/LeaseRevoke": self._revoke,
+            "Maintenance/Status": self._status,
+        }
+
+    async def unary(self, method: str, worker: _Worker, body: bytes) -> bytes:
+        """The answer to a request.
+
+        Raises:
+            Refusal: There is no such method for workers.
+            EtcdError: The request is not allowed, or etcd refused it.
+        """
+        function = self._unary.get(method)
+        if function is None:
+            raise Refusal(Code.PERMISSION_DENIED, f"permission denied: workers have no {method}")
+        return await function(worker, body)
+
+    async def _range(self, _: _Worker, body: bytes) -> bytes:
+        request = wire.range_request(body)
+        self._rights.check_read(request.keys)
+        limit = min(request.limit or _MOST_KEYS, _MOST_KEYS)
+        while True:
+            try:
+                found = await self._etcd.range(
+                    request.keys,
+                    revision=request.revision,
+                    limit=0 if request.count_only else limit,
+                    keys_only=request.keys_only,
+                    count_only=request.count_only,
+                )
+            except Unavailable as error:
+                if _TOO_LARGE not in str(error) or limit == 1:
+                    raise
+                # A reader of pages accepts a shorter one.
+                limit //= 2
+            else:
+                return wire.range_response(found).SerializeToString()
+
+    async def _txn(self, worker: _Worker, body: bytes) -> bytes:
+        request = wire.txn_request(body)
+        self._rights.check_txn(request, worker.owns)
+        return wire.txn_response(await self._etcd.txn(request)).SerializeToString()
+
+    async def _grant(self, worker: _Worker, body: bytes) -> bytes:
+        ttl = wire.grant_request(body)
+        if not 0 < ttl <= _LONGEST_LEASE:
+            raise InvalidRequest(f"a lease of {ttl} seconds")
+        if not worker.leases.has_space(trio.current_time()):
+            raise _busy(f"{worker.name} has {MOST_LEASES} leases, the most allowed")
+        lease = await self._etcd.lease_grant(ttl, lease_id=new_lease_id(worker.name))
+        worker.leases.lives(lease.id, trio.current_time() + lease.ttl)
+        return wire.grant_response(lease).SerializeToString()
+
+    async def _keep_alive(self, worker: _Worker, body: bytes) -> bytes:
+        lease_id = wire.lease_request(body)
+        check_lease(lease_id, worker.owns)
+        try:
+            lease = await self._etcd.lease_keep_alive(lease_id)
+        except LeaseNotFound:
+            worker.leases.ended(lease_id)
+            lease = Lease(lease_id, 0)
+        else:
+            worker.leases.lives(lease_id, trio.current_time() + lease.ttl)
+        return wire.keep_alive_response(lease).SerializeToString()
+
+    async def _revoke(self, worker: _Worker, body: bytes) -> bytes:
+        lease_id = wire.lease_request(body)
+        check_lease(lease_id, worker.owns)
+        await self._etcd.lease_revoke(lease_id)
+        worker.leases.ended(lease_id)
+        return b""
+
+    async def _status(self, _: _Worker, __: bytes) -> bytes:
+        return wire.status_response(await self._etcd.status()).SerializeToString()
+
+    async def watch(
+        self, worker: _Worker, stream: Stream, receive: Receive, response: Response, calls: Calls
+    ) -> None:
+        """Serve one watch stream, until either side ends it.
+
+        Raises:
+            Refusal: Why this side ended it.
+            EtcdError: A request is not allowed, or etcd ended it.
+            ClientDisconnected: The worker reads too slowly.
+        """
+        failure: list[Exception] = []
+
+        async def read_requests(watch: WatchStream) -> None:
+            live: set[int] = set()
+            try:
+                async with aclosing(messages(receive, _LARGEST_WATCH)) as requests:
+                    async for body in requests:
+                        calls.take(worker.client)
+                        self._request(watch, live, body)
+            except (Refusal, EtcdError) as error:
+                failure.append(error)
+                stream.end()
+
+        async with self._etcd.watch() as watch, owned_tasks("a worker's stream") as nursery:
+            nursery.start_soon(read_requests, watch)
+            await _send_responses(watch, stream, response)
+            nursery.cancel_scope.cancel("the stream has ended")
+        if failure:
+            raise failure[0]
+        if CONNECTION.get().is_lost:
+            return
+        raise Refusal(Code.UNAVAILABLE, "the stream ends here: open another one")
+
+    def _request(self, watch: WatchStream, live: set[int], body: bytes) -> None:
+        request = wire.watch_request(body)
+        if isinstance(request, WatchCreate):
+            self._rights.check_read(request.keys)
+            live.add(request.watch_id)
+            if len(live) > MOST_WATCHERS:
+                raise Refusal(
+                    Code.RESOURCE_EXHAUSTED, f"a stream has at most {MOST_WATCHERS} watchers"
+                )
+            watch.create(request)
+        elif request is None:
+            watch.request_progress()
+        else:
+            live.discard(request)
+            watch.cancel(request)
+
+
+async def _send_responses(watch: WatchStream, stream: Stream, response: Response) -> None:
+    """Send etcd's responses to a worker, for :data:`LONGEST_STREAM` at most."""
+    until = trio.current_time() + LONGEST_STREAM
+    while (left := until - trio.current_time()) > 0:
+        try:
+            received = await stream.receive(watch, left)
+        except trio.EndOfChannel:
+            return
+        if received is None:
+            return
+        with trio.move_on_after(_WITHIN) as scope:
+            await response.messages(map(wire.watch_response, received))
+        if scope.cancelled_caught:
+            raise ClientDisconnected(f"it has not read some messages within {_WITHIN:g} s")
+
+
+class WorkerAccess:
+    """The route; see :class:`~etcd_actions.server.application.Route`.
+
+    Args:
+        etcd: The methods; None refuses all, with the reason.
+        calls: Admits workers, and counts their calls by etcd's names.
+        streams: The open streams.
+        containment: The boundary of each call.
+    """
+
+    def __init__(
+        self, etcd: WorkerEtcd | None, calls: Calls, streams: Streams, containment: Containment
+    ) -> None:
+        self._etcd = etcd
+        self._calls = calls
+        self._streams = streams
+        self._containment = containment
+        self._workers: dict[str, _Worker] = {}
+
+    def answers(self, path: str) -> bool:
+        """Whether a request for a path is answered here."""
+        return path.startswith(_PATH)
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Answer one call."""
+        if scope["method"] != "POST" or scope["http_version"] != "2":
+            await respond(
+                send, HTTPStatus.HTTP_VERSION_NOT_SUPPORTED, b"this is gRPC: use HTTP/2\n"
+            )
+            return
+        began, method = trio.current_time(), scope["path"].removeprefix(_PATH)
+        response = Response(send)
+        refusal: Refusal | None = None
+        try:
+            work = self._answer(method, scope, receive, response)
+            await guarded(self._containment, method, work)
+        except Refusal as error:
+            refusal = error
+        except EtcdActionsError as error:
+            refusal = _refusal(error)
+        except ClientDisconnected:
+            self._calls.count(_name(method), Code.UNAVAILABLE.value, began)
+            raise
+        self._calls.count(_name(method), "ok" if refusal is None else refusal.code.value, began)
+        await response.end(refusal)
+
+    async def _answer(
+        self, method: str, scope: Message, receive: Receive, response: Response
+    ) -> None:
+        if self._etcd is None:
+            raise Refusal(
+                Code.FAILED_PRECONDITION,
+                "this service has no part of etcd for workers: start etcd-actions run with "
+                "--worker-access true",
+            )
+        try:
+            identity = await self._calls.admit_worker(scope)
+        except Refusal as error:
+            if error.code is not Code.RESOURCE_EXHAUSTED:
+                raise
+            raise _busy(error.message) from None
+        worker = self._workers.setdefault(
+            identity.subject, _Worker(identity.subject, identity.client)
+        )
+        if method == "Watch/Watch":
+            take_endless_body(scope)
+            with self._streams.open() as stream:
+                _make_space(worker)
+                worker.streams[stream] = None
+                try:
+                    await self._etcd.watch(worker, stream, receive, response, self._calls)
+                finally:
+                    worker.streams.pop(stream, None)
+            return
+        if worker.calls.statistics().tasks_waiting >= MOST_WAITING:
+            raise _busy(f"{MOST_WAITING} calls of {worker.name} wait")
+        with trio.move_on_after(_WITHIN) as limit:
+            async with worker.calls, aclosing(messages(receive, _LARGEST_REQUEST)) as bodies:
+                body = await anext(bodies, None)
+                if body is None:
+                    raise ClientDisconnected("it left before its request was complete")
+                await response.messages([await self._etcd.unary(method, worker, body)])
+        if limit.cancelled_caught:
+            raise Refusal(Code.UNAVAILABLE, "it took too long")
+
+
+def _make_space(worker: _Worker) -> None:
+    """End the oldest stream of a name that has the most allowed: its worker may be gone."""
+    if len(worker.streams) >= MOST_STREAMS:
+        oldest = next(iter(worker.streams))
+        del worker.streams[oldest]
+        oldest.end()
+        _log.warning(
+            "worker_stream_ended",
+            name=worker.name,
+            reason=f"it has {MOST_STREAMS} streams, the most allowed",
+            remedy="give some of its workers a token with another name",
+        )
+
+
+def _name(method: str) -> str:
+    """The name by which a call is counted: one of etcd's, or one for all others."""
+    return method if method in _METHODS else "etcd"
+
+
+def _busy(reason: str) -> Refusal:
+    # By this text of etcd's a client knows that nothing was done.
+    return Refusal(Code.RESOURCE_EXHAUSTED, f"etcdserver: too many requests: {reason}")
+
+
+def _refusal(error: EtcdActionsError) -> Refusal:
+    """The refusal that a worker gets for an error; its client recognises etcd's text in it."""
+    if isinstance(error, Unauthenticated):
+        # It is about the user of the service, and not about the worker.
+        return Refusal(Code.UNAVAILABLE, "etcd does not accept the user of the service")
+    for kind, code in _CODES:
+        if isinstance(error, kind):
+            return Refusal(code, str(error))
+    return Refusal(Code.UNAVAILABLE, str(error))

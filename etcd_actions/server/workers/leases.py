@@ -1,0 +1,58 @@
+"""The leases of workers: the id of each shows its owner.
+
+The service chooses the ids. The upper half is random; the lower half is a digest of that and of the
+worker's name. So each service knows the leases of each worker, also after a restart, and keeps
+nothing for that. A worker presents only ids that a service chose: one of another worker has its own
+digest by a chance of one to four billion.
+"""
+
+from __future__ import annotations
+
+import secrets
+from hashlib import blake2b
+from typing import Final
+
+MOST_LEASES: Final = 10_000
+"""The most leases of one name that are alive, as far as this process granted or renewed them."""
+
+_DIGEST: Final = 4
+_NONCES: Final = 2**31
+
+
+def new_lease_id(name: str) -> int:
+    """An id for a new lease of a worker; etcd refuses one that is taken."""
+    nonce = secrets.randbelow(_NONCES - 1) + 1
+    return nonce << 32 | _digest(name, nonce)
+
+
+def is_lease_of(name: str, lease: int) -> bool:
+    """Whether a lease was granted to a worker of this name."""
+    nonce, digest = lease >> 32, lease & 0xFFFFFFFF
+    return 0 < nonce < _NONCES and digest == _digest(name, nonce)
+
+
+class LiveLeases:
+    """Counts the leases of one worker's name."""
+
+    def __init__(self) -> None:
+        self._until: dict[int, float] = {}
+
+    def has_space(self, now: float) -> bool:
+        """Whether one more may be granted."""
+        if len(self._until) >= MOST_LEASES:
+            self._until = {lease: at for lease, at in self._until.items() if at > now}
+        return len(self._until) < MOST_LEASES
+
+    def lives(self, lease: int, until: float) -> None:
+        """Note that a lease was granted or renewed."""
+        if lease in self._until or len(self._until) < MOST_LEASES:
+            self._until[lease] = until
+
+    def ended(self, lease: int) -> None:
+        """Note that a lease has ended."""
+        self._until.pop(lease, None)
+
+
+def _digest(name: str, nonce: int) -> int:
+    text = nonce.to_bytes(4, "big") + name.encode()
+    return int.from_bytes(blake2b(text, digest_size=_DIGEST).digest(), "big")

@@ -1,0 +1,235 @@
+"""etcd's messages, on the side of a server: requests as values, results as messages.
+
+A request to etcd is built from the value, and not from the message. So it has only the fields that
+are checked.
+"""
+
+from __future__ import annotations
+
+from typing import Final, TypeVar
+
+from google.protobuf.message import DecodeError, Message
+
+from etcd_actions.errors import InvalidRequest
+from etcd_actions.etcd._pb import etcd_actions_rpc_pb2 as pb
+from etcd_actions.etcd.api import (
+    Compare,
+    CompareResult,
+    CompareTarget,
+    Delete,
+    DeleteResult,
+    Event,
+    Get,
+    KeyRange,
+    KeyValue,
+    Lease,
+    Operation,
+    OperationResult,
+    Put,
+    PutResult,
+    RangeResult,
+    Status,
+    Txn,
+    TxnResult,
+    WatchCreate,
+    WatchResponse,
+)
+from etcd_actions.etcd.rpc import RangeRequest
+
+_Message = TypeVar("_Message", bound=Message)
+
+MOST_PARTS: Final = 5_000
+"""The most compares and operations of a transaction: a group of 100 has some hundreds."""
+
+_OPERANDS: Final = {
+    CompareTarget.VERSION: "version",
+    CompareTarget.CREATE_REVISION: "create_revision",
+    CompareTarget.MOD_REVISION: "mod_revision",
+    CompareTarget.VALUE: "value",
+    CompareTarget.LEASE: "lease",
+}
+
+
+def range_request(body: bytes) -> RangeRequest:
+    """A read; raises InvalidRequest."""
+    message = _parsed(pb.RangeRequest, body)
+    return RangeRequest(
+        _keys(message.key, message.range_end),
+        max(0, message.revision),
+        max(0, message.limit),
+        message.keys_only,
+        message.count_only,
+    )
+
+
+def txn_request(body: bytes) -> Txn:
+    """A transaction; raises InvalidRequest."""
+    return _txn(_parsed(pb.TxnRequest, body), [MOST_PARTS])
+
+
+def grant_request(body: bytes) -> int:
+    """The seconds of a new lease; raises InvalidRequest."""
+    return _parsed(pb.LeaseGrantRequest, body).TTL
+
+
+def lease_request(body: bytes) -> int:
+    """The id of a lease, to renew or to end it; raises InvalidRequest."""
+    return _parsed(pb.LeaseRevokeRequest, body).ID
+
+
+def watch_request(body: bytes) -> WatchCreate | int | None:
+    """A new watcher, the id of one to cancel, or None for progress; raises InvalidRequest."""
+    message = _parsed(pb.WatchRequest, body)
+    match message.WhichOneof("request_union"):
+        case "create_request":
+            request = message.create_request
+            return WatchCreate(
+                request.watch_id,
+                _keys(request.key, request.range_end),
+                max(0, request.start_revision),
+                prev_kv=request.prev_kv,
+                progress_notify=request.progress_notify,
+            )
+        case "cancel_request":
+            return message.cancel_request.watch_id
+        case "progress_request":
+            return None
+        case _:
+            raise InvalidRequest("a request of a watch is of no known kind")
+
+
+def range_response(result: RangeResult) -> pb.RangeResponse:
+    """The answer to a read."""
+    return pb.RangeResponse(
+        header=_header(result.revision, result.cluster_id),
+        kvs=map(_key_value, result.kvs),
+        more=result.more,
+        count=result.total,
+    )
+
+
+def txn_response(result: TxnResult) -> pb.TxnResponse:
+    """The answer to a transaction."""
+    return pb.TxnResponse(
+        header=_header(result.revision),
+        succeeded=result.succeeded,
+        responses=map(_response, result.responses),
+    )
+
+
+def grant_response(lease: Lease) -> pb.LeaseGrantResponse:
+    """The answer to the request of a lease."""
+    return pb.LeaseGrantResponse(ID=lease.id, TTL=lease.ttl)
+
+
+def keep_alive_response(lease: Lease) -> pb.LeaseKeepAliveResponse:
+    """The answer to a renewal; a TTL of 0 says that there is no such lease."""
+    return pb.LeaseKeepAliveResponse(ID=lease.id, TTL=lease.ttl)
+
+
+def status_response(status: Status) -> pb.StatusResponse:
+    """The state of a member, without its sizes and errors."""
+    header = _header(status.revision, status.cluster_id)
+    header.member_id = status.member_id
+    return pb.StatusResponse(header=header, version=status.version, leader=status.leader)
+
+
+def watch_response(response: WatchResponse) -> bytes:
+    """One message of a watch stream."""
+    message = pb.WatchResponse(
+        watch_id=response.watch_id,
+        created=response.created,
+        canceled=response.canceled,
+        compact_revision=response.compact_revision,
+        cancel_reason=response.cancel_reason,
+        fragment=response.fragment,
+        events=map(_event, response.events),
+        header=_header(response.revision, response.cluster_id),
+    )
+    return message.SerializeToString()
+
+
+def _parsed(kind: type[_Message], body: bytes) -> _Message:
+    try:
+        return kind.FromString(body)
+    except DecodeError:
+        raise InvalidRequest(f"the request is not a {kind.DESCRIPTOR.name}") from None
+
+
+def _keys(start: bytes, end: bytes) -> KeyRange:
+    return KeyRange(start, end) if end else KeyRange.of_key(start)
+
+
+def _txn(message: pb.TxnRequest, left: list[int]) -> Txn:
+    """``left`` has the number of parts that may follow."""
+    left[0] -= len(message.compare) + len(message.success) + len(message.failure)
+    if left[0] < 0:
+        raise InvalidRequest(f"a transaction of a worker has at most {MOST_PARTS} parts")
+    return Txn(
+        [_compare(each) for each in message.compare],
+        [_operation(each, left) for each in message.success],
+        [_operation(each, left) for each in message.failure],
+    )
+
+
+def _compare(message: pb.Compare) -> Compare:
+    try:
+        target, result = CompareTarget(message.target), CompareResult(message.result)
+    except ValueError as error:
+        raise InvalidRequest(f"a compare of an unknown kind: {error}") from None
+    operand: int | bytes = getattr(message, _OPERANDS[target])
+    return Compare(message.key, target, result, operand, message.range_end)
+
+
+def _operation(message: pb.RequestOp, left: list[int]) -> Operation:
+    match message.WhichOneof("request"):
+        case "request_range":
+            read = message.request_range
+            if read.revision or read.count_only:
+                raise InvalidRequest("a read within a transaction has no revision, and has keys")
+            return Get(_keys(read.key, read.range_end), max(0, read.limit), read.keys_only)
+        case "request_put":
+            put = message.request_put
+            return Put(put.key, put.value, put.lease)
+        case "request_delete_range":
+            delete = message.request_delete_range
+            return Delete(_keys(delete.key, delete.range_end))
+        case "request_txn":
+            return _txn(message.request_txn, left)
+        case _:
+            raise InvalidRequest("an operation of a transaction is of no known kind")
+
+
+def _response(result: OperationResult) -> pb.ResponseOp:
+    match result:
+        case RangeResult():
+            return pb.ResponseOp(response_range=range_response(result))
+        case PutResult():
+            return pb.ResponseOp(response_put=pb.PutResponse())
+        case DeleteResult():
+            return pb.ResponseOp(
+                response_delete_range=pb.DeleteRangeResponse(deleted=result.deleted)
+            )
+        case TxnResult():
+            return pb.ResponseOp(response_txn=txn_response(result))
+
+
+def _header(revision: int, cluster_id: int = 0) -> pb.ResponseHeader:
+    return pb.ResponseHeader(revision=revision, cluster_id=cluster_id)
+
+
+def _key_value(kv: KeyValue) -> pb.KeyValue:
+    return pb.KeyValue(
+        key=kv.key,
+        value=kv.value,
+        create_revision=kv.create_revision,
+        mod_revision=kv.mod_revision,
+        version=kv.version,
+        lease=kv.lease,
+    )
+
+
+def _event(event: Event) -> pb.Event:
+    kind = pb.Event.DELETE if event.is_delete else pb.Event.PUT
+    before = None if event.prev_kv is None else _key_value(event.prev_kv)
+    return pb.Event(type=kind, kv=_key_value(event), prev_kv=before)
