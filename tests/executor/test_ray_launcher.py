@@ -233,11 +233,19 @@ async def test_a_job_without_an_exit_code_failed_by_the_system(
 
 async def test_a_job_that_waits_for_resources_is_not_launched(head: RayHead, bench: Bench) -> None:
     launched = trio.Event()
+    asked = 0
+
+    async def count(_: HttpRequest) -> None:
+        nonlocal asked
+        asked += 1
+
     await bench.attempts.begin(bench.place, bench.command)
     head.set("PENDING")
+    head.fault = count
     async with trio.open_nursery() as nursery:
         nursery.start_soon(bench.attempts.wait_ended, bench.place, launched)
-        await trio.sleep(0.1)
+        # The next question comes once an answer was read.
+        await eventually(lambda: asked > 3)
         assert not launched.is_set()
         # It was submitted long ago.
         os.utime(bench.place.path / STARTED, (1, 1))
