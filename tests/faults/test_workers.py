@@ -39,13 +39,18 @@ class Site:
 
     def worker(self, name: str, endpoint: str, *flags: str) -> AbstractContextManager[Running]:
         """A worker with a state directory of its own, for as long as the context lasts."""
+        return self.worker_at(name, ("--endpoints", endpoint), *flags)
+
+    def worker_at(
+        self, name: str, where: tuple[str | Path, ...], *flags: str
+    ) -> AbstractContextManager[Running]:
+        """The same, with the flags that name etcd, or a service."""
         logs = self.directory / f"logs-{name}"
         logs.mkdir(exist_ok=True)
         return running(
             logs,
             "worker",
-            "--endpoints",
-            endpoint,
+            *where,
             "--prefix",
             self.prefix.decode(),
             "--executor-state-dir",
