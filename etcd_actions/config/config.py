@@ -111,17 +111,17 @@ class Config:
         """
         service = self[settings.SERVICE]
         assert service is not None
-        where = self.source(settings.SERVICE)
+        flag = self.source(settings.SERVICE)
         given = [self.source(each) for each in _OF_ETCD if self.is_given(each)] + self.security
         if given:
             raise ConfigError(
-                f"{where} is used in place of etcd, but {', '.join(given)} is for etcd: leave one "
+                f"{flag} is used in place of etcd, but {', '.join(given)} is for etcd: leave one "
                 "of them out"
             )
         token_file = self[settings.SERVICE_TOKEN_FILE]
         if token_file is None:
             raise ConfigError(
-                f"{where} needs {settings.SERVICE_TOKEN_FILE.flag}: a file with a token that has "
+                f"{flag} needs {settings.SERVICE_TOKEN_FILE.flag}: a file with a token that has "
                 "role=worker in the --token-file of the service"
             )
         read_bearer_token(token_file, self.source(settings.SERVICE_TOKEN_FILE))
