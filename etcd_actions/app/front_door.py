@@ -59,7 +59,13 @@ async def open_front_door(
 
     keys, containment = client.keys, client.containment
     async with (
-        open_run_index(etcd, keys, containment=containment) as index,
+        open_run_index(
+            etcd,
+            keys,
+            containment=containment,
+            # Processes with shards receive their parts only. A replica without lists needs no runs.
+            on_demand=bool(config[settings.SHARDS]),
+        ) as index,
         open_registry(etcd, client.store, keys, containment=containment) as registry,
     ):
         blobs = await trio.to_thread.run_sync(blob_store, config)

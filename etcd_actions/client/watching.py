@@ -15,6 +15,7 @@ from etcd_actions.client.dead_letters import DeadLetterRequests
 from etcd_actions.client.own_work import OwnWork
 from etcd_actions.client.subscribing import Subscribing
 from etcd_actions.dead_letters import DeadLetterOperations
+from etcd_actions.errors import InvalidArgument
 from etcd_actions.follow.subscriptions import (
     AnySubscription,
     RunActions,
@@ -50,6 +51,13 @@ class WatchRequests(DeadLetterRequests):
     def statistics(self) -> WatchingStatistics:
         """Return the present counts of the watch; see :class:`WatchingStatistics`."""
         return self._processor.statistics()
+
+    def watches(self, run: RunId) -> bool:
+        """Whether the client's watch has the actions of a run: not those of shards of others."""
+        try:
+            return self._processor.serving(RunActions(run)) is not None
+        except InvalidArgument:
+            return False
 
     def waiting_conditions(self) -> list[ActionId]:
         """Return the conditions that wait for a signal, as far as the watch has received them."""

@@ -203,10 +203,15 @@ class RunIndex(PrefixIndex[RunEntry]):
         try:
             yield watch
         finally:
+            self._note_use()
             watches = self._watches[scope]
             watches.remove(watch)
             if not watches:
                 del self._watches[scope]
+
+    def has_readers(self) -> bool:
+        """See :meth:`PrefixIndex.has_readers`."""
+        return bool(self._watches)
 
     def _decode(self, change: Change) -> RunEntry:
         return read_entry(change.key, change.value, change.mod_revision, self._tasks)
@@ -259,8 +264,9 @@ def open_run_index(
     *,
     settings: ReflectorSettings | None = None,
     containment: Containment | None = None,
+    on_demand: bool = False,
 ) -> AbstractAsyncContextManager[RunIndex]:
-    """Keep an index of all runs; see :mod:`etcd_actions.storage.prefix_index`."""
+    """Keep an index of all runs; see :func:`etcd_actions.storage.prefix_index.keep_index`."""
     return keep_index(
         RunIndex(),
         etcd,
@@ -268,4 +274,5 @@ def open_run_index(
         name="runs",
         settings=settings,
         containment=containment,
+        on_demand=on_demand,
     )

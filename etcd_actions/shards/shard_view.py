@@ -73,11 +73,6 @@ class ShardIndex(PrefixIndex[object]):
         self._view: ShardView | None = None
 
     @property
-    def is_loaded(self) -> bool:
-        """Whether all keys have been read."""
-        return self._replica.is_loaded
-
-    @property
     def advanced(self) -> trio.Event:
         """Set after the next changes of the keys, and once all have been read."""
         return self._replica.advanced

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any, Final, Generic, TypeVar
 
 from etcd_actions._internal.containment import Containment
 from etcd_actions.etcd.api import Etcd
 from etcd_actions.storage.undecodable import Undecodable
-from etcd_actions.watch import Change, ReflectorSettings, Replica, open_replica
+from etcd_actions.watch import Change, Demand, ReflectorSettings, Replica, open_replica
 
 PATIENCE: Final = 10.0
 """Seconds for which a reader waits until the index is complete."""
@@ -29,13 +29,23 @@ class PrefixIndex(ABC, Generic[_Record]):
 
     def __init__(self) -> None:
         self._undecodable = Undecodable()
+        self._note_use: Callable[[], None] = lambda: None
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether all records have been read, and are kept up to date."""
+        return self._replica.is_loaded
+
+    def has_readers(self) -> bool:
+        """Whether a reader needs each change, so that the watch has to stay open."""
+        return False
 
     def undecodable(self) -> dict[bytes, str]:
         """The keys of the records that cannot be decoded, and why."""
         return self._undecodable.reasons()
 
     async def ready(self, patience: float = PATIENCE) -> None:
-        """Return once all records are read.
+        """Return once all records are read; it opens an index that is kept on demand.
 
         Args:
             patience: Seconds.
@@ -94,6 +104,7 @@ async def keep_index(
     name: str,
     settings: ReflectorSettings | None,
     containment: Containment | None,
+    on_demand: bool = False,
 ) -> AsyncIterator[_Index]:
     """Keep an index up to date by a watch, until the context is left.
 
@@ -104,6 +115,7 @@ async def keep_index(
         name: The kind of its records, for messages.
         settings: How the prefix is watched.
         containment: Counts unexpected failures.
+        on_demand: Watch only while the index is used; see :mod:`etcd_actions.watch.demand`.
     """
     async with open_replica(
         etcd,
@@ -112,6 +124,7 @@ async def keep_index(
         name=name,
         settings=settings or ReflectorSettings(),
         containment=containment or Containment(),
+        demand=Demand(index.has_readers) if on_demand else None,
     ) as replica:
-        index._replica = replica
+        index._replica, index._note_use = replica, replica.use
         yield index

@@ -22,6 +22,7 @@ from etcd_actions._internal.retrying import retrying, seldom
 from etcd_actions.errors import EtcdError, Unavailable
 from etcd_actions.etcd.api import Etcd, KeyRange
 from etcd_actions.watch.change import Change
+from etcd_actions.watch.demand import Demand
 from etcd_actions.watch.reflector import Reflector
 from etcd_actions.watch.watch_settings import ReflectorSettings
 
@@ -46,12 +47,20 @@ class Replica:
     """How far a replica is; made by :func:`open_replica`."""
 
     def __init__(
-        self, state: ReplicaState, name: str, prefix: bytes, containment: Containment
+        self,
+        state: ReplicaState,
+        name: str,
+        prefix: bytes,
+        containment: Containment,
+        demand: Demand | None = None,
     ) -> None:
         self._state = state
         self._name = name
         self._prefix = prefix
         self._containment = containment
+        self._demand = demand
+        self._open: trio.CancelScope | None = None
+        self._reflector: Reflector | None = None
         # Set once the prefix was read, or once etcd refused that; then the refusal is not None.
         self._loaded = trio.Event()
         self._refusal: EtcdError | None = None
@@ -62,6 +71,11 @@ class Replica:
     def is_loaded(self) -> bool:
         """Whether all keys have been read."""
         return self._loaded.is_set() and self._refusal is None
+
+    def use(self) -> None:
+        """Note a use, if the prefix is watched on demand."""
+        if self._demand is not None:
+            self._demand.use()
 
     @property
     def advanced(self) -> trio.Event:
@@ -74,6 +88,7 @@ class Replica:
         Raises:
             EtcdError: etcd refused the read, or it was not done within ``patience`` seconds.
         """
+        self.use()
         with trio.move_on_after(patience):
             await self._loaded.wait()
         if not self._loaded.is_set():
@@ -106,6 +121,13 @@ class Replica:
             if not change.listed:
                 newest = max(newest, change.mod_revision)
         self._advance(newest)
+        demand, scope = self._demand, self._open
+        if demand is None or scope is None or not self.is_loaded:
+            return
+        if demand.has_ended(len(changes), self._count):
+            self._loaded = trio.Event()
+            self._clear()
+            scope.cancel("no reader needs it")
 
     async def wait_list_capacity(self) -> None:
         """There is capacity: other tasks run between two pages."""
@@ -114,11 +136,25 @@ class Replica:
     async def wait_stream_capacity(self) -> None:
         """There is capacity."""
 
+    def _count(self) -> int:
+        reflector = self._reflector
+        return 0 if reflector is None else reflector.statistics().keys
+
+    async def _run(self, etcd: Etcd, settings: ReflectorSettings) -> None:
+        """Follow the prefix, without end or whenever that is needed."""
+        if self._demand is None:
+            await self._follow(etcd, settings)
+            return
+        while True:
+            await self._demand.needed.wait()
+            with trio.CancelScope() as self._open:
+                await self._follow(etcd, settings)
+
     async def _follow(self, etcd: Etcd, settings: ReflectorSettings) -> None:
         async for attempt in retrying(_BACKOFF, on=EtcdError, report=self._report_refusal):
             with attempt:
                 self._restart()
-                reflector = Reflector(
+                reflector = self._reflector = Reflector(
                     etcd,
                     KeyRange.of_prefix(self._prefix),
                     self,
@@ -163,6 +199,7 @@ async def open_replica(
     name: str,
     settings: ReflectorSettings,
     containment: Containment,
+    demand: Demand | None = None,
 ) -> AsyncIterator[Replica]:
     """Keep the replica of a prefix up to date; leaving the context ends that.
 
@@ -174,13 +211,14 @@ async def open_replica(
         settings: How they are watched. There is always one range, so that changes come in the
             order of their revisions.
         containment: Counts unexpected failures.
+        demand: Decides when the prefix is watched; by default always.
     """
     settings = replace(settings, ranges=1, prev_kv=False)
-    replica = Replica(state, name, prefix, containment)
+    replica = Replica(state, name, prefix, containment, demand)
     async with owned_tasks(f"the index of {name}") as nursery:
 
         async def run() -> None:
-            await replica._follow(etcd, settings)
+            await replica._run(etcd, settings)
 
         nursery.start_soon(containment.keep, "task", f"following {name}", run)
         yield replica

@@ -6,6 +6,7 @@ The parts:
 
 *replicas*: 1, 2, 4 and 8 processes of ``etcd-actions run`` follow one load. On few cores their
 rates say nothing, so the table has the processor time of an event and the bytes of a replica.
+*runs*: the same processes, while runs of one action each begin and end, with their records.
 *handover*: actions end all the time, while the leader gets SIGTERM, or is killed; the longest time
 from an end to its mark is the hand-over. *workers*: 1, 2, 4 and 8 processes of ``etcd-actions
 worker`` run the same tasks, which are shells without the SDK. *service-workers*: the same with a
@@ -32,7 +33,7 @@ from statistics import median
 import psutil
 import trio
 
-from etcd_actions import ActionId, ActionUpdate, open_actions_client, open_etcd
+from etcd_actions import ActionId, ActionUpdate, Phase, open_actions_client, open_etcd
 from etcd_actions.codecs import json as stored
 from etcd_actions.etcd.api import Etcd, KeyRange, WatchCreate
 from etcd_actions.model import FINALIZER_RECORD, LABEL_TERMINAL_STATUS_RECORDED, Keyspace
@@ -64,6 +65,7 @@ _SETTLE_SECONDS = 240.0
 _ENDS_A_SECOND = 25
 _BEFORE = 3.0
 _AFTER = 25.0
+_RUNS = 500
 _TASKS = 200
 _TASK_SECONDS = 300.0
 _NAMESPACE = "flyte"
@@ -107,6 +109,43 @@ def replicas(directory: Path, count: int, flags: Sequence[str]) -> Figures:
             "bytes": (etcd_metrics(server)[_SENT] - sent) / events / count,
             "megabytes": median(each.memory_full_info().uss for each in running) / 1e6,
         }
+
+
+def runs(directory: Path, count: int, flags: Sequence[str]) -> Figures:
+    """Some processes, while runs of one action each begin and end."""
+    with ExitStack() as stack:
+        server = stack.enter_context(etcd_server(etcd_binary(None), directory))
+        common = ("--blob-dir", str(directory / "blobs"), "--collect-orphans=false", *flags)
+        running = [
+            stack.enter_context(service(server.address, directory / f"{number}.log", *common))[1]
+            for number in range(count)
+        ]
+        settle(server)
+        before = [total_cpu_seconds(each) for each in running]
+        sent = etcd_metrics(server)[_SENT]
+        trio.run(_play_runs, server.address)
+        settle(server)
+        spent = [
+            1000 * (total_cpu_seconds(each) - start) / _RUNS
+            for each, start in zip(running, before, strict=True)
+        ]
+        return {
+            "sum_ms": sum(spent),
+            "most_ms": max(spent),
+            "bytes": (etcd_metrics(server)[_SENT] - sent) / _RUNS / count,
+            "megabytes": median(each.memory_full_info().uss for each in running) / 1e6,
+        }
+
+
+async def _play_runs(address: str) -> None:
+    async with open_etcd([address]) as etcd, open_actions_client(etcd) as client:
+        for number in range(_RUNS):
+            # As random as Flyte's names, so that they are in all shards.
+            name = "r" + hashlib.sha256(b"%d" % number).hexdigest()[:19]
+            action_id = ActionId("p", "d", name, "a0")
+            await client.enqueue(flyte.task(action_id))
+            for phase in (Phase.QUEUED, Phase.RUNNING, Phase.SUCCEEDED):
+                await client.put_status(action_id, 1, flyte.status(phase))
 
 
 def handover(directory: Path, how: int, flags: Sequence[str]) -> Figures:
@@ -320,6 +359,24 @@ def replicas_table(found: dict[int, Figures]) -> str:
     return table(head, rows)
 
 
+def runs_table(found: dict[int, Figures]) -> str:
+    """The table of runs of one action."""
+    rows = [
+        [
+            f"{size}",
+            f"{one['most_ms']:,.1f}",
+            f"{one['sum_ms']:,.1f}",
+            f"{one['bytes']:,.0f}",
+            f"{one['megabytes']:,.0f}",
+        ]
+        for size, one in found.items()
+    ]
+    head = [
+        "replicas", "CPU ms a run, the busiest", "all together", "bytes of a run, each", "MB, each",
+    ]  # fmt: skip
+    return table(head, rows)
+
+
 def handover_table(found: dict[str, Figures]) -> str:
     """The table of hand-overs."""
     rows = [
@@ -359,7 +416,7 @@ def workers_table(found: dict[int, Figures]) -> str:
 
 def main() -> None:
     """Measure, and print or keep the tables."""
-    parts = ("replicas", "handover", "workers", "service-workers")
+    parts = ("replicas", "runs", "handover", "workers", "service-workers")
     parser = argparse.ArgumentParser()
     parser.add_argument("parts", nargs="*", choices=[[], *parts], default=list(parts[:-1]))
     parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES))
@@ -374,6 +431,9 @@ def main() -> None:
         if part == "replicas":
             sized = rounds(options.sizes, options.rounds, partial(replicas, flags=flags))
             texts[part] = replicas_table(sized)
+        elif part == "runs":
+            sized = rounds(options.sizes, options.rounds, partial(runs, flags=flags))
+            texts[part] = runs_table(sized)
         elif part.endswith("workers"):
             over = part == "service-workers"
             sized = rounds(

@@ -1,4 +1,4 @@
-"""Processes that share the work by shards, and are killed, stopped and replaced under load."""
+"""Processes that share the work by shards, and are killed, stopped, cut off and replaced."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import random
 import signal
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
@@ -16,17 +17,18 @@ import pytest
 import trio
 
 from etcd_actions import ActionId, ActionsClient, ActionUpdate, Phase, open_actions_client
-from etcd_actions.etcd.api import Etcd, KeyRange
-from etcd_actions.model import Keyspace
+from etcd_actions.etcd.api import Etcd, KeyRange, KeyValue, WatchCreate
+from etcd_actions.model import LABEL_TERMINAL_STATUS_RECORDED, Keyspace
 from etcd_actions.run_service.grpc_run_service import open_run_service
 from etcd_actions.shards import ShardKeys, load_table
 from etcd_actions.testing import EtcdServer
 from tests.support import flyte
 from tests.support.leading import SETTINGS
+from tests.support.proxy import Direction, Proxy, open_proxy
 from tests.support.recording import until_stored
 from tests.support.run_service_server import RunServiceServer
 from tests.support.scene import all_marked
-from tests.support.waiting import eventually
+from tests.support.waiting import eventually, eventually_holds
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow]
 
@@ -34,21 +36,40 @@ _ROOT = Path(__file__).parents[2]
 SHARDS = 8
 TTL = 2
 SECONDS = 15.0
+CHUNK = 65536
+"""Bytes that a proxy may forward after it was stalled."""
 
 
 class Members:
-    """Processes that share the work, and what happens to them."""
+    """Processes that share the work, and what happens to them.
 
-    def __init__(self, command: list[str], rng: random.Random) -> None:
-        self._command = command
+    Args:
+        arguments: Those of a process, after the address of etcd.
+        etcd: That address.
+        proxies: One for each process, if the connections to etcd are to be broken.
+        rng: Chooses what happens.
+    """
+
+    def __init__(
+        self, arguments: list[str], etcd: str, proxies: list[Proxy], rng: random.Random
+    ) -> None:
+        self._arguments = arguments
+        self._etcd = etcd
+        self._free = proxies.copy()
         self._random = rng
         self.processes: list[trio.Process] = []
+        self.proxies: dict[trio.Process, Proxy] = {}
 
     async def start(self) -> None:
+        proxy = self._free.pop() if self._free else None
+        command = [sys.executable, "-m", "tests.support.sharing_main"]
+        command += [self._etcd if proxy is None else str(proxy.endpoint), *self._arguments]
         process = await trio.lowlevel.open_process(
-            self._command, cwd=_ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+            command, cwd=_ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
         )
         self.processes.append(process)
+        if proxy is not None:
+            self.proxies[process] = proxy
         assert process.stdout is not None
         assert await process.stdout.receive_some() == b"watching\n"
 
@@ -61,12 +82,19 @@ class Members:
                 process.send_signal(signal.SIGSTOP)
                 await trio.sleep(TTL * self._random.uniform(1.0, 2.5))
                 process.send_signal(signal.SIGCONT)
+            elif way == "cut off":
+                # What it sends meanwhile arrives afterwards, behind the end of its leases.
+                self.proxies[process].stall()
+                await trio.sleep(TTL * self._random.uniform(1.0, 2.5))
+                self.proxies[process].unstall()
             else:
                 process.send_signal(signal.SIGKILL if way == "kill" else signal.SIGTERM)
                 status = await process.wait()
                 assert way == "kill" or status == 0
                 self.processes.remove(process)
                 await _reap(process)
+                if (proxy := self.proxies.pop(process, None)) is not None:
+                    self._free.append(proxy)
                 await self.start()
             await trio.sleep(self._random.uniform(0, TTL))
 
@@ -86,18 +114,21 @@ async def _reap(process: trio.Process) -> None:
 
 @asynccontextmanager
 async def members(
-    etcd: EtcdServer, prefix: bytes, server: RunServiceServer, count: int
+    etcd: EtcdServer, prefix: bytes, server: RunServiceServer, count: int, *, proxied: bool = False
 ) -> AsyncIterator[Members]:
-    command = [sys.executable, "-m", "tests.support.sharing_main", etcd.endpoint, prefix.decode()]
-    command += [str(server.endpoint), str(SHARDS), str(TTL)]
-    made = Members(command, random.Random(count))
-    try:
-        async with trio.open_nursery() as nursery:
-            for _ in range(count):
-                nursery.start_soon(made.start)
-        yield made
-    finally:
-        await made.end()
+    arguments = [prefix.decode(), str(server.endpoint), str(SHARDS), str(TTL)]
+    async with AsyncExitStack() as stack:
+        proxies = [
+            await stack.enter_async_context(open_proxy(etcd.port)) for _ in range(count * proxied)
+        ]
+        made = Members(arguments, etcd.endpoint, proxies, random.Random(count))
+        try:
+            async with trio.open_nursery() as nursery:
+                for _ in range(count):
+                    nursery.start_soon(made.start)
+            yield made
+        finally:
+            await made.end()
 
 
 def root(run: str) -> ActionId:
@@ -135,8 +166,14 @@ async def follow(
 
 @pytest.mark.parametrize(
     ("count", "ways"),
-    [(2, ("kill", "stop", "term")), (3, ("kill", "stop", "term")), (3, ("term",)), (8, ("kill",))],
-    ids=["two", "three", "rolling restarts", "eight"],
+    [
+        (2, ("kill", "stop", "term")),
+        (3, ("kill", "stop", "term")),
+        (3, ("term",)),
+        (8, ("kill",)),
+        (3, ("cut off", "kill")),
+    ],
+    ids=["two", "three", "rolling restarts", "eight", "partitions"],
 )
 async def test_each_ending_is_told_last_and_marked(
     shared_etcd: EtcdServer, etcd: Etcd, prefix: bytes, count: int, ways: tuple[str, ...]
@@ -149,7 +186,9 @@ async def test_each_ending_is_told_last_and_marked(
     with RunServiceServer() as server, trio.fail_after(150):
         server.name_of = lambda action_id: str(action_id.run.name)
         async with AsyncExitStack() as stack:
-            made = await stack.enter_async_context(members(shared_etcd, prefix, server, count))
+            made = await stack.enter_async_context(
+                members(shared_etcd, prefix, server, count, proxied="cut off" in ways)
+            )
             tells = await stack.enter_async_context(open_run_service(server.endpoint))
             # A member in this process serves subscribers, while its shards come and go.
             client = await stack.enter_async_context(
@@ -189,3 +228,89 @@ async def test_each_ending_is_told_last_and_marked(
     assert set(server.phases.values()) == {Phase.FAILED}
     table = await load_table(etcd, ShardKeys(Keyspace(prefix), "flyte"))
     assert table.problem == ""
+
+
+async def test_a_member_that_is_cut_off_is_replaced_and_joins_again(
+    shared_etcd: EtcdServer, etcd: Etcd, prefix: bytes
+) -> None:
+    """Its packets vanish for longer than its leases; then all that it sent meanwhile arrives."""
+    rng, runs, playing = random.Random(2), list[str](), set[str]()
+    marks = Counter[bytes]()
+    keys = ShardKeys(Keyspace(prefix), "flyte")
+
+    async def shards_of(process: trio.Process) -> tuple[int, int]:
+        """The number of shards that a process owns, and that any process owns."""
+        owners = [kv.value.split(b"/")[1] for kv in await owners_in(etcd, keys)]
+        return owners.count(b"%d" % process.pid), len(owners)
+
+    with RunServiceServer() as server, trio.fail_after(150):
+        server.name_of = lambda action_id: str(action_id.run.name)
+        async with (
+            members(shared_etcd, prefix, server, 3, proxied=True) as made,
+            open_actions_client(etcd, prefix=prefix) as client,
+            trio.open_nursery() as nursery,
+        ):
+            await nursery.start(count_marks, etcd, prefix, marks)
+            victim = made.processes[0]
+            proxy = made.proxies[victim]
+
+            async def it_owns_its_part() -> bool:
+                own, all_ = await shards_of(victim)
+                return own >= SHARDS // 3 and all_ == SHARDS
+
+            async def others_own_all() -> bool:
+                return await shards_of(victim) == (0, SHARDS)
+
+            async def it_is_a_member() -> bool:
+                found = await etcd.range(KeyRange.of_prefix(keys.members), keys_only=True)
+                return any(b"/%d/" % victim.pid in kv.key for kv in found.kvs)
+
+            await eventually_holds(it_owns_its_part)
+            async with trio.open_nursery() as players:
+                for _ in range(4):
+                    players.start_soon(play, client, rng, runs, playing)
+                await eventually(lambda: len(server.phases) > 10)
+                sent = proxy.forwarded[Direction.TO_SERVER]
+                proxy.stall()
+                await eventually_holds(others_own_all)
+                assert not await it_is_a_member()
+                # The others go on without it.
+                told = len(server.phases)
+                await eventually(lambda: len(server.phases) > told + 10)
+                assert proxy.forwarded[Direction.TO_SERVER] - sent < CHUNK
+                proxy.unstall()
+                await eventually_holds(it_owns_its_part)
+                assert await it_is_a_member()
+                told = len(server.phases)
+                await eventually(lambda: len(server.phases) > told + 10)
+                players.cancel_scope.cancel()
+            for run in playing:
+                await client.enqueue(flyte.task(root(run)))
+                await client.put_status(root(run), 1, flyte.status(Phase.FAILED))
+            await until_stored(etcd, KeyRange.of_prefix(prefix), all_marked)
+            await eventually(lambda: len(marks) == len(set(runs)))
+            assert victim.poll() is None
+            nursery.cancel_scope.cancel()
+    assert set(marks.values()) == {1}
+    assert server.revived == []
+    assert server.unrecorded == []
+    assert set(server.phases) == set(runs)
+    assert set(server.phases.values()) == {Phase.FAILED}
+
+
+async def owners_in(etcd: Etcd, keys: ShardKeys) -> list[KeyValue]:
+    return list((await etcd.range(KeyRange.of_prefix(keys.owners))).kvs)
+
+
+async def count_marks(
+    etcd: Etcd, prefix: bytes, marks: Counter[bytes], *, task_status: trio.TaskStatus[None]
+) -> None:
+    """Count the writes of each object that has its mark, until cancelled."""
+    async with etcd.watch() as stream:
+        stream.create(WatchCreate(1, KeyRange.of_prefix(prefix), 0))
+        task_status.started()
+        while True:
+            for response in await stream.receive():
+                for event in response.events:
+                    if LABEL_TERMINAL_STATUS_RECORDED.encode() in event.value:
+                        marks[event.key] += 1

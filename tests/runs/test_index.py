@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 
 import pytest
 import trio
+import trio.testing
 from structlog.testing import capture_logs
 
 from etcd_actions._internal.containment import Containment
 from etcd_actions.errors import PermissionDenied, Unavailable
-from etcd_actions.etcd.api import Etcd, KeyRange
+from etcd_actions.etcd.api import Etcd, KeyRange, WatchStream
 from etcd_actions.model import Keyspace
 from etcd_actions.runs.run_entry import RunEntry
 from etcd_actions.runs.run_index import OfProject, OfTask, RunIndex, RunScope, open_run_index
 from etcd_actions.runs.run_record import encode
+from etcd_actions.watch import demand
 from tests.support.runs import FedIndex, key_of, record, status
 from tests.support.waiting import eventually
 
@@ -125,6 +128,73 @@ async def test_a_list_during_a_start_waits(etcd: Etcd, keys: Keyspace) -> None:
         assert not await index.wait_for(1, 0.01)
         held.leave.set()
         await index.ready()
+
+
+class Counted:
+    """An etcd that counts the watches that were opened, and that are open."""
+
+    def __init__(self, etcd: Etcd) -> None:
+        self._etcd = etcd
+        self.opened = 0
+        self.open = 0
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._etcd, name)
+
+    @asynccontextmanager
+    async def watch(self) -> AsyncIterator[WatchStream]:
+        self.opened += 1
+        self.open += 1
+        try:
+            async with self._etcd.watch() as stream:
+                yield stream
+        finally:
+            self.open -= 1
+
+
+async def test_on_demand_runs_are_watched_while_that_is_worth_it(
+    etcd: Etcd, keys: Keyspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first reader opens it; without readers it is closed after as many changes as keys."""
+    monkeypatch.setattr(demand, "LEAST_IDLE", 0.0)
+    counted = Counted(etcd)
+
+    async def change(count: int) -> None:
+        for number in range(count):
+            run = record("r1", at=1, status=status(4, attempts=number + 1))
+            await etcd.put(key_of(keys, run), encode(run))
+
+    for name in ("r1", "r2", "r3"):
+        await etcd.put(key_of(keys, record(name)), encode(record(name)))
+    async with open_run_index(counted, keys, on_demand=True) as index:  # type: ignore[arg-type]
+        await trio.testing.wait_all_tasks_blocked()
+        assert (counted.opened, index.is_loaded, index.statistics().runs) == (0, False, 0)
+        await index.ready()
+        assert index.statistics().runs == 3
+        await eventually(lambda: counted.open == 1)
+        await change(2)
+        await eventually(lambda: names(index, P) == ["r1", "r3", "r2"])
+        with index.watch(None) as watch:
+            await change(5)
+            entry = None
+            while entry is None or entry.attempts < 5:
+                (entry,) = await watch.receive()
+        assert index.is_loaded
+        await change(3)
+        await eventually(lambda: not counted.open)
+        assert (index.is_loaded, index.statistics().runs) == (False, 0)
+        # What changed in the meantime is in the next list.
+        await etcd.delete(KeyRange.of_key(key_of(keys, record("r2"))))
+        await index.ready()
+        assert names(index, P) == ["r1", "r3"]
+        await eventually(lambda: counted.open == 1)
+        assert counted.opened == 2
+
+
+async def test_without_demand_runs_are_watched_from_the_start(etcd: Etcd, keys: Keyspace) -> None:
+    counted = Counted(etcd)
+    async with open_run_index(counted, keys) as index:  # type: ignore[arg-type]
+        await eventually(lambda: index.is_loaded)
 
 
 BAD = {

@@ -94,10 +94,16 @@ class Door:
 
 @contextmanager
 def open_door(
-    directory: Path, endpoint: str, prefix: bytes, python: Path, *options: str
+    directory: Path,
+    endpoint: str,
+    prefix: bytes,
+    python: Path,
+    *options: str,
+    executor: tuple[str, ...] = ("--executor", "local"),
 ) -> Iterator[Door]:
     """Serve below a prefix, for as long as the context lasts; clients and tasks have ``python``."""
     site = Site(directory, endpoint, prefix, python)
+    site.executor = executor
     port = free_port()
     with ExitStack() as stack:
         stack.callback(site.end_all)

@@ -16,10 +16,10 @@ import psutil
 import trio
 
 from tests.cli.command import environment
-from tests.support.waiting import eventually
 
 _MARK = "RAY_CLUSTER_OF_A_TEST"
 _START_WITHIN = 240.0
+_LOOK_EVERY = 0.5
 
 
 class RayCluster:
@@ -100,7 +100,9 @@ class RayCluster:
                 self.kill(name)
                 self._open(name, *flags)
             process = self._processes[name]
-            await eventually(lambda: is_up() or process.poll() is not None)  # noqa: B023
+            # Each look is a call of the head, which is busy with its own start.
+            while process.poll() is None and not is_up():  # noqa: ASYNC110 - another process
+                await trio.sleep(_LOOK_EVERY)
 
     def _answers(self) -> bool:
         url = f"{self.address}/api/jobs/"
@@ -123,7 +125,7 @@ class RayCluster:
         variables = {each: ours[each] for each in ours if not each.startswith("PYTHON")}
         variables |= {
             _MARK: f"{self._mark}-{name}",
-            "RAY_gcs_rpc_server_reconnect_timeout_s": "5",
+            "RAY_gcs_rpc_server_reconnect_timeout_s": "15",
             "PATH": f"{self._ray.parent}{os.pathsep}{variables['PATH']}",
         }
         with (self._directory / f"{name}.out").open("ab") as log:

@@ -125,7 +125,12 @@ class FrontDoor:
             if self.registry is not None:
                 yield TaskService(self.registry, self.index)
         yield ClusterService()
-        yield ProjectService(self.projects, self._stored_projects, self.projects_with_runs)
+        yield ProjectService(
+            self.projects,
+            self._stored_projects,
+            self.projects_with_runs,
+            ready=None if self.index is None else self.index.ready,
+        )
         yield IdentityService()
         yield ImageService(None if self.builds is None else self.builds.find)
         yield TriggerService()
@@ -141,7 +146,8 @@ class FrontDoor:
             yield PageStream("/page/cluster", self.client, calls, state.lines)
 
     def _number_of_runs(self) -> int | None:
-        return None if self.index is None else self.index.statistics().runs
+        index = self.index
+        return index.statistics().runs if index is not None and index.is_loaded else None
 
     def routes(self) -> Iterable[Route]:
         """The routes of plain HTTP."""

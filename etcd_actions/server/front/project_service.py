@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from operator import itemgetter
@@ -80,6 +80,7 @@ class ProjectService:
         settings: The projects and domains of the settings.
         stored: The projects that clients created or changed.
         with_runs: Returns the names of projects that have runs.
+        ready: Returns once these are known; None: they always are.
     """
 
     descriptor = pb.DESCRIPTOR.services_by_name["ProjectService"]
@@ -89,10 +90,13 @@ class ProjectService:
         settings: ProjectSettings,
         stored: Projects,
         with_runs: Callable[[], Iterable[str]] = tuple,
+        *,
+        ready: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self._settings = settings
         self._stored = stored
         self._with_runs = with_runs
+        self._ready = ready
 
     async def get_project(self, request: pb.GetProjectRequest) -> pb.GetProjectResponse:
         """One project with its domains.
@@ -125,6 +129,8 @@ class ProjectService:
         caller = CALLER.get()
         stored = await self._stored.all()
         named = self._settings.projects
+        if named is None and self._ready is not None:
+            await self._ready()
         names = {*self._with_runs(), *stored} if named is None else set(named)
         if named is None and caller.projects is not None:
             names |= caller.projects

@@ -5,7 +5,7 @@ Both read the index in memory, and neither an action nor etcd.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
@@ -15,6 +15,7 @@ from connectrpc.code import Code
 from flyteidl2.workflow import run_service_pb2 as pb
 
 from etcd_actions.errors import InvalidArgument
+from etcd_actions.model import RunId
 from etcd_actions.runs.list_pages import Query, parse, take_in_order, take_sorted
 from etcd_actions.runs.run_entry import RunEntry
 from etcd_actions.runs.run_fields import CREATED, PHASES, RUN_FIELDS, phase_of
@@ -28,15 +29,19 @@ if TYPE_CHECKING:
     from flyteidl2.common.identifier_pb2 import ProjectIdentifier
     from flyteidl2.task.task_definition_pb2 import TaskIdentifier, TaskName
 
+    from etcd_actions.actions.stored_action import StoredAction
     from etcd_actions.client import ActionsClient
     from etcd_actions.model import Keyspace
     from etcd_actions.server.streams import Streams
 
-Paused = Callable[[], Collection[bytes]]
-"""Returns the keys of the records of runs below which a condition waits for a signal."""
+Paused = Callable[[Iterable[RunEntry]], Awaitable[Collection[bytes]]]
+"""Returns the keys of those of some runs below which a condition waits for a signal."""
 
 _SNAPSHOT: Final = 200
 """Runs of one message of a snapshot."""
+
+_READ_AT_A_TIME: Final = 8
+"""Runs whose objects are read at a time."""
 
 _PAUSED: Final = PHASES["PAUSED"]
 
@@ -65,7 +70,7 @@ class RunLists:
         self._index = index
         self._streams = streams
         self._keepalive = keepalive
-        self._paused = paused
+        self._paused = paused or _none_paused
         self._messages = messages or RunMessages()
 
     async def list_runs(self, request: pb.ListRunsRequest) -> pb.ListRunsResponse:
@@ -84,13 +89,14 @@ class RunLists:
             # Triggers are not served here, so none has created a run.
             return pb.ListRunsResponse()
         descending = query.descending_by(CREATED)
+        waiting = await self._paused(self._open_runs(runs, only)) if paused else ()
         portions = self._index.portions(
             runs,
             descending=descending is not False,
             after=None if descending is None else _index_place(query),
             first=query.limit + 1,
         )
-        narrowed = self._narrowed(portions, only, paused)
+        narrowed = self._narrowed(portions, only, waiting if paused else None)
         take = take_sorted if descending is None else take_in_order
         page = await take(query, narrowed)
         return self._messages.listed(page.rows, page.token)
@@ -127,34 +133,72 @@ class RunLists:
                     yield self._messages.watched(chosen)
                     sent_at = trio.current_time()
 
+    def _open_runs(self, runs: RunScope, only: str | None) -> list[RunEntry]:
+        """The runs of a scope, as the caller may read them, that have not ended."""
+        portions = self._index.portions(runs, descending=True)
+        entries = (entry for portion in portions for entry in portion)
+        return [each for each in entries if each.ended is None and _is_of(each, only)]
+
     def _narrowed(
-        self, portions: Iterable[Sequence[RunEntry]], only: str | None, paused: bool
+        self,
+        portions: Iterable[Sequence[RunEntry]],
+        only: str | None,
+        waiting: Collection[bytes] | None,
     ) -> Iterable[Sequence[RunEntry]]:
-        """Only the runs of one version of a task, or paused ones, if the request selects these."""
-        if only is None and not paused and CALLER.get().projects is None:
+        """Only the runs of one version of a task, or paused ones, if the request selects these.
+
+        Args:
+            portions: The runs.
+            only: The version; None for any.
+            waiting: The runs below which a condition waits; None if the paused ones are not
+                selected.
+        """
+        if only is None and waiting is None and CALLER.get().projects is None:
             return portions
-        waiting = self._paused() if paused and self._paused is not None else ()
 
         def is_meant(entry: RunEntry) -> bool:
             if not _is_of(entry, only):
                 return False
-            return not paused or phase_of(entry) == _PAUSED or entry.key in waiting
+            return waiting is None or phase_of(entry) == _PAUSED or entry.key in waiting
 
         return ([entry for entry in portion if is_meant(entry)] for portion in portions)
 
 
 def paused_runs(client: ActionsClient, keys: Keyspace) -> Paused:
-    """The runs below which a condition waits, by the watch of a client."""
+    """The runs below which a condition waits: by the watch of a client, else by their objects."""
 
-    def paused() -> Collection[bytes]:
-        found = set()
+    async def paused(runs: Iterable[RunEntry]) -> Collection[bytes]:
+        found = set[bytes]()
         for action_id in client.waiting_conditions():
             # A stored project may make no valid namespace: such a run has no record.
             with suppress(InvalidArgument):
                 found.add(keys.run_record(action_id))
+        unwatched = iter([each for each in runs if not client.watches(_run_of(each))])
+
+        async def read() -> None:
+            for entry in unwatched:
+                listing = await client.list_run_actions(_run_of(entry))
+                if any(map(_waits, listing.actions)):
+                    found.add(entry.key)
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(_READ_AT_A_TIME):
+                nursery.start_soon(read)
         return found
 
     return paused
+
+
+async def _none_paused(_runs: Iterable[RunEntry]) -> Collection[bytes]:
+    return ()
+
+
+def _run_of(entry: RunEntry) -> RunId:
+    return RunId(entry.project, entry.domain, entry.name)
+
+
+def _waits(action: StoredAction) -> bool:
+    return action.spec.is_condition and not action.is_terminal
 
 
 def _identity(entry: RunEntry) -> str:

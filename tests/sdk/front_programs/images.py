@@ -13,6 +13,8 @@ KIND, WHEELS = (*sys.argv[3:5], "", "")[:2]
 IMAGE = flyte.Image.from_debian_base(install_flyte=False, name=f"of-{KIND}")
 if KIND == "apt":
     IMAGE = IMAGE.with_apt_packages("vim")
+elif KIND == "wheel":
+    IMAGE = IMAGE.with_pip_packages(f"made_here @ file://{WHEELS}/made_here-1.0-py3-none-any.whl")
 elif KIND:
     IMAGE = IMAGE.with_pip_packages("made_here", extra_args=f"--no-index --find-links {WHEELS}")
 

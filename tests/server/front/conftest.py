@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from etcd_actions import ActionsClient
 from etcd_actions.etcd.api import Etcd
 from etcd_actions.model import Keyspace
 from etcd_actions.registry.registry import Registry, open_registry
+from etcd_actions.runs.run_entry import RunEntry
 from etcd_actions.runs.run_index import RunIndex, open_run_index
 from etcd_actions.runs.run_record import RunRecord, encode
 from etcd_actions.server import ActionsServer, ServerSettings, open_actions_server
@@ -60,12 +61,15 @@ async def lists(etcd: Etcd, prefix: bytes) -> AsyncIterator[Lists]:
 
 @pytest.fixture
 async def front_server(client: ActionsClient, lists: Lists) -> AsyncIterator[ActionsServer]:
+    async def paused(_runs: Iterable[RunEntry]) -> set[bytes]:
+        return lists.paused
+
     front = FrontDoor(
         client=client,
         keepalive=0.05,
         index=lists.index,
         registry=lists.registry,
-        paused=lambda: lists.paused,
+        paused=paused,
         run_messages=lists.messages,
     )
     settings = ServerSettings(bind=LOOPBACK, keepalive=0.05)

@@ -15,20 +15,23 @@ from flyteidl2.common.list_pb2 import Filter, ListRequest, Sort
 from flyteidl2.task.task_definition_pb2 import TaskIdentifier, TaskName
 from flyteidl2.workflow import run_service_pb2 as pb
 
-from etcd_actions import ActionId, ActionsClient
+from etcd_actions import ActionId, ActionsClient, RunId
+from etcd_actions.etcd.api import Etcd
 from etcd_actions.runs.run_entry import Tasks, read_entry
 from etcd_actions.runs.run_record import RunStatus, encode
 from etcd_actions.server import ActionsServer
 from etcd_actions.server.front import action_views, run_views
 from etcd_actions.server.front.run_lists import paused_runs
 from etcd_actions.server.front.run_messages import RunMessages
+from tests.pipeline.sharding import RUNS as SHARDED_RUNS
+from tests.pipeline.sharding import sharing, until_owned
 from tests.server.clients import Failed
 from tests.server.front.calling import Caller, Reading
 from tests.server.front.conftest import Lists
 from tests.support import flyte
 from tests.support.flyte_services import IDENTITY, RUNS
 from tests.support.runs import BEGIN, key_of, record, status
-from tests.support.waiting import eventually
+from tests.support.waiting import eventually_holds
 
 pytestmark = pytest.mark.memory(jumps=False)
 
@@ -125,11 +128,48 @@ async def test_a_condition_pauses_its_run_until_it_has_its_value(
     paused = paused_runs(client, lists.keys)
     root, condition = ActionId("p", "d", "r1", "a0", "o"), ActionId("p", "d", "r1", "c1", "o")
     await client.enqueue(flyte.task(root))
-    assert paused() == set()
+
+    async def waits() -> bool:
+        return await paused(()) == {key_of(lists.keys, run)}
+
+    async def goes_on() -> bool:
+        return not await paused(())
+
+    assert await goes_on()
     await client.enqueue(flyte.condition(condition, "a0"))
-    await eventually(lambda: paused() == {key_of(lists.keys, run)})
+    await eventually_holds(waits)
     await client.signal(condition, flyte.boolean(True))
-    await eventually(lambda: paused() == set())
+    await eventually_holds(goes_on)
+
+
+async def test_each_process_with_shards_finds_all_paused_runs(
+    etcd: Etcd, prefix: bytes, lists: Lists
+) -> None:
+    """It reads the open runs of the shards of others; those that ended are not read."""
+    await lists.put(
+        *(record(run) for run in SHARDED_RUNS), record("ended", status=status(5, ended=9))
+    )
+    entries = [entry for each in lists.index.portions(None, descending=True) for entry in each]
+    async with sharing(etcd, prefix) as one, sharing(etcd, prefix) as other:
+        await until_owned(4, one, other)
+        for run in SHARDED_RUNS:
+            await one.enqueue(flyte.task(ActionId("p", "d", run, "a0")))
+        for run in SHARDED_RUNS[1:]:
+            await one.enqueue(flyte.condition(ActionId("p", "d", run, "c1"), "a0"))
+        await one.signal(ActionId("p", "d", SHARDED_RUNS[1], "c1"), flyte.boolean(True))
+        expected = {key_of(lists.keys, record(run)) for run in SHARDED_RUNS[2:]}
+
+        async def all_find_all() -> bool:
+            found = [await paused_runs(each, lists.keys)(entries) for each in (one, other)]
+            return found == [expected, expected]
+
+        await eventually_holds(all_find_all)
+        watched = [
+            {run for run in SHARDED_RUNS if each.watches(RunId("p", "d", run))}
+            for each in (one, other)
+        ]
+        assert all(watched)
+        assert not set.intersection(*watched)
 
 
 @pytest.mark.parametrize("key", ["created_at", "task_name", "ended_at"])
