@@ -24,6 +24,7 @@ from etcd_actions.etcd.member_states import member_states
 from etcd_actions.model import Keyspace, Phase
 
 _NO_PAGE = "the service shows no state of the cluster: it runs with --page=false"
+# The most actions whose phases are counted, and the most claims that are read.
 _MOST_SCANNED = 20_000
 
 

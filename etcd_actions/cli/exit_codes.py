@@ -13,6 +13,7 @@ from etcd_actions import errors
 from etcd_actions._internal.logger import get_logger
 from etcd_actions._internal.quoting import clipped, printable
 
+# Characters of a message.
 _MOST_CHARACTERS = 8_000
 
 _log = get_logger(__name__)

@@ -20,6 +20,7 @@ FORMS: Final = (
     "give RUN, RUN/ACTION, the object's name (<run>-<action>), or "
     "<project>/<domain>/<run>/<action>, with the organisation before that if there is one"
 )
+# The most parts of a name between slashes.
 _MOST_PARTS: Final = 5
 _MOST_SHOWN: Final = 5
 _NEAR: Final = 0.6

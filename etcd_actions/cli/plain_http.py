@@ -13,7 +13,9 @@ from etcd_actions.etcd.connection_settings import Tls
 from etcd_actions.etcd.endpoints import Endpoint
 from etcd_actions.etcd.tls import client_context, explained
 
+# Seconds for the first line of a response.
 _WITHIN: Final = 10.0
+# Bytes of a response up to that line.
 _MOST_BYTES: Final = 4 * 1024 * 1024
 
 

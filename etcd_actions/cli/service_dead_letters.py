@@ -12,6 +12,7 @@ from etcd_actions.cli.service_client import ServiceClient
 from etcd_actions.dead_letters import DeadLetter
 from etcd_actions.server._pb import etcd_actions_operations_pb2 as pb
 
+# Seconds between two checks of a dead letter that is retried.
 _CHECK_EVERY: Final = 0.5
 _WITHOUT: Final = "dead letters are not shown or changed"
 

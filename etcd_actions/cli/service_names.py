@@ -15,6 +15,7 @@ from etcd_actions.errors import NotFound, NotServed, ServiceRefused
 from etcd_actions.model import ROOT_ACTION, canonical_name, task_action_name
 from etcd_actions.model import flyte as conversions
 
+# The most runs that are read, and the most dashes at which the name of an object is divided.
 _MOST_RUNS: Final = 1_000
 _MOST_NAMES: Final = 50
 

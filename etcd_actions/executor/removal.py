@@ -11,6 +11,7 @@ from typing import Final
 REMOVED: Final = ".removed-"
 """The prefix of the names of directories that are being removed."""
 
+# Seconds for one of the programs that remove a directory.
 _WITHIN: Final = 600.0
 
 

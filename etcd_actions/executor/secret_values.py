@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 CODE: Final = "SecretNotAvailable"
 
 _VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+# Seconds to read the secrets of a task.
 _WITHIN: Final = 30.0
 # The variables that the executor sets.
 _RESERVED: Final = re.compile(r"(?:_U_|_F_|FLYTE_INTERNAL_).*|PATH|ACTION_NAME|RUN_NAME")

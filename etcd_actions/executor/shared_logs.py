@@ -24,7 +24,9 @@ from etcd_actions.executor.attempts.attempt_log import AttemptLog
 from etcd_actions.executor.supervision.bounded_log import LOG, LOG_BEFORE
 
 _DIRECTORY: Final = "log"
+# Seconds between two steps of a copy.
 _COPY_EVERY: Final = 1.0
+# Seconds for the file system of the copy.
 _FILES_WITHIN: Final = 20.0
 _APPEND: Final = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
 

@@ -28,6 +28,7 @@ UNIT: Final = "attempt_directory"
 """The kind of unit of a directory; see :mod:`etcd_actions._internal.containment`."""
 
 _FLAG: Final = "--executor-state-dir"
+# Seconds between two sweeps: at most, and at least.
 _LOOK_EVERY: Final = 3600.0
 _LEAST_EVERY: Final = 1.0
 

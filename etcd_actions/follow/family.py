@@ -39,6 +39,7 @@ from etcd_actions.storage.store import Store, key_of
 
 _MOST: Final = 100
 """The most keys of one transaction; etcd's --max-txn-ops is 128 by default."""
+# Reads of a family that changes at the same time; then its run is listed.
 _TRIES: Final = 3
 _PATIENCE: Final = 0.5
 """Seconds for the watch to reach the revision of the read, if progress is requested."""

@@ -58,6 +58,7 @@ from etcd_actions.run_service.protocol import MarkCompanions
 from etcd_actions.storage.store import Store
 from etcd_actions.watch import Change
 
+# Characters of a uid in a span.
 _LONGEST_UID = 128
 # Bytes of queued values up to which their decoded objects are kept with them.
 _BYTES_OF_OBJECTS = 256 * 1024

@@ -10,6 +10,7 @@ from connectrpc.code import Code
 
 from etcd_actions.server.error_codes import Refusal
 
+# The most clients whose rates are known.
 _MOST_CLIENTS = 10_000
 
 

@@ -14,6 +14,7 @@ import structlog
 from etcd_actions._internal.named_files import read_named_file, text_of
 from etcd_actions.errors import ConfigError
 
+# Bytes of the file.
 _MOST_BYTES = 1024 * 1024
 _MOST_NAME = 100
 _ATTRIBUTE: Final = re.compile(r"([a-z_]+)=(.*)", re.DOTALL)

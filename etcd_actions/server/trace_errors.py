@@ -13,6 +13,7 @@ from google.protobuf.message import DecodeError as BadMessage
 from etcd_actions._internal.untrusted_files import UnusableFile, in_thread, local_path, read_regular
 from etcd_actions.model import ErrorState
 
+# Bytes of the file.
 _MOST_BYTES = 1024 * 1024
 # It is stored in etcd, and sent to the subscribers of the action.
 _MOST_MESSAGE = 64 * 1024

@@ -17,6 +17,7 @@ from etcd_actions.cli.service_client import Unimplemented
 from etcd_actions.errors import ConfigError, NotFound
 from etcd_actions.server._pb import etcd_actions_operations_pb2 as pb
 
+# Runs of one request.
 _BATCH: Final = 50
 
 

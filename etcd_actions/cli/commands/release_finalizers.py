@@ -27,6 +27,7 @@ _TEMPLATE: Final = (
     "{{end}}{{end}}"
 )
 _LINE: Final = re.compile(r"([a-z0-9][-a-z0-9.]*) ([a-z0-9][-a-z0-9.]*) ([0-9]+)")
+# Patches at a time, and rounds: each lists the objects again that changed in between.
 _CONCURRENCY: Final = 4
 _ROUNDS: Final = 10
 

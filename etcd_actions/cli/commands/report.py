@@ -32,7 +32,9 @@ from etcd_actions.page.static_files import static_files
 MOST_DETAILED: Final = 2_000
 """Actions whose details a report has."""
 
+# Reads of details at a time.
 _AT_ONCE: Final = 8
+# Actions of one message.
 _IN_A_MESSAGE: Final = 200
 
 _FAILED: Final = (Phase.FAILED, Phase.TIMED_OUT, Phase.ABORTED)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from etcd_actions.etcd.endpoints import Endpoint
 
 _ROOT = 0
+# Seconds of silence after which a stream sends a message.
 _KEEPALIVE = 30.0
 
 

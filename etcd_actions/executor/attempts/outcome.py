@@ -28,6 +28,7 @@ from etcd_actions.model.earlier_attempts import shortened
 ERROR_FILE: Final = "error.pb"
 OUTPUTS_FILE: Final = "outputs.pb"
 
+# Bytes of an error file; a larger one is not read.
 _MOST_ERROR_FILE: Final = 4 * 1024 * 1024
 # Characters: the object with it has to fit into a request to etcd (1.5 MiB by default), and each
 # subscriber receives it.

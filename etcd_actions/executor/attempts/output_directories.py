@@ -26,6 +26,7 @@ from etcd_actions.executor.attempts.output_files import Outputs
 OUTPUTS: Final = "outputs"
 """The directory of the state directory with a file for each directory of outputs."""
 
+# Bytes of the file that names the attempt.
 _MOST: Final = 64 * 1024
 
 

@@ -23,6 +23,7 @@ from etcd_actions._internal.untrusted_files import (
 Outputs: TypeAlias = Path | str
 """A directory of this machine; or the URL of a directory that fsspec knows, such as ``s3://…``."""
 
+# Characters of a URL or a reason in a message.
 _MOST_REASON: Final = 500
 _URL: Final = re.compile(r"([a-z][a-z0-9+.-]*)://[^/]")
 _OF_THIS_MACHINE: Final = frozenset({"file", "local"})

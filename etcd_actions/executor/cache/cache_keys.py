@@ -27,7 +27,9 @@ if TYPE_CHECKING:
     from flyteidl2.core.literals_pb2 import Literal
     from flyteidl2.core.tasks_pb2 import TaskTemplate
 
+# Bytes of the inputs of a root; larger ones are not read.
 _MOST_OF_INPUTS: Final = 64 * 1024 * 1024
+# Seconds for the file system of the inputs.
 _READ_WITHIN: Final = 10.0
 
 

@@ -34,6 +34,7 @@ SDK_PROGRAM: Final = Path("bin", "a0")
 BUILD_LOG: Final = "build.log"
 CONTEXT: Final = "context"
 
+# Runs of the installer, if each fails because of the network.
 _NETWORK_TRIES: Final = 4
 # Seconds before the first retry; each later one doubles.
 _FIRST_DELAY: Final = 1.0

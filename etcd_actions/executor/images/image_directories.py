@@ -27,6 +27,7 @@ USE: Final = "use"
 """Locked, shared, by executors whose attempts use it; its time is the start of the last use."""
 
 _READY: Final = "ready.json"
+# Bytes of the file that names the complete environment.
 _MOST_READY: Final = 4096
 # Seconds for which a used environment stays even above the limit of bytes.
 _LEAST_UNUSED: Final = 3600.0

@@ -28,6 +28,7 @@ from etcd_actions.executor.launchers.launcher import (
     State,
 )
 
+# Starts of a supervisor that ends at once.
 _TRIES: Final = 3
 # Seconds for the file system of the outputs.
 _FILES_WITHIN: Final = 60.0

@@ -20,10 +20,15 @@ from etcd_actions._internal.untrusted_files import UnusableFile, read_regular
 from etcd_actions.executor.launchers.launcher import LauncherUnavailable
 
 _JOBS: Final = "/api/jobs/"
+# The most calls at a time, each in a thread.
 _AT_ONCE: Final = 16
+# Bytes of an answer.
 _MOST: Final = 4 * 1024 * 1024
+# Bytes of one read.
 _PART: Final = 64 * 1024
+# Bytes of the token's file.
 _MOST_TOKEN: Final = 16 * 1024
+# Characters of Ray's reason in a message.
 _MOST_TEXT: Final = 2000
 _OK: Final = 200
 _NOT_FOUND: Final = 404

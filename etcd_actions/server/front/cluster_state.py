@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 _EVERY: Final = 2.0
 """Seconds between two samples."""
+# The most dead letters, and characters of a text, that are shown.
 _MOST_DEAD_LETTERS: Final = 50
 _MOST_OF_A_TEXT: Final = 500
 

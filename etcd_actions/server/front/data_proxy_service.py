@@ -37,6 +37,7 @@ _M = TypeVar("_M", bound=Message)
 
 _MOST_READ: Final = 32 << 20
 """Bytes of inputs, or outputs, that a response contains."""
+# The most inputs and outputs that are read at a time.
 _READERS: Final = 8
 _LINK_SECONDS: Final = 3600
 """Seconds that a URL is valid if the request names no time."""

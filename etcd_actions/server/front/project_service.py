@@ -19,6 +19,7 @@ from etcd_actions.server.caller import CALLER
 DOMAINS: Final = ("development", "staging", "production")
 """The domains of every project, by default."""
 
+# Projects of a page: by default, and at most.
 _PAGE = 100
 _MOST_PAGE = 1000
 _CONDITION: Final = re.compile(r"(eq|ne|contains|value_in)\(\s*(\w+)\s*,\s*([^()]*)\)")

@@ -23,6 +23,7 @@ from etcd_actions.server._pb import etcd_actions_operations_pb2 as pb
 from etcd_actions.server.caller import CALLER
 from etcd_actions.server.streams import Streams
 
+# Bytes of a page of objects.
 _PAGE_BYTES = 1024 * 1024
 
 

@@ -44,6 +44,7 @@ STORED: Final = "stored/"
 LOCAL: Final = "local/"
 """The start of paths of other files of this machine, which end with their paths."""
 
+# The most uploads, and downloads, at a time; others wait.
 _UPLOADS: Final = 32
 _DOWNLOADS: Final = 128
 _PATIENCE: Final = 300.0

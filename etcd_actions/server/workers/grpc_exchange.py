@@ -19,6 +19,7 @@ from etcd_actions.web import Message, Receive, Send
 _PREFIX: Final = struct.Struct(">BI")
 _HEADERS: Final = ((b"content-type", b"application/grpc"),)
 _PRINTABLE: Final = "".join(map(chr, range(0x20, 0x7F))).replace("%", "")
+# Characters of a reason.
 _LONGEST: Final = 2_000
 _NUMBERS: Final = {
     Code.INVALID_ARGUMENT: 3,
