@@ -24,11 +24,10 @@ from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from etcd_actions import ActionId
-from etcd_actions.testing import free_port
 from tests.cli.command import ROOT, environment, finish, running
 from tests.executor.tasks import Machine
 from tests.server.clients import ConnectClient
-from tests.support.etcd_server import EtcdServer
+from tests.support.etcd_server import EtcdServer, free_port
 
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 

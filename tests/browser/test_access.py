@@ -9,12 +9,13 @@ import pytest
 from etcd_actions import Phase, open_actions_client
 from etcd_actions.actions.status import ActionStatus
 from etcd_actions.etcd.api import Etcd
-from etcd_actions.testing import EtcdServer, free_port
+from etcd_actions.testing import EtcdServer
 from tests.browser.shown import SETTLED, minutes_ago, phase_shown
 from tests.cli.command import running
 from tests.support import flyte
 from tests.support.chromium import Page
 from tests.support.devtools import DevtoolsError
+from tests.support.etcd_server import free_port
 from tests.support.page_data import put_runs
 from tests.support.page_runs import HOSTILE, small_run
 from tests.support.page_site import open_page_site

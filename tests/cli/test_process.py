@@ -16,7 +16,7 @@ import pytest
 import trio
 
 from tests.cli.command import DEADLINE, environment, running, until
-from tests.support.etcd_server import EtcdServer
+from tests.support.etcd_server import EtcdServer, free_port
 from tests.support.everyday import first_everyday
 from tests.support.waiting import eventually_holds
 
@@ -275,14 +275,6 @@ def test_standard_output_that_cannot_be_written(arguments: tuple[str, ...], wher
 def read_metrics(address: str) -> str:
     with urllib.request.urlopen(f"http://{address}/metrics", timeout=20) as answer:
         return str(answer.read(), "utf-8")
-
-
-def free_port() -> int:
-    import socket  # noqa: PLC0415
-
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
 
 
 def descendants(pid: int) -> list[int]:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from etcd_actions.testing import free_port
+from tests.support.etcd_server import free_port
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scancel", "squeue")
 _START_SECONDS = 60.0

@@ -20,11 +20,12 @@ import yaml
 from flyteidl2.actions import actions_service_pb2 as pb
 
 from etcd_actions import ActionId
-from etcd_actions.testing import EtcdServer, free_port
+from etcd_actions.testing import EtcdServer
 from tests.cli.command import environment, running
 from tests.deploy.test_dashboard import DEPLOY, filled, panels
 from tests.executor.tasks import Machine
 from tests.server.clients import ConnectClient
+from tests.support.etcd_server import free_port
 from tests.support.waiting import eventually_holds
 
 pytestmark = pytest.mark.slow

@@ -10,11 +10,12 @@ import pytest
 
 from etcd_actions import ActionId, ActionsClient, Phase, open_actions_client
 from etcd_actions.etcd.api import Etcd
-from etcd_actions.testing import EtcdServer, free_port
+from etcd_actions.testing import EtcdServer
 from tests.cli.command import running
 from tests.deploy.test_prometheus import Prometheus, scraping
 from tests.executor.tasks import Machine, until
 from tests.support.documents import block
+from tests.support.etcd_server import free_port
 from tests.support.waiting import eventually_holds
 
 pytestmark = pytest.mark.slow

@@ -19,7 +19,8 @@ from etcd_actions.doctor import Finding, Limits, Subject, examine
 from etcd_actions.etcd.connection_settings import ConnectionSettings, Tls, User
 from etcd_actions.etcd.endpoints import parse_endpoints
 from etcd_actions.model import LABEL_TERMINAL_STATUS_RECORDED, NamespaceTemplate
-from etcd_actions.testing import EtcdProcess, free_port
+from etcd_actions.testing import EtcdProcess
+from tests.support.etcd_server import free_port
 
 PREFIX = b"/registry/flyte.org/taskactions/"
 VERSION_IDS = {"version", "version-loses-writes", "version-has-bugs", "version-has-averted-bugs"}

@@ -7,9 +7,10 @@ from pathlib import Path
 
 from etcd_actions.doctor import KINDS, Kind
 from etcd_actions.etcd.versions import KNOWN_BUGS, known_bugs, loses_writes_when_killed
-from etcd_actions.testing import EtcdServer, free_port
+from etcd_actions.testing import EtcdServer
 from tests.cli.command import finish
 from tests.doctor.illness import VERSION_IDS
+from tests.support.etcd_server import free_port
 
 PAGE = Path(__file__).parents[2] / "docs" / "doctor.md"
 

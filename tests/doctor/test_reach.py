@@ -14,8 +14,9 @@ import trustme
 
 from etcd_actions.cli.exit_codes import ExitCode
 from etcd_actions.etcd.connection_settings import Tls
-from etcd_actions.testing import EtcdProcess, EtcdServer, OwnEtcd, free_port
+from etcd_actions.testing import EtcdProcess, EtcdServer, OwnEtcd
 from tests.doctor.illness import diagnose, start_encrypted
+from tests.support.etcd_server import free_port
 
 
 class Authority:

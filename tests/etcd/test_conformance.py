@@ -40,8 +40,8 @@ from etcd_actions.etcd.api import (
 from etcd_actions.etcd.paging import open_pages
 from etcd_actions.storage.store import Store
 from etcd_actions.testing import EtcdServer, MemoryStore, OwnEtcd
-from etcd_actions.testing.etcd_server import free_port
 from tests.etcd.conftest import Connect
+from tests.support.etcd_server import free_port
 from tests.support.recording import RecordingSink
 from tests.support.scene import judge_delivery, reflecting
 from tests.support.waiting import eventually

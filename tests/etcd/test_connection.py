@@ -17,8 +17,8 @@ from etcd_actions import open_etcd
 from etcd_actions.errors import ConfigError, OutcomeUnknown, Unavailable
 from etcd_actions.etcd import Etcd, EtcdClient, Tls, TransportName
 from etcd_actions.etcd.api import KeyRange, WatchCreate
-from etcd_actions.testing import free_port
 from tests.support.cluster import Certificates, EtcdCluster, KeyPair, ServerTls
+from tests.support.etcd_server import free_port
 from tests.support.everyday import first_everyday
 from tests.support.pem import locked, subject_hash
 from tests.support.recording import RecordingSink

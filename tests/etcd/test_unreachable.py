@@ -9,7 +9,7 @@ from etcd_actions import open_etcd
 from etcd_actions.errors import OutcomeUnknown, Unavailable
 from etcd_actions.etcd import TransportName
 from etcd_actions.etcd.api import KeyRange, WatchCreate
-from etcd_actions.testing.etcd_server import free_port
+from tests.support.etcd_server import free_port
 
 
 async def test_nobody_listening_is_unavailable_and_nothing_was_written(

@@ -15,7 +15,7 @@ import trustme
 from etcd_actions._internal.backoff import Backoff
 from etcd_actions.http2 import CallFailed, Channel, ChannelSettings, Code, Target, open_channel
 from etcd_actions.http2.connection import ClientConnection
-from etcd_actions.testing import free_port
+from tests.support.etcd_server import free_port
 from tests.support.http2_server import answering, serving, silent
 from tests.support.waiting import eventually
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import socket
 from collections import Counter
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
@@ -12,15 +11,11 @@ import psutil
 import trio
 
 from tests.cli.command import Running, finish, running
+from tests.support.etcd_server import free_port
+
+__all__ = ["PROGRAMS", "Site", "free_port", "kill"]
 
 PROGRAMS = Path(__file__).parent / "programs"
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
 
 
 class Site:

@@ -51,10 +51,16 @@ async def whole(receive: Receive) -> bytes | None:
 
 
 class Small:
-    """An application: /ok, /body and /long (how long it is), /wait (until let go), /large."""
+    """An application: /ok, /body and /long (how long it is), /wait (until let go), /large.
+
+    Attributes:
+        waiting: How many requests of /wait and /large are under way.
+        begun: How many of /large have begun, also if they have ended.
+    """
 
     def __init__(self) -> None:
         self.waiting = 0
+        self.begun = 0
         self.left = 0
         self.go = trio.Event()
         self.hook: Callable[[], None] = lambda: None
@@ -86,6 +92,7 @@ class Small:
             self.waiting -= 1
 
     async def _large(self, send: Send) -> None:
+        self.begun += 1
         self.waiting += 1
         try:
             await send({"type": "http.response.start", "status": 200, "headers": []})

@@ -130,7 +130,7 @@ async def test_a_client_that_takes_nothing_is_given_up(
         client(server, authority) as stream,
     ):
         await stream.send_all(request("/large"))
-        await eventually(lambda: application.waiting == 1)
+        await eventually(lambda: application.begun == 1)
         await eventually(lambda: application.waiting == 0)
         await eventually(lambda: server.listener.statistics().open_connections == 0)
         assert server.containment.failures == {}
