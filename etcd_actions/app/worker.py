@@ -32,7 +32,7 @@ from etcd_actions.app.telemetry import open_telemetry
 from etcd_actions.client import ActionsClient, open_actions_client
 from etcd_actions.config import Config, settings
 from etcd_actions.errors import ConfigError
-from etcd_actions.etcd import open_connection
+from etcd_actions.etcd import ConnectionSettings, open_connection
 from etcd_actions.etcd.api import Etcd
 from etcd_actions.etcd.quorum import QuorumMonitor, open_quorum_monitor
 from etcd_actions.model import DEFAULT_NAMESPACE
@@ -57,7 +57,7 @@ class Worker:
 
     Args:
         config: The settings.
-        endpoints: The endpoints of etcd.
+        connection: The connection to etcd, or to a service in place of it.
         stop: The request to end.
         containment: Counts and logs the failures of its parts.
         lines_dropped: Returns the number of log lines that were dropped, for the metrics.
@@ -69,13 +69,13 @@ class Worker:
     def __init__(
         self,
         config: Config,
-        endpoints: str,
+        connection: ConnectionSettings,
         stop: Stop,
         containment: Containment,
         lines_dropped: Callable[[], int],
     ) -> None:
         self._config = config
-        self._endpoints = endpoints
+        self._connection = connection
         self._stop = stop
         self._containment = containment
         self._lines_dropped = lines_dropped
@@ -102,9 +102,7 @@ class Worker:
         enter = partial(stop.enter, stack)
         namespace, template = config[settings.NAMESPACE], config.namespace_template
         await enter(open_telemetry(config[settings.OTLP_ENDPOINT]), "the collector of traces")
-        etcd = await enter(
-            open_connection(config.connection(self._endpoints)), "the connection to etcd"
-        )
+        etcd = await enter(open_connection(self._connection), "the connection to etcd")
         quorum = await enter(open_quorum_monitor(etcd), "the monitor of the quorum")
         client = await enter(
             open_actions_client(
@@ -122,7 +120,7 @@ class Worker:
         _log.info(
             "started",
             version=__version__,
-            endpoints=self._endpoints,
+            **self._where(),
             prefix=config[settings.PREFIX].decode(),
             executor="ray" if config[settings.EXECUTOR] == "ray" else "local",
             slots=offer.slots,
@@ -154,6 +152,11 @@ class Worker:
             stop.doing = "the executor"
             tasks.cancel_scope.cancel("stopping")
         await client.stop_watching(0)
+
+    def _where(self) -> dict[str, str]:
+        addresses = ",".join(map(str, self._connection.endpoints))
+        kind = "endpoints" if self._connection.token_file is None else "service"
+        return {kind: addresses}
 
     async def _execute(
         self,

@@ -6,14 +6,28 @@ from typing import TypeVar
 
 from etcd_actions.config import settings
 from etcd_actions.config.resolution import Resolution
-from etcd_actions.config.security import PromptPassword, check_tls, make_tls, make_user, tls_sources
+from etcd_actions.config.security import (
+    PromptPassword,
+    check_pem,
+    check_tls,
+    make_tls,
+    make_user,
+    tls_sources,
+)
 from etcd_actions.config.setting import Setting
 from etcd_actions.errors import ConfigError
-from etcd_actions.etcd.connection_settings import ConnectionSettings
+from etcd_actions.etcd.bearer_token import read_bearer_token
+from etcd_actions.etcd.connection_settings import ConnectionSettings, Tls
 from etcd_actions.etcd.endpoints import parse_endpoints
 from etcd_actions.model import NamespaceTemplate
 
 T = TypeVar("T")
+
+_OF_ETCD: tuple[Setting[object], ...] = (
+    settings.ENDPOINTS,
+    settings.DATA_DIR,
+    settings.TRANSPORT,
+)
 
 
 class Config:
@@ -88,6 +102,41 @@ class Config:
         """The flags and variables that switch TLS on or name a user."""
         user = [self.source(settings.USER)] if self.is_given(settings.USER) else []
         return tls_sources(self._values) + user
+
+    def service_connection(self) -> ConnectionSettings:
+        """The connection of a worker to the service, in place of etcd.
+
+        Raises:
+            ConfigError: Settings of etcd are given, too, or there is no usable token.
+        """
+        service = self[settings.SERVICE]
+        assert service is not None
+        flag = self.source(settings.SERVICE)
+        given = [self.source(each) for each in _OF_ETCD if self.is_given(each)] + self.security
+        if given:
+            raise ConfigError(
+                f"{flag} is used in place of etcd, but {', '.join(given)} is for etcd: leave one "
+                "of them out"
+            )
+        token_file = self[settings.SERVICE_TOKEN_FILE]
+        if token_file is None:
+            raise ConfigError(
+                f"{flag} needs {settings.SERVICE_TOKEN_FILE.flag}: a file with a token that has "
+                "role=worker in the --token-file of the service"
+            )
+        read_bearer_token(token_file, self.source(settings.SERVICE_TOKEN_FILE))
+        cacert = self[settings.SERVICE_CACERT]
+        if cacert is not None:
+            check_pem(cacert, self.source(settings.SERVICE_CACERT))
+        return ConnectionSettings(
+            endpoints=(service,),
+            tls=None if cacert is None else Tls(ca=cacert),
+            token_file=token_file,
+            dial_timeout=self[settings.DIAL_TIMEOUT],
+            request_timeout=self[settings.COMMAND_TIMEOUT],
+            keepalive_time=self[settings.KEEPALIVE_TIME],
+            keepalive_timeout=self[settings.KEEPALIVE_TIMEOUT],
+        )
 
     def connection(self, default_endpoints: str) -> ConnectionSettings:
         """The connection to the endpoints, or to ``default_endpoints`` if none are given.

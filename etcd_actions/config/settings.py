@@ -574,6 +574,7 @@ WORKER: tuple[Setting[object], ...] = tuple(
     each
     for each in SETTINGS
     if each.scope in ("all", "worker")
+    or each.group == _BACKEND.title
     or each in (GRACE, STATS_INTERVAL, LISTEN_USERS, BLOB_DIR)
     or each.group in (_MONITORING.title, _EXECUTOR.title)
 )

@@ -11,7 +11,6 @@ back-off until it is terminal.
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import structlog
 import trio
@@ -25,7 +24,7 @@ from etcd_actions.executor.action_run import ActionRun
 from etcd_actions.executor.attempts.attempt_directory import (
     AttemptDirectory,
     directory_names,
-    directory_of,
+    started_attempts,
 )
 from etcd_actions.executor.cache.caching import Caching
 from etcd_actions.executor.child_aborts import ChildAborts
@@ -349,9 +348,12 @@ class Executor:
             known = {
                 name: known for name in names if (known := self._shared.board.get(name)) is not None
             }
-            updates = {name: each.update for name, each in known.items()}
+            present = {
+                name: (each.update.incarnation, max(each.update.attempts, 1))
+                for name, each in known.items()
+            }
             started = await trio.to_thread.run_sync(
-                _started, self._shared.settings.state_dir, updates, abandon_on_cancel=True
+                started_attempts, self._shared.settings.state_dir, present, abandon_on_cancel=True
             )
         for name in names:
             if not self._shared.schedule.is_unexamined(name):
@@ -493,12 +495,3 @@ class Executor:
     def _wake_later(self, seconds: float) -> None:
         """Check again within so many seconds: free memory causes no update."""
         self._wakes_within = min(self._wakes_within, seconds)
-
-
-def _started(state_dir: Path, updates: dict[str, ActionUpdate]) -> set[str]:
-    """The actions whose present attempt was started."""
-    return {
-        name
-        for name, each in updates.items()
-        if directory_of(state_dir, each.incarnation, max(each.attempts, 1)).was_started
-    }

@@ -107,7 +107,9 @@ class Bench:
             *("--executor-state-dir", str(directory / "state")),
         )
         working = stack.enter_context(
-            worker(self.server.address, directory / "worker.log", *common, *executing)
+            worker(
+                ("--endpoints", self.server.address), directory / "worker.log", *common, *executing
+            )
         )
         self._processes = (psutil.Process(self.server.pid), serving, following, working)
         self._idle = [0.0] * len(self._processes)

@@ -274,15 +274,20 @@ def service(etcd: str, log: Path, *more: str) -> Iterator[tuple[str, psutil.Proc
 
 
 @contextmanager
-def worker(etcd: str, log: Path, *more: str) -> Iterator[psutil.Process]:
+def worker(where: Sequence[str], log: Path, *more: str) -> Iterator[psutil.Process]:
     """``etcd-actions worker``, once it is ready; it offers any number of CPUs.
+
+    Args:
+        where: The flags that name etcd, or a service.
+        log: The file of its log.
+        more: Other flags.
 
     Raises:
         ChildFailed: It does not come up.
     """
     (port,) = free_ports(1)
     command = [
-        sys.executable, "-m", "etcd_actions", "worker", "--endpoints", etcd, "--cpus", "1000",
+        sys.executable, "-m", "etcd_actions", "worker", *where, "--cpus", "1000",
         "--monitoring-listen", f"127.0.0.1:{port}", "--log-level", "error", *more,
     ]  # fmt: skip
     with process(command, log, gentle=True) as started:

@@ -1,13 +1,16 @@
 """Measures replicas of the service, their hand-over, and workers.
 
-    .venv/bin/python -m scripts.bench.replicas [replicas|runs|handover|workers]... [--write]
+    .venv/bin/python -m scripts.bench.replicas [PART]... [--write]
+
+The parts:
 
 *replicas*: 1, 2, 4 and 8 processes of ``etcd-actions run`` follow one load. On few cores their
 rates say nothing, so the table has the processor time of an event and the bytes of a replica.
 *runs*: the same processes, while runs of one action each begin and end, with their records.
 *handover*: actions end all the time, while the leader gets SIGTERM, or is killed; the longest time
 from an end to its mark is the hand-over. *workers*: 1, 2, 4 and 8 processes of ``etcd-actions
-worker`` run the same tasks, which are shells without the SDK.
+worker`` run the same tasks, which are shells without the SDK. *service-workers*: the same with a
+token of the service, and without etcd.
 
 Everything is on one machine; the order of the sizes alternates between the rounds.
 """
@@ -212,7 +215,9 @@ async def _act_after(seconds: float, act: Callable[[], None]) -> None:
     act()
 
 
-def workers(directory: Path, count: int, flags: Sequence[str]) -> Figures:
+def workers(
+    directory: Path, count: int, flags: Sequence[str], *, over_service: bool = False
+) -> Figures:
     """Some workers of two slots each, and as many tasks for all of them."""
     with ExitStack() as stack:
         server = stack.enter_context(etcd_server(etcd_binary(None), directory))
@@ -225,28 +230,39 @@ def workers(directory: Path, count: int, flags: Sequence[str]) -> Figures:
                 *("--executor-state-dir", str(directory / f"state-{number}")),
             )
 
+        own, accepted = directory / "token", directory / "tokens"
+        own.write_text("worker-token\n")
+        accepted.write_text("worker-token name=w role=worker\n")
+        access = ("--token-file", str(accepted), "--worker-access") if over_service else ()
         # The service records and marks.
-        stack.enter_context(service(server.address, directory / "service.log", *common))
+        address, serving = stack.enter_context(
+            service(server.address, directory / "service.log", *common, *access)
+        )
+        where: tuple[str, ...] = ("--endpoints", server.address)
+        if over_service:
+            where = ("--service", address, "--service-token-file", str(own))
         running = [
             stack.enter_context(
-                worker(server.address, directory / f"{number}.log", *common, *offered(number))
+                worker(where, directory / f"{number}.log", *common, *offered(number))
             )
             for number in range(count)
         ]
         settle(server)
         etcd = psutil.Process(server.pid)
-        before = [total_cpu_seconds(each) for each in (etcd, *running)]
+        measured = (etcd, serving, *running)
+        before = [total_cpu_seconds(each) for each in measured]
         revision = server.revision()
         seconds = trio.run(_run_tasks, server.address, directory)
         settle(server)
         spent = [
             1000 * (total_cpu_seconds(each) - start) / _TASKS
-            for each, start in zip((etcd, *running), before, strict=True)
+            for each, start in zip(measured, before, strict=True)
         ]
         return {
             "rate": _TASKS / seconds,
             "etcd_ms": spent[0],
-            "workers_ms": sum(spent[1:]),
+            "service_ms": spent[1],
+            "workers_ms": sum(spent[2:]),
             "writes": (server.revision() - revision) / _TASKS,
         }
 
@@ -381,20 +397,28 @@ def workers_table(found: dict[int, Figures]) -> str:
             f"{size}",
             f"{one['rate']:,.1f}",
             f"{one['etcd_ms']:,.1f}",
+            f"{one['service_ms']:,.1f}",
             f"{one['workers_ms']:,.1f}",
             f"{one['writes']:,.1f}",
         ]
         for size, one in found.items()
     ]
-    head = ["workers", "tasks/s", "CPU ms of etcd a task", "of all workers", "revisions a task"]
+    head = [
+        "workers",
+        "tasks/s",
+        "CPU ms of etcd a task",
+        "of the service",
+        "of all workers",
+        "revisions a task",
+    ]
     return table(head, rows)
 
 
 def main() -> None:
     """Measure, and print or keep the tables."""
-    parts = ("replicas", "runs", "handover", "workers")
+    parts = ("replicas", "runs", "handover", "workers", "service-workers")
     parser = argparse.ArgumentParser()
-    parser.add_argument("parts", nargs="*", choices=[[], *parts], default=list(parts))
+    parser.add_argument("parts", nargs="*", choices=[[], *parts], default=list(parts[:-1]))
     parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES))
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--run-flag", action="append", default=[], help="for etcd-actions run")
@@ -410,8 +434,11 @@ def main() -> None:
         elif part == "runs":
             sized = rounds(options.sizes, options.rounds, partial(runs, flags=flags))
             texts[part] = runs_table(sized)
-        elif part == "workers":
-            sized = rounds(options.sizes, options.rounds, partial(workers, flags=()))
+        elif part.endswith("workers"):
+            over = part == "service-workers"
+            sized = rounds(
+                options.sizes, options.rounds, partial(workers, flags=(), over_service=over)
+            )
             texts[part] = workers_table(sized)
         else:
             kinds = {"stops (SIGTERM)": signal.SIGTERM, "is killed": signal.SIGKILL}

@@ -42,14 +42,19 @@ class Site:
 
     def worker(self, name: str, endpoint: str, *flags: str) -> AbstractContextManager[Running]:
         """A worker with its own state directory, in its namespace, for as long as the context."""
+        return self.worker_at(name, ("--endpoints", endpoint), *flags)
+
+    def worker_at(
+        self, name: str, where: tuple[str | Path, ...], *flags: str
+    ) -> AbstractContextManager[Running]:
+        """The same, with the flags that name etcd, or a service."""
         logs = self.directory / f"logs-{name}"
         logs.mkdir(exist_ok=True)
         machine = self.within.get(name)
         return running(
             logs,
             "worker",
-            "--endpoints",
-            endpoint,
+            *where,
             "--prefix",
             self.prefix.decode(),
             "--executor-state-dir",

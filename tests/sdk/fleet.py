@@ -6,6 +6,7 @@ state directory, etcd and the store, and no state directory of another one.
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ from flyteidl2.task.common_pb2 import Outputs
 from etcd_actions.etcd.api import Etcd, KeyRange
 from etcd_actions.model import Keyspace
 from tests.cli.command import Running, running
-from tests.sdk.service import Site
+from tests.sdk.service import Site, free_port
 from tests.support.attempt_oracle import (
     Reported,
     Start,
@@ -34,6 +35,7 @@ from tests.support.cluster import EtcdCluster
 from tests.support.namespaces import Namespace, open_network
 from tests.support.oracle import read_history
 from tests.support.patient import patiently
+from tests.support.ray_cluster import RayCluster
 from tests.support.waiting import eventually, eventually_holds
 
 RUN: Final = "rfleet"
@@ -156,6 +158,7 @@ class Fleet(Site):
         self.faults: list[str] = []
         self.executor = ("--executor", "none", "--blob-dir", str(store / "blobs"))
         self.state_dir = directory / "state"
+        self._ray_state = directory / "ray"
         self._logs = directory / "logs"
         self._machines = directory / "machines"
         self._began = 0.0
@@ -182,6 +185,25 @@ class Fleet(Site):
             *flags,
             within=machine.command("sh", "-c", _MOUNTS, "sh", *own),
         )
+
+    def ray_worker(self, cluster: RayCluster, python: Path) -> AbstractContextManager[Running]:
+        """A worker on this machine that submits to a Ray cluster."""
+        return running(
+            self._logs,
+            "worker",
+            *self.common,
+            *("--python", python),
+            *("--executor-state-dir", self._ray_state),
+            *("--executor-claim-ttl", str(CLAIM_TTL)),
+            *("--blob-dir", self.directory / "blobs"),
+            *("--pool", "ray", "--executor", "ray", "--ray-address", cluster.address),
+            *("--tasks-listen", f"127.0.0.1:{free_port()}", "--executor-slots", "8"),
+        )
+
+    def jobs_started(self) -> int:
+        """How many starts there were on this machine, which are those of Ray's jobs."""
+        here = os.readlink("/proc/self/ns/net")  # noqa: PTH115 - no path
+        return sum(each.machine == here for each in self.all_starts())
 
     def note(self, fault: str) -> None:
         """Note what is broken now."""

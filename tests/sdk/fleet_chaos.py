@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import trio
 
 from etcd_actions.etcd import ConnectionSettings, open_connection
 from etcd_actions.etcd.api import Etcd
@@ -12,28 +16,42 @@ from tests.cli.command import Running
 from tests.sdk.fleet import MACHINES, RUN, Fleet, Outcome, Program
 from tests.sdk.service import free_port, kill
 from tests.support.attempt_oracle import attempt_problems
-from tests.support.waiting import eventually_holds
+from tests.support.ray_cluster import RayCluster
+from tests.support.waiting import eventually, eventually_holds
 
 _ENDS_WITHIN = 1800.0
 _EVERY = 0.1
 
 
-async def run_program(fleet: Fleet, program: Program) -> Outcome:
+class Ray(NamedTuple):
+    """A Ray cluster, and the interpreter of its environment."""
+
+    cluster: RayCluster
+    python: Path
+
+
+async def run_program(fleet: Fleet, program: Program, ray: Ray | None = None) -> Outcome:
     """Run the program to its end while each part is killed once; the outcome has the problems.
 
     In this order: the process of a worker, the service, etcd's leader, the link of a machine for
-    longer than its claims last, and a machine with all of its processes.
+    longer than its claims last, and a machine with all of its processes. In that time Ray's head.
+
+    Args:
+        fleet: The machines.
+        program: The program.
+        ray: Runs the program's jobs; needed if it has some.
     """
     endpoints = parse_endpoints(fleet.cluster.endpoints)
     with ExitStack() as stack:
         async with open_connection(ConnectionSettings(endpoints=endpoints)) as etcd:
-            story = _Story(fleet, program, stack)
+            story = _Story(fleet, program, stack, ray)
             await story.play(etcd)
             return await story.outcome(etcd)
 
 
 class _Story:
-    def __init__(self, fleet: Fleet, program: Program, stack: ExitStack) -> None:
+    def __init__(self, fleet: Fleet, program: Program, stack: ExitStack, ray: Ray | None) -> None:
+        self._ray = ray
         self._fleet = fleet
         self._program = program
         self._stack = stack
@@ -43,15 +61,30 @@ class _Story:
     async def play(self, etcd: Etcd) -> None:
         """Run the program, with all faults, to its end."""
         fleet, port = self._fleet, free_port()
+        if self._ray is not None:
+            # On a busy machine it gives up, so nothing else starts at the same time.
+            await self._ray.cluster.start()
         service = self._stack.enter_context(fleet.service(port))
         await service.logged("serving")
         for name in MACHINES:
             self._start_worker(name)
-        for worker in self._workers.values():
-            await worker.logged("working")
+        if self._ray is not None:
+            worker = fleet.ray_worker(*self._ray)
+            self._workers["ray"] = self._stack.enter_context(worker)
+        for each in self._workers.values():
+            await each.logged("working")
         fleet.begin()
         inputs = self._program.inputs(fleet.notes)
         await fleet.submit("fleet.py", "tree", *inputs, run=RUN)
+        async with trio.open_nursery() as nursery:
+            if self._ray is not None:
+                nursery.start_soon(self._kill_head, self._ray.cluster)
+            await self._break_each(etcd, service, port)
+        await fleet.until_ended(etcd, _ENDS_WITHIN)
+        self._seconds = fleet.seconds
+
+    async def _break_each(self, etcd: Etcd, service: Running, port: int) -> None:
+        fleet = self._fleet
         await self._started(0.1)
         fleet.note("worker of machine a killed")
         kill(self._workers["a"])
@@ -74,8 +107,16 @@ class _Story:
         fleet.machines["c"].kill_all()
         await self._started(0.8)
         self._start_worker("c")
-        await fleet.until_ended(etcd, _ENDS_WITHIN)
-        self._seconds = fleet.seconds
+
+    async def _kill_head(self, cluster: RayCluster) -> None:
+        """Kill Ray's head once a third of the jobs have started, and start it again."""
+        third = self._program.on_ray / 3
+        await eventually(lambda: self._fleet.jobs_started() >= third, within=600, every=_EVERY)
+        self._fleet.note("head of Ray killed")
+        await trio.to_thread.run_sync(cluster.kill, "head")
+        await self._workers["ray"].logged("ray_unavailable")
+        await cluster.start()
+        self._fleet.note("head of Ray started again")
 
     async def outcome(self, etcd: Etcd) -> Outcome:
         """What it showed, with all problems."""

@@ -87,7 +87,8 @@ def _reported(entry: Entry | KeyValue) -> Reported:
 def attempt_problems(states: Iterable[Reported], starts: Sequence[Start]) -> list[str]:
     """Each broken promise about the attempts of actions that have all succeeded.
 
-    An attempt is started at most once, after its RUNNING was written, and none after its
+    An attempt is started at most once, after its RUNNING was written, or INITIALIZING if a worker
+    submits it to Ray, and none after its
     successor or after a success. It is reported once: by a terminal state, or by the next attempt.
     """
     histories: defaultdict[str, list[Reported]] = defaultdict(list)
@@ -143,7 +144,8 @@ def _start_problems(name: str, started: list[int], history: Sequence[Reported]) 
     last = history[-1].attempt
     if last not in started:
         problems.append(f"missing: {name}/{last} succeeded and was not started")
-    ran = {each.attempt for each in history if each.phase is Phase.RUNNING}
+    claimed = (Phase.INITIALIZING, Phase.RUNNING)
+    ran = {each.attempt for each in history if each.phase in claimed}
     for attempt in sorted(set(started)):
         if attempt > last:
             problems.append(f"late: {name}/{attempt} was started after the success of {last}")

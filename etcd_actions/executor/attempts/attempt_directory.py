@@ -12,7 +12,7 @@ import re
 import secrets
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
@@ -418,6 +418,19 @@ def directory_of(state_dir: Path, incarnation: Incarnation, attempt: int) -> Att
         )
         return place
     return before
+
+
+def started_attempts(state_dir: Path, attempts: Mapping[str, tuple[Incarnation, int]]) -> set[str]:
+    """The names of the attempts, each an object and a number, that were started here.
+
+    Raises:
+        OSError: There are too few descriptors, or too little memory, to read that now.
+    """
+    return {
+        name
+        for name, (incarnation, number) in attempts.items()
+        if directory_of(state_dir, incarnation, number).was_started
+    }
 
 
 def directory_names(incarnation: Incarnation) -> set[str]:

@@ -322,7 +322,7 @@ class WorkerAccess:
             raise Refusal(
                 Code.FAILED_PRECONDITION,
                 "this service has no part of etcd for workers: start etcd-actions run with "
-                "--worker-access true",
+                "--worker-access",
             )
         try:
             identity = await self._calls.admit_worker(scope)

@@ -10,6 +10,7 @@ from pathlib import Path
 import flyte
 
 env = flyte.TaskEnvironment(name="fleet")
+ray = flyte.TaskEnvironment(name="ray", queue="ray")
 
 
 def note(directory: str) -> None:
@@ -34,7 +35,7 @@ async def leaf(number: int, seconds: float, directory: str) -> int:
 
 
 # A head that is killed takes an attempt with it, which counts as the task's own failure.
-@env.task(queue="ray", retries=3)
+@ray.task(retries=3)
 async def job(number: int, seconds: float, directory: str) -> int:
     note(directory)
     await asyncio.sleep(seconds)

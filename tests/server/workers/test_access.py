@@ -197,7 +197,7 @@ async def test_without_the_flag_all_is_refused(
     client: ActionsClient, settings: ServerSettings, connect: Connect
 ) -> None:
     async with open_actions_server(client, settings) as server, connect(server) as etcd:
-        with pytest.raises(InvalidRequest, match="--worker-access true"):
+        with pytest.raises(InvalidRequest, match="--worker-access"):
             await etcd.range(KeyRange.of_prefix(client.keys.prefix))
 
 
