@@ -143,7 +143,9 @@ class OwnActions:
         self._note_synced()
 
     def _note_synced(self) -> None:
-        if all(self._followed[each].is_synced for each in self._own):
+        followed = (self._followed.get(each) for each in self._own)
+        # One that was left, and came back, is absent until it is followed anew.
+        if all(one is not None and one.is_synced for one in followed):
             self.is_synced = True
 
     def _names(self, range_: ShardRange) -> list[str]:

@@ -6,6 +6,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from flyteidl2.actions.actions_service_pb2 import Action
@@ -13,7 +15,8 @@ from flyteidl2.actions.actions_service_pb2 import Action
 from etcd_actions import ActionId, ActionsClient, Phase
 from etcd_actions.etcd.api import Etcd
 from etcd_actions.executor import Executor
-from etcd_actions.shards import EVERYTHING
+from etcd_actions.executor.own_actions import OwnActions, _Followed
+from etcd_actions.shards import EVERYTHING, ShardRange
 from tests.executor.fakes import Bench
 from tests.executor.tasks import until
 from tests.pipeline.sharding import RUNS, SHARDED, root, sharing, until_owned
@@ -210,3 +213,17 @@ async def test_a_process_that_runs_no_actions_leaves_none_behind(
             one.attempts.finish(f"{run}-a0")
             await until(one.client, root(run), Phase.SUCCEEDED)
         await eventually(lambda: not board(first))
+
+
+def test_a_shard_that_is_not_followed_yet_is_not_synced() -> None:
+    """Its updates ended when it was left; it came back before they are received again."""
+    here, back = ShardRange(b"", b"flyte/m"), ShardRange(b"flyte/m", b"~")
+    work = SimpleNamespace(ranges=lambda: frozenset({here, back}))
+    shared = cast(Any, SimpleNamespace(client=SimpleNamespace(work=work)))
+    own = OwnActions(shared, cast(Any, None), held=tuple, admit=print, forget=print)
+    followed = own._followed[here] = _Followed()
+    own._synced(followed)
+    assert not own.is_synced
+    own._followed[back] = _Followed(is_synced=True)
+    own._synced(followed)
+    assert own.is_synced
