@@ -37,6 +37,7 @@ from etcd_actions import (
     open_etcd,
 )
 from etcd_actions.cli.command_line import commands
+from etcd_actions.cli.flags import Command
 from etcd_actions.config import SETTINGS
 from etcd_actions.model.earlier_attempts import EarlierAttempt
 from etcd_actions.server.tokens import Tokens
@@ -136,6 +137,9 @@ def _parse(arguments: list[str]) -> None:
         name, command, arguments = group.resolve_command(context, arguments)
         assert command is not None
         group, context = command, click.Context(command, parent=context, info_name=name)
+    if isinstance(group, Command):
+        # A truth value alone is true.
+        arguments = list(group._completed(arguments))
     # The parser looks at no values: a file that is not here is no mistake of the document.
     _, rest, _ = group.make_parser(context).parse_args(list(arguments))
     wanted = [each for each in group.params if isinstance(each, click.Argument)]
