@@ -144,7 +144,7 @@ class OwnActions:
 
     def _note_synced(self) -> None:
         followed = (self._followed.get(each) for each in self._own)
-        # One that was left, and came back, is absent until it is followed anew.
+        # One that was left, and came back, is absent until it is followed again.
         if all(one is not None and one.is_synced for one in followed):
             self.is_synced = True
 
