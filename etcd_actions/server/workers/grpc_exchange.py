@@ -13,6 +13,7 @@ from urllib.parse import quote
 
 from connectrpc.code import Code
 
+from etcd_actions.http2 import Code as Status
 from etcd_actions.server.error_codes import Refusal
 from etcd_actions.web import Message, Receive, Send
 
@@ -21,18 +22,6 @@ _HEADERS: Final = ((b"content-type", b"application/grpc"),)
 _PRINTABLE: Final = "".join(map(chr, range(0x20, 0x7F))).replace("%", "")
 # Characters of a reason.
 _LONGEST: Final = 2_000
-_NUMBERS: Final = {
-    Code.INVALID_ARGUMENT: 3,
-    Code.NOT_FOUND: 5,
-    Code.PERMISSION_DENIED: 7,
-    Code.RESOURCE_EXHAUSTED: 8,
-    Code.FAILED_PRECONDITION: 9,
-    Code.OUT_OF_RANGE: 11,
-    Code.UNIMPLEMENTED: 12,
-    Code.INTERNAL: 13,
-    Code.UNAVAILABLE: 14,
-    Code.UNAUTHENTICATED: 16,
-}
 
 
 async def messages(receive: Receive, most: int) -> AsyncGenerator[bytes]:
@@ -89,9 +78,10 @@ class Response:
     async def end(self, refusal: Refusal | None) -> None:
         """Send the status: OK, or that of a refusal."""
         await self._start()
-        code, reason = 0, ""
+        code, reason = Status.OK, ""
         if refusal is not None:
-            code, reason = _NUMBERS.get(refusal.code, 2), refusal.message[:_LONGEST]
+            code = Status.__members__.get(refusal.code.name, Status.UNKNOWN)
+            reason = refusal.message[:_LONGEST]
         trailers = [(b"grpc-status", b"%d" % code)]
         if reason:
             trailers.append((b"grpc-message", quote(reason, safe=_PRINTABLE).encode()))
