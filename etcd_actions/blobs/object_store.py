@@ -15,6 +15,7 @@ from contextlib import aclosing, asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, Literal, TypeVar
+from weakref import WeakValueDictionary
 
 import trio
 
@@ -37,6 +38,9 @@ class ObjectStore:
 
     Outputs of actions are not directly below the prefix: Flyte inserts two characters between the
     bucket and the rest, ``s3://bucket/x7/prefix/runs/…``. Their keys begin with ``@x7/``.
+
+    Of two uploads of one key in this process, one wins. In two processes that holds in S3, whose
+    package lets the store decide. Other packages of fsspec may look first and write then.
 
     Args:
         url: The bucket, with or without a prefix.
@@ -66,6 +70,8 @@ class ObjectStore:
         self._root = str(root).rstrip("/")
         self._bucket = self._root.removesuffix(self._prefix).rstrip("/") if self._prefix else ""
         self._threads = trio.CapacityLimiter(_THREADS)
+        # By path. fsspec's own way to create a file looks first and writes then.
+        self._creating: WeakValueDictionary[str, trio.Lock] = WeakValueDictionary()
 
     async def put(
         self,
@@ -80,7 +86,7 @@ class ObjectStore:
         path = self._path(key)
         name = Path(tempfile.gettempdir()) / f"etcd-actions-{secrets.token_hex(16)}"
         receiving = open_spool(name, parts, self._in_thread, most=most, length=length, md5=md5)
-        async with receiving as spool:
+        async with receiving as spool, self._creation_of(path):
             await self._in_thread(self._hand_over, spool, path)
         return BlobInfo(key, spool.size, 0.0)
 
@@ -112,7 +118,8 @@ class ObjectStore:
         The blob is copied. A blob that is stored at the old key between the last check and the
         deletion is deleted.
         """
-        return await self._in_thread(self._rename, key, to, unless_after)
+        async with self._creation_of(self._path(to)):
+            return await self._in_thread(self._rename, key, to, unless_after)
 
     async def below(self, prefix: str) -> AsyncGenerator[BlobInfo]:
         """See :meth:`~etcd_actions.blobs.BlobStore.below`."""
@@ -165,6 +172,9 @@ class ObjectStore:
                 return None
 
         return await self._in_thread(sign, self._path(key))
+
+    def _creation_of(self, path: str) -> trio.Lock:
+        return self._creating.setdefault(path, trio.Lock())
 
     async def _in_thread(self, function: Callable[..., T], *args: object) -> T:
         """Call the store; its client may raise any exception. A call is never abandoned."""

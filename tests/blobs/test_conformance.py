@@ -95,32 +95,37 @@ async def test_a_broken_or_cancelled_upload_leaves_nothing(blobs: BlobStore) -> 
 
 
 async def test_of_two_uploads_at_once_one_wins(blobs: BlobStore) -> None:
-    outcomes: list[str] = []
-    both = trio.Event()
-    begun: list[bytes] = []
+    size = 1 << 18
+    # Of several keys, since two writes of one key do not meet each time.
+    names = [f"{KEY}{number}" for number in range(8)]
+    outcomes: dict[str, list[str]] = {name: [] for name in names}
+    all_of_them = trio.Event()
+    begun = 0
 
-    async def put(letter: bytes) -> None:
+    async def put(name: str, letter: bytes) -> None:
         async def slow() -> AsyncIterator[bytes]:
-            yield letter * (2 << 20)
-            begun.append(letter)
-            if len(begun) == 2:
-                both.set()
-            await both.wait()
+            nonlocal begun
+            yield letter * size
+            begun += 1
+            if begun == 2 * len(names):
+                all_of_them.set()
+            await all_of_them.wait()
             yield letter
 
         try:
-            await blobs.put(KEY, slow(), most=MOST)
-            outcomes.append("stored")
+            await blobs.put(name, slow(), most=MOST)
+            outcomes[name].append("stored")
         except BlobExists:
-            outcomes.append("refused")
+            outcomes[name].append("refused")
 
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(put, b"a")
-        nursery.start_soon(put, b"b")
-    assert sorted(outcomes) == ["refused", "stored"]
-    found = await content(blobs, KEY)
-    assert found is not None
-    assert found in [letter * ((2 << 20) + 1) for letter in (b"a", b"b")]
+        for name in names:
+            nursery.start_soon(put, name, b"a")
+            nursery.start_soon(put, name, b"b")
+    for name in names:
+        assert sorted(outcomes[name]) == ["refused", "stored"], name
+        found = await content(blobs, name)
+        assert found in [letter * (size + 1) for letter in (b"a", b"b")], name
 
 
 async def test_blobs_are_listed_below_whole_parts_and_deleted(blobs: BlobStore) -> None:
