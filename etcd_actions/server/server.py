@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from etcd_actions.server.methods import Methods
     from etcd_actions.server.oidc import OidcIssuer
     from etcd_actions.server.streams import Streams
-    from etcd_actions.server.workers.access import WorkerEtcd
+    from etcd_actions.server.workers.etcd_methods import WorkerEtcd
 
     AnyMethod: TypeAlias = MethodInfo[Any, Any]
 else:

@@ -34,6 +34,5 @@ def assign(shards: Iterable[int], members: Iterable[str]) -> dict[int, str]:
 
 
 def _weight(shard: int, member: str) -> bytes:
-    """A hash that is the same in all processes and all versions, so that their assignments agree."""
-
+    """A hash that is the same in all processes and versions, so that their assignments agree."""
     return blake2b(f"{shard:d} {member}".encode(), digest_size=8).digest()

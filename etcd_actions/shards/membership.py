@@ -170,7 +170,6 @@ class Membership:
 
         It returns once etcd has deleted it: call it with a timeout. After a cancellation the
         background task still tries, until the context is left, which revokes the lease.
-
         """
         self._set(self._keys.member(self.name), None)
         due = self._version

@@ -154,7 +154,6 @@ class ShardState(NamedTuple):
         ownerless: Seconds without an owner; 0 with one.
         problem: Why the shard is not recorded, or by no member; empty if a member owns it, or one
             is about to.
-
     """
 
     shard: Shard

@@ -277,7 +277,6 @@ def _id(shard: int) -> bytes:
 
 def _name(text: bytes) -> str | None:
     """The name of a member in a part of a key; None if it cannot be one."""
-
     try:
         name = text.decode("ascii")
         return check_member_name(name)

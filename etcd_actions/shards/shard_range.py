@@ -28,7 +28,6 @@ _NAMESPACE: Final = rb"[0-9A-Za-z](?:[-0-9A-Za-z.]{0,251}[0-9A-Za-z])?"
 _BOUNDARY: Final = re.compile(_NAMESPACE + rb"/[0-9A-Za-z._]{0,253}")
 _ALPHABET: Final = b"0123456789abcdefghijklmnopqrstuvwxyz"
 # The first character of the names that Flyte chooses for runs.
-
 _LIKELY_RUN: Final = b"r"
 _ENOUGH_GROUPS: Final = 4
 """The least number of groups of runs for each shard; with fewer no quantiles are used."""

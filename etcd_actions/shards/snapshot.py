@@ -41,7 +41,6 @@ class ShardsSnapshot(NamedTuple):
 
     Attributes:
         view: The table, the members, the owners and the ready members.
-
         shards: The shards, by range.
         leader: The name of the leader without shards; empty for none.
         revision: The revision at which they were read.

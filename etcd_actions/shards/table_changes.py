@@ -245,7 +245,6 @@ class _StoredShards:
 
     def names_of(self, shards: Mapping[int, KeyValue]) -> str:
         """The ids of shards with the names in the values of their keys, for messages."""
-
         return ", ".join(f"{shard:04d} ({_text(kv)})" for shard, kv in shards.items())
 
 

@@ -1,9 +1,9 @@
-"""The leases of workers: the id of each shows its owner.
+"""The leases of workers: the id of a lease shows which worker's name it belongs to.
 
 The service chooses the ids. The upper half is random; the lower half is a digest of that and of the
-worker's name. So each service knows the leases of each worker, also after a restart, and keeps
-nothing for that. A worker presents only ids that a service chose: one of another worker has its own
-digest by a chance of one to four billion.
+worker's name. So each service recognises the leases of each name without storing them, also after a
+restart. The probability that the id of one name also belongs to another is one to four billion, and
+a worker cannot choose ids to try.
 """
 
 from __future__ import annotations
@@ -26,13 +26,16 @@ def new_lease_id(name: str) -> int:
 
 
 def is_lease_of(name: str, lease: int) -> bool:
-    """Whether a lease was granted to a worker of this name."""
+    """Whether the id of a lease belongs to this name, by its digest."""
     nonce, digest = lease >> 32, lease & 0xFFFFFFFF
     return 0 < nonce < _NONCES and digest == _digest(name, nonce)
 
 
 class LiveLeases:
-    """Counts the leases of one worker's name."""
+    """Counts the live leases of one name, so that it has at most :data:`MOST_LEASES`.
+
+    Times are trio's.
+    """
 
     def __init__(self) -> None:
         self._until: dict[int, float] = {}
@@ -43,8 +46,8 @@ class LiveLeases:
             self._until = {lease: at for lease, at in self._until.items() if at > now}
         return len(self._until) < MOST_LEASES
 
-    def lives(self, lease: int, until: float) -> None:
-        """Note that a lease was granted or renewed."""
+    def renewed(self, lease: int, until: float) -> None:
+        """Note that a lease was granted or renewed, and when it expires."""
         if lease in self._until or len(self._until) < MOST_LEASES:
             self._until[lease] = until
 

@@ -1,7 +1,8 @@
 """The rights of a worker in etcd: pure functions on its requests.
 
-All that is not listed here is refused. A worker may change every action that it sees, since it
-reports on them; the store's other keys, and the leases of others, are out of its reach.
+Each key that the table of :class:`WorkerRights` does not list is refused. A worker may change every
+action that it sees, since it reports on them. It reaches neither the store's other keys nor the
+leases of others.
 """
 
 from __future__ import annotations
@@ -25,14 +26,14 @@ Owns = Callable[[int], bool]
 
 
 class _Area(NamedTuple):
-    """Some keys, and what a worker may do with them, beyond reading.
+    """Some keys. A worker may read them, and may do with them what the attributes allow.
 
     Attributes:
         keys: The keys.
         puts: Whether it may write them, one at a time.
         deletes: Whether it may delete them, one at a time.
-        leased: Whether each write has to attach the key to a lease of the worker; otherwise none
-            may have a lease, with which the key would vanish.
+        leased: Whether each write has to attach the key to a lease of the worker. If not, no write
+            may attach a lease, since etcd would delete the key with it.
     """
 
     keys: KeyRange
@@ -107,10 +108,9 @@ class WorkerRights:
         if not area.puts:
             raise _denied(_WRITE, one)
         if area.leased != (lease != 0) or (lease and not owns(lease)):
-            reason = "needs a lease of its own" if area.leased else "may not have a lease"
-            raise PermissionDenied(
-                f"permission denied: of a worker, {permissions.key_in_words(one)} {reason}"
-            )
+            reason = "needs a lease of that worker" if area.leased else "may not have a lease"
+            key = permissions.key_in_words(one)
+            raise PermissionDenied(f"permission denied: a worker's write of {key} {reason}")
 
     def _check_delete(self, keys: KeyRange) -> None:
         if keys != KeyRange.of_key(keys.start) or not self._area(keys, _WRITE).deletes:
@@ -119,14 +119,14 @@ class WorkerRights:
     def _area(self, keys: KeyRange, kind: PermissionType) -> _Area:
         """The area that has all of the keys."""
         for area in self._areas:
-            # An end of one zero byte means all keys from the start on: it is not above the start.
+            # An end of one zero byte, etcd's for all keys from the start on, is below each start.
             if area.keys.start <= keys.start < keys.end <= area.keys.end:
                 return area
         raise _denied(kind, keys)
 
 
 def check_lease(lease: int, owns: Owns) -> None:
-    """Check a renewal or the end of a lease.
+    """Check that a worker may renew or end a lease.
 
     Raises:
         PermissionDenied: It is not the worker's.
@@ -136,6 +136,7 @@ def check_lease(lease: int, owns: Owns) -> None:
 
 
 def _operations(txn: Txn, depth: int = 1) -> Iterator[Operation]:
+    """A transaction and all operations that it nests."""
     if depth > MOST_DEPTH:
         raise InvalidRequest(f"a transaction of a worker nests at most {MOST_DEPTH} levels")
     yield txn

@@ -1,7 +1,7 @@
-"""etcd's messages, on the side of a server: requests as values, results as messages.
+"""etcd's messages as a server has them: it parses requests into values, and encodes results.
 
-A request to etcd is built from the value, and not from the message. So it has only the fields that
-are checked.
+What is sent to etcd is built from the parsed value, and not from the worker's message. So it has
+only the fields that were checked.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ _OPERANDS: Final = {
 
 
 def range_request(body: bytes) -> RangeRequest:
-    """A read; raises InvalidRequest."""
+    """Parse a read; raises InvalidRequest."""
     message = _parsed(pb.RangeRequest, body)
     return RangeRequest(
         _keys(message.key, message.range_end),
@@ -63,22 +63,27 @@ def range_request(body: bytes) -> RangeRequest:
 
 
 def txn_request(body: bytes) -> Txn:
-    """A transaction; raises InvalidRequest."""
+    """Parse a transaction; raises InvalidRequest."""
     return _txn(_parsed(pb.TxnRequest, body), [MOST_PARTS])
 
 
 def grant_request(body: bytes) -> int:
-    """The seconds of a new lease; raises InvalidRequest."""
+    """Parse the request of a lease; returns its time to live in seconds; raises InvalidRequest."""
     return _parsed(pb.LeaseGrantRequest, body).TTL
 
 
 def lease_request(body: bytes) -> int:
-    """The id of a lease, to renew or to end it; raises InvalidRequest."""
+    """Parse the request to renew or end a lease; returns its id; raises InvalidRequest."""
+    # LeaseKeepAliveRequest has the same field.
     return _parsed(pb.LeaseRevokeRequest, body).ID
 
 
 def watch_request(body: bytes) -> WatchCreate | int | None:
-    """A new watcher, the id of one to cancel, or None for progress; raises InvalidRequest."""
+    """Parse a request on a watch stream; raises InvalidRequest.
+
+    Returns:
+        A watcher to create, the id of one to cancel, or None for a progress notification.
+    """
     message = _parsed(pb.WatchRequest, body)
     match message.WhichOneof("request_union"):
         case "create_request":
@@ -95,7 +100,10 @@ def watch_request(body: bytes) -> WatchCreate | int | None:
         case "progress_request":
             return None
         case _:
-            raise InvalidRequest("a request of a watch is of no known kind")
+            raise InvalidRequest(
+                "a request on a watch stream neither creates nor cancels a watcher, and does not "
+                "request progress"
+            )
 
 
 def range_response(result: RangeResult) -> pb.RangeResponse:
@@ -123,7 +131,7 @@ def grant_response(lease: Lease) -> pb.LeaseGrantResponse:
 
 
 def keep_alive_response(lease: Lease) -> pb.LeaseKeepAliveResponse:
-    """The answer to a renewal; a TTL of 0 says that there is no such lease."""
+    """The answer to a renewal; a time to live of 0 means that there is no such lease."""
     return pb.LeaseKeepAliveResponse(ID=lease.id, TTL=lease.ttl)
 
 
@@ -161,7 +169,7 @@ def _keys(start: bytes, end: bytes) -> KeyRange:
 
 
 def _txn(message: pb.TxnRequest, left: list[int]) -> Txn:
-    """``left`` has the number of parts that may follow."""
+    """Convert a transaction; ``left``, a list of one number, counts the parts that may follow."""
     left[0] -= len(message.compare) + len(message.success) + len(message.failure)
     if left[0] < 0:
         raise InvalidRequest(f"a transaction of a worker has at most {MOST_PARTS} parts")
@@ -176,7 +184,7 @@ def _compare(message: pb.Compare) -> Compare:
     try:
         target, result = CompareTarget(message.target), CompareResult(message.result)
     except ValueError as error:
-        raise InvalidRequest(f"a compare of an unknown kind: {error}") from None
+        raise InvalidRequest(f"a compare has an unknown target or result: {error}") from None
     operand: int | bytes = getattr(message, _OPERANDS[target])
     return Compare(message.key, target, result, operand, message.range_end)
 
@@ -186,7 +194,10 @@ def _operation(message: pb.RequestOp, left: list[int]) -> Operation:
         case "request_range":
             read = message.request_range
             if read.revision or read.count_only:
-                raise InvalidRequest("a read within a transaction has no revision, and has keys")
+                raise InvalidRequest(
+                    "a read within a transaction of a worker may set neither revision nor "
+                    "count_only: leave them out"
+                )
             return Get(_keys(read.key, read.range_end), max(0, read.limit), read.keys_only)
         case "request_put":
             put = message.request_put
@@ -197,7 +208,10 @@ def _operation(message: pb.RequestOp, left: list[int]) -> Operation:
         case "request_txn":
             return _txn(message.request_txn, left)
         case _:
-            raise InvalidRequest("an operation of a transaction is of no known kind")
+            raise InvalidRequest(
+                "an operation of a transaction is neither a read, a put, a deletion nor a "
+                "transaction"
+            )
 
 
 def _response(result: OperationResult) -> pb.ResponseOp:

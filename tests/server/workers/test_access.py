@@ -37,8 +37,8 @@ from etcd_actions.etcd.endpoints import parse_endpoints
 from etcd_actions.http2 import CallFailed, Channel, Code, Exchange, Target, open_channel
 from etcd_actions.http2.grpc_messages import framed
 from etcd_actions.server import ActionsServer, ServerSettings, open_actions_server
-from etcd_actions.server.workers import access
-from etcd_actions.server.workers.access import WorkerEtcd
+from etcd_actions.server.workers import access, etcd_methods
+from etcd_actions.server.workers.etcd_methods import WorkerEtcd
 from etcd_actions.server.workers.rights import WorkerRights
 from etcd_actions.storage.store import Store
 from etcd_actions.testing import EtcdServer
@@ -272,7 +272,7 @@ async def test_many_calls_of_one_name_wait_for_each_other(
     async with site.connect(site.server) as etcd, trio.open_nursery() as nursery:
         for _ in range(200):
             nursery.start_soon(etcd.range, one)
-    assert most == access.MOST_CALLS
+    assert most == etcd_methods.MOST_CALLS
     assert site.server.statistics().calls["KV/Range", "ok"] == 200
 
 
@@ -314,7 +314,7 @@ async def test_the_oldest_stream_makes_space(site: Site, monkeypatch: pytest.Mon
 async def test_a_stream_that_is_never_read_ends(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(access, "_WITHIN", 0.5)
+    monkeypatch.setattr(etcd_methods, "WITHIN", 0.5)
     watched = WatchCreate(1, KeyRange.of_prefix(site.keys.prefix), 0)
     key = site.keys.prefix + b"flyte/k"
     async with site.connect(site.server) as etcd, etcd.watch() as stream:
@@ -329,7 +329,7 @@ async def test_a_stream_that_is_never_read_ends(
 
 async def test_watchers_of_a_stream_are_limited(site: Site) -> None:
     async with site.connect(site.server) as etcd, etcd.watch() as stream:
-        for number in range(access.MOST_WATCHERS + 1):
+        for number in range(etcd_methods.MOST_WATCHERS + 1):
             stream.create(WatchCreate(number, KeyRange.of_prefix(site.keys.prefix), 0))
         with pytest.raises(Unavailable, match="at most 16 watchers"):
             await _to_its_end(stream)
