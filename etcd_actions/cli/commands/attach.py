@@ -45,7 +45,7 @@ async def attach_to_run(common: CommonOptions, text: str, output: str | None) ->
                         ended.append(await follow_run(reader, name, printer))
                 nursery.cancel_scope.cancel("the output has ended")
         if not ended:
-            print_message(continues(name))
+            print_message(continues_message(name))
             return ExitCode.OK
     root = ended[0]
     reason = f": {root.error}" if root.error else ""
@@ -53,7 +53,7 @@ async def attach_to_run(common: CommonOptions, text: str, output: str | None) ->
     return ExitCode.OK if root.phase in SUCCESSES else ExitCode.RUN_FAILED
 
 
-def continues(run: Name) -> str:
+def continues_message(run: Name) -> str:
     """The message about a run that is not followed any more."""
     return f"the run continues: etcd-actions attach {run.path} follows it, abort {run.path} ends it"
 
@@ -68,7 +68,7 @@ async def follow_run(reader: Reader, run: Name, printer: ProgressPrinter) -> Act
     send, receive = trio.open_memory_channel[list[ActionState]](math.inf)
     ended: list[ActionState] = []
 
-    def accept(actions: Sequence[runs_pb.EnrichedAction]) -> bool:
+    def on_item(actions: Sequence[runs_pb.EnrichedAction]) -> bool:
         states = [_state(each.action) for each in actions]
         send.send_nowait(states)
         return any(each.action == ROOT_ACTION and each.phase.is_terminal for each in states)
@@ -86,7 +86,7 @@ async def follow_run(reader: Reader, run: Name, printer: ProgressPrinter) -> Act
 
         nursery.start_soon(print_states)
         async with send:
-            await follow(run.path, lambda: reader.watch_actions(run), accept)
+            await follow(run.path, lambda: reader.watch_actions(run), on_item)
     return ended[-1]
 
 

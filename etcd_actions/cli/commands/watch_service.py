@@ -16,7 +16,7 @@ import trio
 from etcd_actions.change_history.synced import SyncedRow
 from etcd_actions.cli.backends import open_service
 from etcd_actions.cli.calls import OPERATIONS
-from etcd_actions.cli.commands.watch import Watching
+from etcd_actions.cli.commands.watch import WatchOptions
 from etcd_actions.cli.exit_codes import ExitCode
 from etcd_actions.cli.following import follow
 from etcd_actions.cli.formats.rows import Row, update_row
@@ -27,7 +27,7 @@ from etcd_actions.model import ActionUpdate
 from etcd_actions.server._pb import etcd_actions_operations_pb2 as pb
 
 
-async def watch_service(common: CommonOptions, watching: Watching) -> int:
+async def watch_service(common: CommonOptions, watching: WatchOptions) -> int:
     """Write the selected changes until a signal, or until the reader of the output has ended."""
     run = watching.run
     request = pb.WatchUpdatesRequest(project=run.project, domain=run.domain)
@@ -38,7 +38,7 @@ async def watch_service(common: CommonOptions, watching: Watching) -> int:
         with standard_output() as write, stop.interrupts():
             changes = _Changes()
 
-            def accept(response: pb.WatchUpdatesResponse) -> bool:
+            def on_item(response: pb.WatchUpdatesResponse) -> bool:
                 rows = [row for row in changes.rows(response) if watching.selects(row)]
                 if rows:
                     write(watching.lines.format(rows))
@@ -48,7 +48,7 @@ async def watch_service(common: CommonOptions, watching: Watching) -> int:
                 changes.begin_again()
                 return service.stream(OPERATIONS, "WatchUpdates", request, pb.WatchUpdatesResponse)
 
-            await follow("actions", opened, accept)
+            await follow("actions", opened, on_item)
         nursery.cancel_scope.cancel("the output has ended")
     return ExitCode.OK
 
