@@ -16,7 +16,7 @@ from connectrpc.server import ConnectASGIApplication
 from etcd_actions._internal.containment import Containment
 from etcd_actions._internal.histogram import Histogram
 from etcd_actions._internal.tracing import CallSpan, is_traced
-from etcd_actions.server.admission import RateLimit
+from etcd_actions.server.rate_limit import RateLimit
 from etcd_actions.server.authentication import Authentication
 from etcd_actions.server.caller import CALLER, Caller
 from etcd_actions.server.disconnects import without_a_task
