@@ -2,7 +2,7 @@
 
 A worker measures the age of its claims on its own clock. It kills its attempts before the claims
 can expire in etcd. So another worker starts the next attempts only after these have ended. Attempts
-that outlive their worker are left: the next worker follows them.
+that outlive their worker, as jobs of Ray do, continue: the next worker follows them.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Handover:
         return self.draining or (is_worker and not self._claims.are_sure)
 
     async def watch_clock(self) -> None:
-        """Kill the attempts when the claims are not certain any more; does not return."""
+        """Kill the attempts whenever the claims may have expired; does not return."""
         while True:
             left = self._claims.deadline - trio.current_time()
             if self.guard is not None:
@@ -118,7 +118,7 @@ class Handover:
         place = work.place
         assert place is not None
         with self._shared.client.containment.unit("attempt", str(place.path)):
-            # A full disk must not keep it alive.
+            # An attempt is killed also if its loss cannot be noted.
             try:
                 note_lost(place, WORKER_LOST)
             except FileNotFoundError:
