@@ -26,7 +26,7 @@ from etcd_actions.errors import ActionError, DecodeError, InvalidArgument
 from etcd_actions.executor.attempts.attempt_directory import directory_of
 from etcd_actions.executor.lost_attempts import STARTED
 from etcd_actions.executor.offers import Needs, Offer, is_within
-from etcd_actions.executor.shared import Shared, Work
+from etcd_actions.executor.shared import RunningAction, Shared
 from etcd_actions.executor.task_templates import template_of
 from etcd_actions.model import NO_WORKER_FITS, Phase
 from etcd_actions.storage.claims import Claims
@@ -98,7 +98,7 @@ class Placement:
         self._workers = workers
         await self._report_unplaced()
 
-    def admits(self, action: StoredAction, work: Work) -> bool:
+    def admits(self, action: StoredAction, work: RunningAction) -> bool:
         """Whether an action, as it was read, may be claimed here now; notes what it needs.
 
         If not, it is noted as blocked, or as one that never fits here. ``work.elsewhere`` is set if
