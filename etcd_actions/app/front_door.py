@@ -141,7 +141,7 @@ def _logs(
     blobs: BlobStore,
     *,
     is_here: bool,
-) -> Logs:
+) -> LogSources:
     """The reader of the logs of attempts.
 
     It reads the logs of this machine's executor, if there is one. It also reads logs that workers
@@ -149,7 +149,6 @@ def _logs(
     tasks run here, since a task could read that directory, too.
     """
     from etcd_actions.runs.reading import history_of_action  # noqa: PLC0415
-    from etcd_actions.server.front.attempt_logs import Logs  # noqa: PLC0415
 
     async def history(action_id: ActionId) -> ActionHistory | None:
         return await history_of_action(Store(etcd), keys, action_id)

@@ -91,8 +91,8 @@ class Signals:
     def listening(self, listener: Listener) -> Iterator[None]:
         """Send the first signal to a listener while the context is open.
 
-    A first signal after that changes nothing: the command is done.
-    """
+        A first signal after that changes nothing: the command is done.
+        """
         self._listener, self._phase = listener, _Phase.LISTENING
         try:
             yield

@@ -214,7 +214,9 @@ class ActionRun:
         declares_outputs = bool(template.interface.outputs.variables)
         return PreparedAttempt(number, template, command, limits, place, declares_outputs)
 
-    async def _run_attempt(self, action: StoredAction, claim: Claim, work: RunningAction) -> StoredAction:
+    async def _run_attempt(
+        self, action: StoredAction, claim: Claim, work: RunningAction
+    ) -> StoredAction:
         """Run one attempt to its end, and report that; returns the action."""
         number = max(action.status.attempts, 1)
         try:

@@ -251,8 +251,8 @@ class Executor:
             first: Whether it is new.
             examine: Whether another executor may have started it.
         """
-        known = self._shared.board.get(name)
-        if known is None or name in self._shared.running or self._shared.schedule.keeps_waiting(name):
+        known, schedule = self._shared.board.get(name), self._shared.schedule
+        if known is None or name in self._shared.running or schedule.keeps_waiting(name):
             return
         if not (self.own.has(name) or name in self._left_running):
             return
@@ -389,7 +389,9 @@ class Executor:
     def _begin(self, name: str, *, has_slot: bool = True) -> None:
         self._shared.schedule.begin(name)
         self._left_running.pop(name, None)
-        work = self._shared.running[name] = RunningAction(name, self._shared.failures.count(name), has_slot)
+        work = self._shared.running[name] = RunningAction(
+            name, self._shared.failures.count(name), has_slot
+        )
         self._shared.capacity.enter(name)
         self._nursery.start_soon(self._do, work)
 

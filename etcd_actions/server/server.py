@@ -86,7 +86,6 @@ async def open_actions_server(
         ConfigError: The address, a file or the installation is unusable.
     """
     try:
-        from etcd_actions.server.rate_limit import RateLimit  # noqa: PLC0415
         from etcd_actions.server.application import Application, Calls  # noqa: PLC0415
         from etcd_actions.server.auth_metadata import AuthMetadataService  # noqa: PLC0415
         from etcd_actions.server.authentication import Authentication  # noqa: PLC0415
@@ -98,6 +97,7 @@ async def open_actions_server(
             StatusOperations,
         )
         from etcd_actions.server.project_access import ProjectAccess  # noqa: PLC0415
+        from etcd_actions.server.rate_limit import RateLimit  # noqa: PLC0415
         from etcd_actions.server.reflection import Reflection  # noqa: PLC0415
         from etcd_actions.server.service import ActionsService  # noqa: PLC0415
         from etcd_actions.server.streams import Streams  # noqa: PLC0415

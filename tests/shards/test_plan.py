@@ -137,7 +137,9 @@ def test_nothing_changes_by_ranges_that_do_not_divide_the_scope(
     view = view_of(table=table, owners={0: "a"}, ready={0: frozenset("b")})
     assert make_plan(view, "a", leading={0}, now=0, ttl=TTL) is None
     assert problem in table.problem
-    assert [state.target for state in shard_states(view, now=0, ttl=TTL)] == [""] * len(table.shards)
+    assert [state.target for state in shard_states(view, now=0, ttl=TTL)] == [""] * len(
+        table.shards
+    )
 
 
 def test_a_replaced_shard_is_no_duty_any_more() -> None:

@@ -304,6 +304,4 @@ def formatter(form: str, *, qualify_runs: bool = False, follow: bool = False) ->
         return NameLines()
     from etcd_actions.cli.formats.action_tables import ActionTable  # noqa: PLC0415 (rich is slow to import)
 
-    return ActionTable(
-        sys.stdout, qualify_runs=qualify_runs, wide=form == "wide", follow=follow
-    )
+    return ActionTable(sys.stdout, qualify_runs=qualify_runs, wide=form == "wide", follow=follow)

@@ -70,9 +70,7 @@ async def watch_until_signal(common: CommonOptions, output: str | None, prev_kv:
     if form in ("table", "wide"):
         from etcd_actions.cli.formats.action_tables import ChangeTable  # noqa: PLC0415 (rich is slow)
 
-        lines = ChangeTable(
-            sys.stdout, qualify_runs=common.qualify_runs, wide=form == "wide"
-        )
+        lines = ChangeTable(sys.stdout, qualify_runs=common.qualify_runs, wide=form == "wide")
     return await watch(common, WatchOptions(lines=lines, prev_kv=prev_kv))
 
 

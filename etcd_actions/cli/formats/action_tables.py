@@ -50,9 +50,7 @@ class ChangeTable(RowTable):
         wide: Whether to show the columns of ``-o wide``, too.
     """
 
-    def __init__(
-        self, file: IO[str], *, qualify_runs: bool = False, wide: bool = False
-    ) -> None:
+    def __init__(self, file: IO[str], *, qualify_runs: bool = False, wide: bool = False) -> None:
         columns: tuple[Column[ActionRow], ...] = (
             Column("REVISION", lambda row: Cell(_number(row.revision), "dim"), 8, right=True),
             Column("CHANGE", lambda row: Cell(row.type, _CHANGES.get(row.type, "")), 3),

@@ -93,7 +93,7 @@ HistoryOf = Callable[[ActionId], Awaitable["ActionHistory | None"]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Logs:
+class LogSources:
     """The sources of logs, and of the actions that they belong to.
 
     Attributes:
@@ -153,7 +153,7 @@ class LogService:
     """DataProxyService's TailLogs.
 
     Args:
-        logs: See :class:`Logs`.
+        logs: See :class:`LogSources`.
         streams: The open streams.
         keepalive: Seconds of silence after which a stream is sent an empty response.
     """

@@ -13,17 +13,17 @@ from etcd_actions.registry.projects import Projects
 from etcd_actions.registry.registry import Registry
 from etcd_actions.runs.run_index import RunIndex
 from etcd_actions.server.application import Calls, Route
-from etcd_actions.server.front.attempt_logs import LogSources, LogService
+from etcd_actions.server.front.attempt_logs import LogService, LogSources
 from etcd_actions.server.front.cluster_state import ClusterSources, ClusterState
 from etcd_actions.server.front.data_proxy_service import DataProxy
 from etcd_actions.server.front.legacy_methods import LegacyDataProxy, LegacyLogs
 from etcd_actions.server.front.local_files import LocalFiles
 from etcd_actions.server.front.page_streams import PageStream, run_changes
 from etcd_actions.server.front.platform_services import (
+    AppService,
     ClusterService,
     IdentityService,
     ImageService,
-    AppService,
     TriggerService,
 )
 from etcd_actions.server.front.project_service import ProjectService, ProjectSettings
