@@ -109,8 +109,8 @@ class WorkerRights:
             raise _denied(_WRITE, one)
         if area.leased != (lease != 0) or (lease and not owns(lease)):
             reason = "needs a lease of that worker" if area.leased else "may not have a lease"
-            key = permissions.key_in_words(one)
-            raise PermissionDenied(f"permission denied: a worker's write of {key} {reason}")
+            words = permissions.key_in_words(one)
+            raise PermissionDenied(f"permission denied: a worker's write of {words} {reason}")
 
     def _check_delete(self, keys: KeyRange) -> None:
         if keys != KeyRange.of_key(keys.start) or not self._area(keys, _WRITE).deletes:
