@@ -149,6 +149,7 @@ def _logs(
     tasks run here, since a task could read that directory, too.
     """
     from etcd_actions.runs.reading import history_of_action  # noqa: PLC0415
+    from etcd_actions.server.front.attempt_logs import LogSources  # noqa: PLC0415
 
     async def history(action_id: ActionId) -> ActionHistory | None:
         return await history_of_action(Store(etcd), keys, action_id)
