@@ -73,7 +73,7 @@ async def service_versions(common: CommonOptions) -> tuple[str, str]:
     Raises:
         ServiceError: It does not respond, or refuses the token.
     """
-    state = await _service_source(common).state()
+    state = await (await _service_source(common)).state()
     if state is None:
         raise ServiceUnavailable(_NO_PAGE)
     found = {each.get("version", "") for each in state.get("members") or []}
@@ -84,20 +84,20 @@ async def service_versions(common: CommonOptions) -> tuple[str, str]:
 async def open_cluster(common: CommonOptions) -> AsyncIterator[ClusterSource]:
     """Open the source of samples: the service if the settings name one, else etcd."""
     if common.config[SERVICE] is not None:
-        yield _service_source(common)
+        yield await _service_source(common)
         return
     async with common.open_etcd() as etcd:
         yield _EtcdClusterSource(etcd, common)
 
 
-def _service_source(common: CommonOptions) -> _ServiceClusterSource:
+async def _service_source(common: CommonOptions) -> _ServiceClusterSource:
+    from etcd_actions.cli.service_address import address_of_service  # noqa: PLC0415 (as below)
     from etcd_actions.cli.service_client import read_token  # noqa: PLC0415 (slow to import)
 
     config = common.config
-    service, token_file = config[SERVICE], config[SERVICE_TOKEN_FILE]
-    assert service is not None
+    token_file = config[SERVICE_TOKEN_FILE]
     token = "" if token_file is None else read_token(token_file)
-    return _ServiceClusterSource(service, config[SERVICE_CACERT], token)
+    return _ServiceClusterSource(await address_of_service(config), config[SERVICE_CACERT], token)
 
 
 class _Claim(msgspec.Struct, frozen=True):

@@ -23,6 +23,7 @@ from etcd_actions.errors import (
     FutureRevision,
     InvalidRequest,
     LeaseNotFound,
+    NotForWorkers,
     PermissionDenied,
     RequestTooLarge,
     Unauthenticated,
@@ -62,7 +63,7 @@ _METHODS: Final = frozenset(
     }
 )
 _CODES: Final[tuple[tuple[type[EtcdError], Code], ...]] = (
-    (PermissionDenied, Code.PERMISSION_DENIED),
+    (NotForWorkers, Code.PERMISSION_DENIED),
     (LeaseNotFound, Code.NOT_FOUND),
     (Compacted, Code.OUT_OF_RANGE),
     (FutureRevision, Code.OUT_OF_RANGE),
@@ -206,9 +207,12 @@ def _counted_as(method: str) -> str:
 
 def _refusal(error: EtcdActionsError) -> Refusal:
     """The refusal that a worker gets for an error; its client recognises etcd's text in it."""
+    # About the user of the service, and not about the worker: another service may have another one.
     if isinstance(error, Unauthenticated):
-        # It is about the user of the service, and not about the worker.
         return Refusal(Code.UNAVAILABLE, "etcd does not accept the user of the service")
+    if isinstance(error, PermissionDenied) and not isinstance(error, NotForWorkers):
+        lacks = str(error).rpartition("permission denied: ")[2]
+        return Refusal(Code.UNAVAILABLE, f"the service lacks a permission in etcd: {lacks}")
     for kind, code in _CODES:
         if isinstance(error, kind):
             return Refusal(code, str(error))

@@ -8,14 +8,20 @@ of its own, so that neither its answers nor its streams delay those of the servi
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from contextlib import aclosing
+from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
 from typing import Final
 
 import trio
 from connectrpc.code import Code
 
 from etcd_actions._internal.owned_tasks import owned_tasks
-from etcd_actions.errors import EtcdError, InvalidRequest, LeaseNotFound, Unavailable
+from etcd_actions.errors import (
+    EtcdError,
+    InvalidRequest,
+    LeaseNotFound,
+    NotForWorkers,
+    Unavailable,
+)
 from etcd_actions.etcd.api import Lease, WatchCreate, WatchStream
 from etcd_actions.etcd.client import EtcdClient
 from etcd_actions.server.application import Calls
@@ -23,7 +29,13 @@ from etcd_actions.server.error_codes import Refusal
 from etcd_actions.server.streams import CONNECTION, Stream
 from etcd_actions.server.workers import wire
 from etcd_actions.server.workers.grpc_exchange import Response, request_messages
-from etcd_actions.server.workers.leases import MOST_LEASES, LiveLeases, is_lease_of, new_lease_id
+from etcd_actions.server.workers.leases import (
+    MOST_LEASES,
+    LeaseKind,
+    LiveLeases,
+    kind_of_lease,
+    new_lease_id,
+)
 from etcd_actions.server.workers.rights import WorkerRights, check_lease
 from etcd_actions.web import ClientDisconnected, Receive
 
@@ -33,6 +45,8 @@ STREAM_WINDOW: Final = 1024 * 1024
 """The most bytes of a watch stream that wait for a worker that does not read."""
 MOST_CALLS: Final = 16
 """The most calls of one name at a time; others wait."""
+MOST_LARGE_READS: Final = 4
+"""The most calls of one name at a time that may read more than 100 keys."""
 MOST_WATCHERS: Final = 16
 """The most watchers of one stream."""
 LONGEST_STREAM: Final = 3600.0
@@ -42,8 +56,10 @@ WITHIN: Final = 30.0
 
 # The most bytes of a message that a worker sends on a watch stream.
 _LARGEST_WATCH_REQUEST: Final = 64 * 1024
-# The most keys of one read.
-_MOST_KEYS: Final = 20_000
+# The most keys of one read: etcd collects them before it is known how large they are.
+_MOST_KEYS: Final = 2_000
+# The most keys of a read that waits for no other.
+_FEW_KEYS: Final = 100
 # Seconds: the longest time to live that etcd accepts.
 _LONGEST_LEASE: Final = 9_000_000_000
 # The beginning of the message about an answer above LARGEST_ANSWER, see etcd_actions.http2.
@@ -65,12 +81,17 @@ class NamedWorkers:
         self.name = name
         self.client = client
         self.calls = trio.Semaphore(MOST_CALLS)
+        self._large_reads = trio.Semaphore(MOST_LARGE_READS)
         self.leases = LiveLeases()
         self.streams: dict[Stream, None] = {}
 
-    def owns(self, lease: int) -> bool:
-        """Whether the id of a lease belongs to the name."""
-        return is_lease_of(self.name, lease)
+    def owned(self, lease: int) -> LeaseKind | None:
+        """The kind of a lease of this name; None for one of another client."""
+        return kind_of_lease(self.name, lease)
+
+    def reads_of(self, keys: int) -> AbstractAsyncContextManager[object]:
+        """The context of a request that may read so many keys: large ones wait for each other."""
+        return self._large_reads if keys > _FEW_KEYS else nullcontext()
 
 
 class WorkerEtcd:
@@ -97,27 +118,29 @@ class WorkerEtcd:
         """Return the answer to a request, both as the bytes of etcd's message.
 
         Raises:
-            Refusal: Workers have no such method, or too many leases.
-            EtcdError: The request is not allowed, or etcd refused it.
+            NotForWorkers: Workers have no such method, or the request is not allowed.
+            Refusal: The name has too many leases, or a transaction reads too much.
+            EtcdError: etcd refused the request.
         """
         function = self._unary.get(method)
         if function is None:
-            raise Refusal(Code.PERMISSION_DENIED, f"permission denied: workers have no {method}")
+            raise NotForWorkers(f"permission denied: workers have no {method}")
         return await function(workers, body)
 
-    async def _range(self, _: NamedWorkers, body: bytes) -> bytes:
+    async def _range(self, workers: NamedWorkers, body: bytes) -> bytes:
         request = wire.range_request(body)
         self._rights.check_read(request.keys)
         limit = min(request.limit or _MOST_KEYS, _MOST_KEYS)
         while True:
             try:
-                found = await self._etcd.range(
-                    request.keys,
-                    revision=request.revision,
-                    limit=0 if request.count_only else limit,
-                    keys_only=request.keys_only,
-                    count_only=request.count_only,
-                )
+                async with workers.reads_of(limit):
+                    found = await self._etcd.range(
+                        request.keys,
+                        revision=request.revision,
+                        limit=0 if request.count_only else limit,
+                        keys_only=request.keys_only,
+                        count_only=request.count_only,
+                    )
             except Unavailable as error:
                 if _TOO_LARGE not in str(error) or limit == 1:
                     raise
@@ -128,8 +151,17 @@ class WorkerEtcd:
 
     async def _txn(self, workers: NamedWorkers, body: bytes) -> bytes:
         request = wire.txn_request(body)
-        self._rights.check_txn(request, workers.owns)
-        return wire.txn_response(await self._etcd.txn(request)).SerializeToString()
+        reads = self._rights.check_txn(request, workers.owned)
+        async with workers.reads_of(reads):
+            result = await self._etcd.txn(request)
+        if wire.is_cut(result):
+            # It was done, so this must not be a text of etcd's. A read outside of a transaction
+            # gets all keys, in pages.
+            raise Refusal(
+                Code.RESOURCE_EXHAUSTED,
+                f"a transaction reads at most {wire.MOST_IN_RANGES} keys of ranges",
+            )
+        return wire.txn_response(result).SerializeToString()
 
     async def _grant(self, workers: NamedWorkers, body: bytes) -> bytes:
         ttl = wire.grant_request(body)
@@ -137,13 +169,14 @@ class WorkerEtcd:
             raise InvalidRequest(f"TTL: {ttl} s: give from 1 to {_LONGEST_LEASE} s")
         if not workers.leases.has_space(trio.current_time()):
             raise busy(f"{workers.name} has {MOST_LEASES} leases, the most allowed")
-        lease = await self._etcd.lease_grant(ttl, lease_id=new_lease_id(workers.name))
+        lease_id = new_lease_id(workers.name, LeaseKind.of(ttl))
+        lease = await self._etcd.lease_grant(ttl, lease_id=lease_id)
         workers.leases.renewed(lease.id, trio.current_time() + lease.ttl)
         return wire.grant_response(lease).SerializeToString()
 
     async def _keep_alive(self, workers: NamedWorkers, body: bytes) -> bytes:
         lease_id = wire.lease_request(body)
-        check_lease(lease_id, workers.owns)
+        check_lease(lease_id, workers.owned)
         try:
             lease = await self._etcd.lease_keep_alive(lease_id)
         except LeaseNotFound:
@@ -155,7 +188,7 @@ class WorkerEtcd:
 
     async def _revoke(self, workers: NamedWorkers, body: bytes) -> bytes:
         lease_id = wire.lease_request(body)
-        check_lease(lease_id, workers.owns)
+        check_lease(lease_id, workers.owned)
         await self._etcd.lease_revoke(lease_id)
         workers.leases.ended(lease_id)
         return b""
