@@ -1,13 +1,12 @@
 """How soon a stream of a run's actions begins, and for how long it keeps others waiting.
 
-The client is a process of its own. The longest step is the longest time for which one task of the
-service ran without letting another one run; the collector of garbage is in it.
+The client is a process of its own. The longest step is the processor time of the task of the service
+that ran longest without letting another one run; the collector of garbage is in it.
 """
 
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 import tempfile
 import time
@@ -59,13 +58,13 @@ class Steps(trio.abc.Instrument):
 
     def __init__(self) -> None:
         self.longest = 0.0
-        self._began = 0.0
+        self._began = time.thread_time()
 
     def before_task_step(self, task: trio.lowlevel.Task) -> None:
-        self._began = time.perf_counter()
+        self._began = time.thread_time()
 
     def after_task_step(self, task: trio.lowlevel.Task) -> None:
-        self.longest = max(self.longest, (time.perf_counter() - self._began) * 1000)
+        self.longest = max(self.longest, (time.thread_time() - self._began) * 1000)
 
 
 async def _measure(endpoint: str, sizes: list[int]) -> None:
@@ -92,7 +91,7 @@ async def _one_size(site: PageSite, run: Run) -> None:
         cpu = time.process_time()
         command = [sys.executable, "-c", _CLIENT, str(site.server.address)]
         named = [run.project, run.domain, run.name, str(len(run.steps))]
-        done = await trio.run_process([*command, *named], stdout=subprocess.PIPE)
+        done = await trio.run_process([*command, *named], capture_stdout=True)
         loads.append((*json.loads(done.stdout), steps.longest, (time.process_time() - cpu) * 1000))
         trio.lowlevel.remove_instrument(steps)
     first, all_, messages, longest, cpu = (median(each) for each in zip(*loads, strict=True))
