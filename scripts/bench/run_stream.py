@@ -1,7 +1,7 @@
 """How soon a stream of a run's actions begins, and for how long it keeps others waiting.
 
-The client is a process of its own. The longest step is the processor time of the task of the service
-that ran longest without letting another one run; the collector of garbage is in it.
+The client is a process of its own. The longest step is the processor time of the task of the
+service that ran longest without letting another one run; the collector of garbage is in it.
 """
 
 from __future__ import annotations
