@@ -170,7 +170,7 @@ async def test_a_claim_of_another_name_stays(site: Site) -> None:
             Txn([unchanged], [take]),
             Txn((), [take]),
         ):
-            with pytest.raises(NotForWorkers, match="the key .* of a worker"):
+            with pytest.raises(NotForWorkers, match=r"the key .* of a worker"):
                 await other.txn(txn)
         # What passes the check does nothing, since the claim is there.
         for txn in (Txn([absent], [take]), Txn([_has(claim, of_other.id)], [delete])):
