@@ -29,10 +29,12 @@ class Phase(enum.IntEnum):
     @property
     def is_terminal(self) -> bool:
         """Whether an action in this phase has ended (Flyte's ``isTerminalPhase``)."""
-        return self in _TERMINAL
+        return self in TERMINAL
 
 
-_TERMINAL = (Phase.SUCCEEDED, Phase.FAILED, Phase.ABORTED, Phase.TIMED_OUT, Phase.RECOVERED)
+SUCCESSES: Final = frozenset({Phase.SUCCEEDED, Phase.RECOVERED})
+FAILURES: Final = (Phase.FAILED, Phase.TIMED_OUT, Phase.ABORTED)
+TERMINAL: Final = frozenset({*SUCCESSES, *FAILURES})
 
 
 class Condition(msgspec.Struct, rename="camel", frozen=True, gc=False):
