@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from flyteidl2.actions import actions_service_pb2 as pb
 
@@ -13,7 +13,7 @@ from etcd_actions.cli.etcd_names import EtcdNames
 from etcd_actions.cli.names import Names
 from etcd_actions.cli.options import CommonOptions
 from etcd_actions.cli.service_client import ServiceClient, open_service_client
-from etcd_actions.cli.service_dead_letters import DeadLetters, ServiceDeadLetters
+from etcd_actions.cli.service_dead_letters import ServiceDeadLetters
 from etcd_actions.client import ActionsClient, open_actions_client
 from etcd_actions.config import settings
 from etcd_actions.etcd import Etcd
@@ -22,6 +22,10 @@ from etcd_actions.pipeline.watching_settings import WatchingSettings
 
 if TYPE_CHECKING:
     from etcd_actions.cli.reader import Reader
+
+
+DeadLetters: TypeAlias = ActionsClient | ServiceDeadLetters
+"""Lists, retries and deletes dead letters, in etcd or through the service."""
 
 
 class Backend(Protocol):
@@ -93,15 +97,11 @@ async def open_etcd_backend(common: CommonOptions) -> AsyncIterator[EtcdBackend]
         yield EtcdBackend(client, _names(common, etcd))
 
 
-@asynccontextmanager
-async def open_backend(common: CommonOptions) -> AsyncIterator[Backend]:
+def open_backend(common: CommonOptions) -> AbstractAsyncContextManager[Backend]:
     """The service if the settings name one, else etcd."""
     if common.config[settings.SERVICE] is None:
-        async with open_etcd_backend(common) as backend:
-            yield backend
-        return
-    async with open_service(common) as service:
-        yield service
+        return open_etcd_backend(common)
+    return open_service(common)
 
 
 @asynccontextmanager
@@ -156,18 +156,16 @@ async def open_dead_letters(common: CommonOptions) -> AsyncIterator[DeadLetters]
         yield ServiceDeadLetters(service)
 
 
-@asynccontextmanager
-async def open_service(common: CommonOptions) -> AsyncIterator[ServiceClient]:
+def open_service(common: CommonOptions) -> AbstractAsyncContextManager[ServiceClient]:
     """The service that the settings name."""
     config = common.config
     service = config[settings.SERVICE]
     assert service is not None
-    async with open_service_client(
+    return open_service_client(
         service,
         cacert=config[settings.SERVICE_CACERT],
         token_file=config[settings.SERVICE_TOKEN_FILE],
-    ) as client:
-        yield client
+    )
 
 
 def _open_client(common: CommonOptions, etcd: Etcd) -> AbstractAsyncContextManager[ActionsClient]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 
@@ -54,14 +54,6 @@ class Cluster:
         }
 
 
-class ClusterSource(Protocol):
-    """Takes samples."""
-
-    async def sample(self) -> Cluster:
-        """A sample; raises EtcdError or ServiceError."""
-        ...
-
-
 async def service_versions(common: CommonOptions) -> tuple[str, str]:
     """The versions of the service that the settings name, and of its etcd's members.
 
@@ -76,13 +68,16 @@ async def service_versions(common: CommonOptions) -> tuple[str, str]:
 
 
 @asynccontextmanager
-async def open_cluster(common: CommonOptions) -> AsyncIterator[ClusterSource]:
-    """The state of the etcd of the settings, or of the service if they name one."""
+async def open_cluster(common: CommonOptions) -> AsyncIterator[Callable[[], Awaitable[Cluster]]]:
+    """Takes samples of the etcd of the settings, or of the service if they name one.
+
+    A sample raises EtcdError or ServiceError.
+    """
     if common.config[SERVICE] is not None:
-        yield _of_service(common)
+        yield _of_service(common).sample
         return
     async with common.open_etcd() as etcd:
-        yield _OfEtcd(etcd, common)
+        yield _OfEtcd(etcd, common).sample
 
 
 def _of_service(common: CommonOptions) -> _OfService:
