@@ -71,10 +71,6 @@ class Log(Protocol):
 class LogSource(Protocol):
     """The logs of this machine's attempts."""
 
-    async def is_there(self, incarnation: Incarnation, attempt: int) -> bool:
-        """Whether an attempt has a log."""
-        ...
-
     def open(self, incarnation: Incarnation, attempt: int) -> AbstractAsyncContextManager[Log]:
         """Open the log of an attempt; raises FileNotFoundError if there is none."""
         ...
