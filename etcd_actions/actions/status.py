@@ -37,17 +37,14 @@ class Status(Protocol):
     @property
     def phase(self) -> int:
         """A number of :class:`~etcd_actions.model.Phase`; UNSPECIFIED keeps the present phase."""
-        ...
 
     @property
     def attempts(self) -> int:
         """0, or the attempt that the report is about."""
-        ...
 
     @property
     def cache_status(self) -> int:
         """A number of ``flyteidl2.core.CatalogCacheStatus``."""
-        ...
 
     @property
     def end_time(self) -> Any:
@@ -55,7 +52,6 @@ class Status(Protocol):
 
         If it is None or unset, the present time is used. It is used only with a terminal phase.
         """
-        ...
 
 
 async def put_status(

@@ -27,10 +27,8 @@ class Calls(Protocol):
         self, service: str, method: str, request: Message, kind: type[MessageT], /
     ) -> MessageT:
         """Do a unary call; returns its response, a ``kind``."""
-        ...
 
     def stream(
         self, service: str, method: str, request: Message, kind: type[MessageT], /
     ) -> AbstractAsyncContextManager[AsyncIterator[MessageT]]:
         """The responses of a server-streaming call."""
-        ...

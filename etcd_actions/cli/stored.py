@@ -35,12 +35,10 @@ class Stored(Protocol):
     @property
     def revision(self) -> int:
         """See the attributes."""
-        ...
 
     @property
     def names(self) -> Names:
         """See the attributes."""
-        ...
 
     def pages(self, run: Name) -> AbstractAsyncContextManager[AsyncIterator[RangeResult]]:
         """The objects of a run, and maybe others, in the order of their keys.
@@ -48,11 +46,9 @@ class Stored(Protocol):
         Args:
             run: The run; empty fields match all.
         """
-        ...
 
     async def object(self, name: Name) -> KeyValue | None:
         """The object of an action that `names` found, or of a run's root; None if it is gone."""
-        ...
 
 
 @asynccontextmanager

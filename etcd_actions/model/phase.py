@@ -77,17 +77,14 @@ class ConditionLike(Protocol):
     @property
     def type(self) -> str:
         """``Progressing``, ``Succeeded``, ``Failed``, or another, which does not count."""
-        ...
 
     @property
     def status(self) -> str:
         """``True``, ``False`` or ``Unknown``."""
-        ...
 
     @property
     def reason(self) -> str:
         """The reason, one word in CamelCase."""
-        ...
 
 
 def phase_of(conditions: Iterable[ConditionLike]) -> Phase:

@@ -55,7 +55,6 @@ class RunData(Protocol):
         Raises:
             EtcdActionsError: The store has none.
         """
-        ...
 
     async def keep_inputs(
         self, run: ActionId, inputs: Inputs, spec: TaskSpec
@@ -65,7 +64,6 @@ class RunData(Protocol):
         Raises:
             EtcdActionsError: They were not stored.
         """
-        ...
 
 
 class Created(NamedTuple):

@@ -38,7 +38,6 @@ class Service(Protocol):
     @property
     def descriptor(self) -> ServiceDescriptor:
         """The gRPC service."""
-        ...
 
 
 def functions_of(service: Service) -> Iterator[tuple[MethodDescriptor, Function]]:

@@ -64,7 +64,6 @@ class Launcher(Protocol):
         Raises:
             NotStarted: No process of it runs; ``by_machine`` is whether it starts later.
         """
-        ...
 
     async def look(self, place: AttemptDirectory, *, within: float) -> Look:
         """The state of an attempt that was started.
@@ -74,14 +73,12 @@ class Launcher(Protocol):
         Raises:
             LauncherUnavailable: It cannot be known now.
         """
-        ...
 
     async def stop(self, place: AttemptDirectory) -> None:
         """End an attempt; returns once no process of it lives, or it was left and that is logged.
 
         Its processes get SIGTERM, and after a grace SIGKILL.
         """
-        ...
 
     async def logs(self, place: AttemptDirectory) -> bytes | None:
         """The log so far, or its end; None if the attempt's directory has it.
@@ -89,7 +86,6 @@ class Launcher(Protocol):
         Raises:
             LauncherUnavailable: It cannot be read now.
         """
-        ...
 
 
 @runtime_checkable
@@ -106,4 +102,3 @@ class SharedLauncher(Launcher, Protocol):
         Raises:
             LauncherUnavailable: It cannot be known now.
         """
-        ...
