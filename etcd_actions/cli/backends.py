@@ -12,6 +12,7 @@ from etcd_actions.actions.abort import AbortResult
 from etcd_actions.cli.etcd_names import EtcdNames
 from etcd_actions.cli.names import Names
 from etcd_actions.cli.options import CommonOptions
+from etcd_actions.cli.service_address import address_of_service
 from etcd_actions.cli.service_client import ServiceClient, open_service_client
 from etcd_actions.cli.service_dead_letters import ServiceDeadLetters
 from etcd_actions.client import ActionsClient, open_actions_client
@@ -156,16 +157,16 @@ async def open_dead_letters(common: CommonOptions) -> AsyncIterator[DeadLetters]
         yield ServiceDeadLetters(service)
 
 
-def open_service(common: CommonOptions) -> AbstractAsyncContextManager[ServiceClient]:
+@asynccontextmanager
+async def open_service(common: CommonOptions) -> AsyncIterator[ServiceClient]:
     """The service that the settings name."""
     config = common.config
-    service = config[settings.SERVICE]
-    assert service is not None
-    return open_service_client(
-        service,
+    async with open_service_client(
+        await address_of_service(config),
         cacert=config[settings.SERVICE_CACERT],
         token_file=config[settings.SERVICE_TOKEN_FILE],
-    )
+    ) as client:
+        yield client
 
 
 def _open_client(common: CommonOptions, etcd: Etcd) -> AbstractAsyncContextManager[ActionsClient]:

@@ -60,7 +60,7 @@ async def service_versions(common: CommonOptions) -> tuple[str, str]:
     Raises:
         ServiceError: It does not respond, or refuses the token.
     """
-    state = await _of_service(common).state()
+    state = await (await _of_service(common)).state()
     if state is None:
         raise ServiceUnavailable(_NO_PAGE)
     found = {each.get("version", "") for each in state.get("members") or []}
@@ -74,20 +74,20 @@ async def open_cluster(common: CommonOptions) -> AsyncIterator[Callable[[], Awai
     A sample raises EtcdError or ServiceError.
     """
     if common.config[SERVICE] is not None:
-        yield _of_service(common).sample
+        yield (await _of_service(common)).sample
         return
     async with common.open_etcd() as etcd:
         yield _OfEtcd(etcd, common).sample
 
 
-def _of_service(common: CommonOptions) -> _OfService:
+async def _of_service(common: CommonOptions) -> _OfService:
+    from etcd_actions.cli.service_address import address_of_service  # noqa: PLC0415 (as below)
     from etcd_actions.cli.service_client import read_token  # noqa: PLC0415 (slow to import)
 
     config = common.config
-    service, token_file = config[SERVICE], config[SERVICE_TOKEN_FILE]
-    assert service is not None
+    token_file = config[SERVICE_TOKEN_FILE]
     token = "" if token_file is None else read_token(token_file)
-    return _OfService(service, config[SERVICE_CACERT], token)
+    return _OfService(await address_of_service(config), config[SERVICE_CACERT], token)
 
 
 class _Claim(msgspec.Struct, frozen=True):

@@ -98,6 +98,7 @@ _ADVICE: dict[type[errors.EtcdActionsError], dict[str, str]] = {
     errors.ServiceUnavailable: {
         "quorum lost": "start the members that are down: see etcd-actions doctor",
     },
+    errors.NotForWorkers: {"": "give --prefix and --namespace as the service has them"},
     errors.PermissionDenied: {
         "": "grant the etcd user read and write on the prefix, or choose another with --prefix"
     },

@@ -122,10 +122,11 @@ class Calls:
         identity = await self._authentication.identify(_shown(scope))
         self.take(identity.client)
         if not identity.is_worker:
+            # Another service may accept it, and the file of the worker may have another one by now.
             raise Refusal(
-                Code.PERMISSION_DENIED,
-                f"permission denied: {identity.client} of the service's --token-file is no "
-                "worker's: add name=NAME role=worker to its line",
+                Code.UNAUTHENTICATED,
+                f"{identity.client} of the service's --token-file is no worker's: add name=NAME "
+                "role=worker to its line",
             )
         return identity
 

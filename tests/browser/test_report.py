@@ -20,8 +20,8 @@ from tests.browser.test_accessible import AXE, CONTRAST, SCREENS
 from tests.browser.test_hostile import WITNESS, nothing_ran
 from tests.cli.command import Finished, finish
 from tests.support.chromium import Page
-from tests.support.page_data import Run
-from tests.support.page_runs import HOSTILE, TRACEBACK, forecast, hostile_run, small_run
+from tests.support.page_data import Run, Step
+from tests.support.page_runs import HOSTILE, TRACEBACK, forecast, hostile_run, small_run, went
 from tests.support.page_site import PageSite
 
 pytestmark = pytest.mark.slow
@@ -61,6 +61,22 @@ async def test_a_report_shows_the_run_without_a_server(
     assert {each for each in page.requests if not each.startswith("data:")} == {
         f"{url}?view=timeline&critical=1"
     }
+
+
+async def test_a_report_has_the_order_of_the_command_tree(
+    page: Page, site: PageSite, tmp_path: Path
+) -> None:
+    names = ["a10", "a2", "b", "a1"]
+    steps = [Step(name="a0", parent="", phases=went(0, 1, 2))]
+    steps += [Step(name=name, phases=went(1, 2, 3)) for name in names]
+    run = Run(name="numbered", started=minutes_ago(1), steps=steps)
+    url = await write(site, run, tmp_path / "report.html")
+    await page.go(f"{url}?view=tree")
+    await page.until(f"{NAMES}.length === {len(steps)}")
+    arguments = (run.name, "-o", "name", "--service", str(site.server.address))
+    tree = await trio.to_thread.run_sync(lambda: finish("tree", *arguments))
+    in_tree = [line.rpartition("/")[2] for line in tree.out.splitlines()]
+    assert await page.value(NAMES) == in_tree == ["a0", "a1", "a2", "a10", "b"]
 
 
 async def test_the_times_of_a_report_stand_still(

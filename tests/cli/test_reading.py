@@ -383,11 +383,11 @@ async def test_what_the_document_shows(
     """The commands of docs/commands.md, in processes of their own."""
     shown = block("docs/commands.md", "console", 0)
     async with open_site(etcd, shared_etcd, prefix, tmp_path) as site:
-        await site.put_run("r1", "train", "eval")
+        await site.put_run("r1", "fit", "score")
         error = ErrorState("Boom", "USER", TRACEBACK)
         for name, phase in (
-            ("train", Phase.FAILED),
-            ("eval", Phase.SUCCEEDED),
+            ("fit", Phase.FAILED),
+            ("score", Phase.SUCCEEDED),
             ("a0", Phase.FAILED),
         ):
             await site.status(f"r1/{name}", phase, error if phase is Phase.FAILED else None)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager
 
 import trio
 from flyteidl2.workflow import run_definition_pb2 as runs_pb
@@ -20,7 +21,7 @@ from etcd_actions.cli.formats.standard_output import (
 )
 from etcd_actions.cli.names import Name, find_run, parse_name, with_nearest
 from etcd_actions.cli.options import CommonOptions
-from etcd_actions.cli.reader import Reader
+from etcd_actions.cli.reader import ACTIONS_AT_ONCE, Reader
 from etcd_actions.cli.signals import open_stop
 from etcd_actions.errors import EtcdActionsError
 from etcd_actions.model import ROOT_ACTION, SUCCESSES
@@ -61,10 +62,21 @@ async def follow_run(reader: Reader, run: Name, printer: ProgressPrinter) -> Act
     send, receive = trio.open_memory_channel[list[ActionState]](math.inf)
     ended: list[ActionState] = []
 
+    is_complete = has_ended = False
+
+    def open_stream() -> AbstractAsyncContextManager[AsyncIterator[list[runs_pb.EnrichedAction]]]:
+        nonlocal is_complete
+        is_complete = False
+        return reader.watch_actions(run)
+
     def accept(actions: Sequence[runs_pb.EnrichedAction]) -> bool:
+        nonlocal is_complete, has_ended
         states = [_state(each.action) for each in actions]
         send.send_nowait(states)
-        return any(each.action == ROOT_ACTION and each.phase.is_terminal for each in states)
+        has_ended |= any(each.action == ROOT_ACTION and each.phase.is_terminal for each in states)
+        # The root comes first: of a run that has ended the other actions follow.
+        is_complete |= len(actions) < ACTIONS_AT_ONCE
+        return has_ended and is_complete
 
     async with trio.open_nursery() as nursery:
 
@@ -79,7 +91,7 @@ async def follow_run(reader: Reader, run: Name, printer: ProgressPrinter) -> Act
 
         nursery.start_soon(print_states)
         async with send:
-            await follow(run.path, lambda: reader.watch_actions(run), accept)
+            await follow(run.path, open_stream, accept)
     return ended[-1]
 
 

@@ -18,7 +18,7 @@ from etcd_actions.cli.formats.standard_output import (
     name_lines,
     standard_output,
 )
-from etcd_actions.cli.names import Name, find_run, parse_name
+from etcd_actions.cli.names import Name, find_run, nearest_to_unknown, parse_name
 from etcd_actions.cli.options import CommonOptions
 from etcd_actions.cli.stored import Stored, open_stored
 from etcd_actions.codecs import codec_of
@@ -143,12 +143,10 @@ class Selection:
         """Whether the limit is reached."""
         return self._left == 0
 
-    def actions(self, page: RangeResult) -> Iterator[tuple[int, ActionRow]]:
-        """The actions of the next page, each after its create revision."""
-        for kv in page.kvs:
-            row = self._row(kv)
-            if isinstance(row, ActionRow):
-                yield kv.create_revision, row
+    def actions(self, page: RangeResult) -> Iterator[ActionRow]:
+        """The actions of the next page."""
+        rows = map(self._row, page.kvs)
+        return (row for row in rows if isinstance(row, ActionRow))
 
     def rows(self, page: RangeResult) -> list[ActionRow | UndecodableRow]:
         """The rows of the next page."""
@@ -204,8 +202,12 @@ async def list_actions(
             raise ConfigError("--limit: with --watch there is no last action: leave one out")
         if selected.labels:
             raise ConfigError("--label: changes have no labels: leave out --watch")
+        none = "no action matches yet: waiting for one"
+        if named is not None:
+            selected, near = await _existing(common, named, selected)
+            none = f"no action of {named} matches yet: waiting for one{near}"
         run = Name(run=selected.run or "", namespace=common.namespace or "")
-        return await watch_selected(common, form, selected.selects, run)
+        return await watch_selected(common, form, selected.selects, run, none)
     several = common.config.namespace_template is not None
     undecodable = 0
     with standard_output() as write:
@@ -216,14 +218,28 @@ async def list_actions(
                 # The text may be the name of an action, or of nothing.
                 found = await stored.names.find(parse_name(named))
                 if all(each.run != selected.run for each in found):
-                    run = await find_run(stored.names, named)
-                    selected = replace(
-                        selected, run=run.run, project=run.project, domain=run.domain
-                    )
+                    selected = _only(selected, await find_run(stored.names, named))
                     undecodable = await printer.print(stored, selected, limit)
         printer.finish()
     warn_undecodable(undecodable, shown=selected.matches_all)
     return ExitCode.OK
+
+
+async def _existing(common: CommonOptions, named: str, selected: Filter) -> tuple[Filter, str]:
+    """The filter by the run that a text names, and the nearest names if there is no such run.
+
+    The text may name an action. The run may still start.
+    """
+    async with open_stored(common) as stored:
+        found = await stored.names.find(parse_name(named))
+        if found and all(each.run != selected.run for each in found):
+            return _only(selected, await find_run(stored.names, named)), ""
+        return selected, await nearest_to_unknown(stored.names, named)
+
+
+def _only(selected: Filter, run: Name) -> Filter:
+    """The filter with a run that exists."""
+    return replace(selected, run=run.run, project=run.project, domain=run.domain)
 
 
 def _of_run(selected: Filter) -> Filter:

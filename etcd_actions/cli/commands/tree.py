@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections import Counter, defaultdict
-from operator import itemgetter
 from typing import TypeAlias
 
 import msgspec
@@ -20,8 +19,8 @@ from etcd_actions.cli.stored import Stored, open_stored
 from etcd_actions.errors import NotFound
 from etcd_actions.model import canonical_name
 
-Groups: TypeAlias = defaultdict[tuple[str, str, str], list[tuple[int, ActionRow]]]
-"""Actions, each after its create revision, by project, domain and namespace."""
+Groups: TypeAlias = defaultdict[tuple[str, str, str], list[ActionRow]]
+"""Actions by project, domain and namespace."""
 
 
 class Tree(msgspec.Struct, frozen=True):
@@ -70,8 +69,7 @@ async def show_tree(common: CommonOptions, run: str, output: str | None = None) 
         name, revision = selected.run or "", stored.revision
     trees: list[Tree] = []
     drawn: list[list[TreeLine]] = []
-    for (project, domain, namespace), rows_found in sorted(groups.items()):
-        rows = [row for _, row in sorted(rows_found, key=itemgetter(0))]
+    for (project, domain, namespace), rows in sorted(groups.items()):
         drawn.append(build_forest(rows, name))
         actions = [line.row for line in drawn[-1] if line.row is not None]
         trees.append(Tree(namespace, project, domain, actions))
@@ -96,8 +94,8 @@ async def _read(
     run = Name(selected.project or "", selected.domain or "", selected.run or "")
     async with stored.pages(run) as pages:
         async for page in pages:
-            for created, row in selection.actions(page):
-                groups[row.project, row.domain, row.namespace].append((created, row))
+            for row in selection.actions(page):
+                groups[row.project, row.domain, row.namespace].append(row)
     return selection
 
 
@@ -106,7 +104,7 @@ def _has_action(groups: Groups, name: Name) -> bool:
     if not name.action:
         return bool(groups)
     named = canonical_name(name.run, name.action)
-    rows = (row for each in groups.values() for _, row in each)
+    rows = (row for each in groups.values() for row in each)
     return any(canonical_name(name.run, row.action or "") == named for row in rows)
 
 

@@ -14,7 +14,7 @@ import msgspec
 from etcd_actions.change_history.synced import SyncedRow
 from etcd_actions.cli.backends import open_service
 from etcd_actions.cli.calls import OPERATIONS
-from etcd_actions.cli.commands.watch import Watching
+from etcd_actions.cli.commands.watch import NoneYet, Watching
 from etcd_actions.cli.exit_codes import ExitCode
 from etcd_actions.cli.following import follow
 from etcd_actions.cli.formats.rows import Row, update_row
@@ -33,10 +33,12 @@ async def watch_service(common: CommonOptions, watching: Watching) -> int:
         request.run = run.run
     async with open_stop() as stop, open_service(common) as service, until_stopped(stop):
         with standard_output() as write:
-            changes = _Changes()
+            changes, none_yet = _Changes(), NoneYet(watching.if_none)
 
             def accept(response: pb.WatchUpdatesResponse) -> bool:
-                rows = [row for row in changes.rows(response) if watching.selects(row)]
+                made = changes.rows(response)
+                rows = [row for row in made if watching.selects(row)]
+                none_yet.note(made, rows)
                 if rows:
                     write(watching.lines.format(rows))
                 return False

@@ -93,9 +93,15 @@ class ActionTree:
         return changed
 
     def put_known(self, key: bytes, revision: int) -> set[bytes] | None:
-        """The same for a state that another stream read; None if none holds it."""
+        """The same for a state that another stream read; None if none holds it.
+
+        Also None if this stream has sent a newer state: that may be of a replaced store.
+        """
+        before = self._nodes.get(key)
         node = self._shared.get(key, revision, self._org)
-        return None if node is None else self._put(key, node)
+        if node is None or (before is not None and before.revision > revision):
+            return None
+        return self._put(key, node)
 
     def end(self, update: ActionUpdate) -> set[bytes]:
         """Note a deleted object: an action that ran is aborted. Returns the keys likewise."""
@@ -121,9 +127,10 @@ class ActionTree:
                 changed |= self.end(update)
         return changed
 
-    def keys(self) -> list[bytes]:
-        """The keys of all actions."""
-        return list(self._nodes)
+    @property
+    def is_empty(self) -> bool:
+        """Whether it has no action."""
+        return not self._nodes
 
     def messages(self, keys: Iterable[bytes]) -> list[EnrichedAction]:
         """The messages of actions, with the number of their children by phase."""

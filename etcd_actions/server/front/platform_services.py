@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 
+import structlog
 from connectrpc.code import Code
 from flyteidl2.app import app_payload_pb2, app_service_pb2
 from flyteidl2.auth import identity_pb2
@@ -18,6 +19,8 @@ from etcd_actions.errors import InvalidArgument, NotFound
 from etcd_actions.runs.run_record import ANONYMOUS
 from etcd_actions.server.caller import CALLER
 from etcd_actions.server.error_codes import Refusal
+
+_log = structlog.get_logger(__name__)
 
 FindImage = Callable[[str], Awaitable[str | None]]
 """Returns the full name of an image by ``NAME:TAG``; None for one that has to be built first."""
@@ -73,6 +76,7 @@ class ImageService:
 
     def __init__(self, find: FindImage | None = None) -> None:
         self._find = find
+        self._has_warned = False
 
     async def get_image(self, request: image_pb.GetImageRequest) -> image_pb.GetImageResponse:
         """The full name of an image.
@@ -84,6 +88,14 @@ class ImageService:
         name = request.id.name
         if not name:
             raise InvalidArgument("id.name", "it is empty: name an image, such as NAME:TAG")
+        if self._find is None and not self._has_warned:
+            # A task whose packages are missing can fail only at their import.
+            self._has_warned = True
+            _log.warning(
+                "images_not_built",
+                image=name,
+                remedy="run --executor local or ray, without --images off, for packages of images",
+            )
         full = name if self._find is None else await self._find(name)
         if full is None:
             raise NotFound(f"image {name!r} is not built yet")

@@ -8,7 +8,7 @@ its own, so that neither its answers nor its streams delay those of the service.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from contextlib import aclosing
+from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
 from http import HTTPStatus
 from typing import Final
 
@@ -25,6 +25,7 @@ from etcd_actions.errors import (
     FutureRevision,
     InvalidRequest,
     LeaseNotFound,
+    NotForWorkers,
     PermissionDenied,
     RequestTooLarge,
     Unauthenticated,
@@ -38,7 +39,13 @@ from etcd_actions.server.methods import guarded
 from etcd_actions.server.streams import CONNECTION, Stream, Streams
 from etcd_actions.server.workers import wire
 from etcd_actions.server.workers.grpc_exchange import Response, messages
-from etcd_actions.server.workers.leases import MOST_LEASES, LiveLeases, is_lease_of, new_lease_id
+from etcd_actions.server.workers.leases import (
+    MOST_LEASES,
+    LeaseKind,
+    LiveLeases,
+    kind_of_lease,
+    new_lease_id,
+)
 from etcd_actions.server.workers.rights import WorkerRights, check_lease
 from etcd_actions.web import (
     ClientDisconnected,
@@ -55,6 +62,8 @@ STREAM_WINDOW: Final = 1024 * 1024
 """Bytes of a watch stream that wait for a worker that does not read."""
 MOST_CALLS: Final = 16
 """The most calls of one name at a time; others wait."""
+MOST_LARGE_READS: Final = 4
+"""The most calls of one name that may read more than some keys, at a time."""
 MOST_WAITING: Final = 1_000
 """The most calls of one name that wait."""
 MOST_STREAMS: Final = 64
@@ -68,8 +77,9 @@ _PATH: Final = "/etcdserverpb."
 _LARGEST_REQUEST: Final = 2 * 1024 * 1024
 """Bytes of a request; of a message on a watch stream, the next one."""
 _LARGEST_WATCH: Final = 64 * 1024
-_MOST_KEYS: Final = 20_000
-"""The most keys of one read."""
+_MOST_KEYS: Final = 2_000
+"""The most keys of one read: etcd collects them before it is known how large they are."""
+_FEW_KEYS: Final = 100
 _LONGEST_LEASE: Final = 9_000_000_000
 """Seconds: the longest time to live that etcd accepts."""
 _WITHIN: Final = 30.0
@@ -87,7 +97,7 @@ _METHODS: Final = frozenset(
 )
 _TOO_LARGE: Final = "an answer of more than"
 _CODES: Final[tuple[tuple[type[EtcdError], Code], ...]] = (
-    (PermissionDenied, Code.PERMISSION_DENIED),
+    (NotForWorkers, Code.PERMISSION_DENIED),
     (LeaseNotFound, Code.NOT_FOUND),
     (Compacted, Code.OUT_OF_RANGE),
     (FutureRevision, Code.OUT_OF_RANGE),
@@ -105,12 +115,17 @@ class _Worker:
         self.name = name
         self.client = client
         self.calls = trio.Semaphore(MOST_CALLS)
+        self._large_reads = trio.Semaphore(MOST_LARGE_READS)
         self.leases = LiveLeases()
         self.streams: dict[Stream, None] = {}
 
-    def owns(self, lease: int) -> bool:
-        """Whether a lease is one of theirs."""
-        return is_lease_of(self.name, lease)
+    def owned(self, lease: int) -> LeaseKind | None:
+        """The kind of a lease of theirs; None for one of another client."""
+        return kind_of_lease(self.name, lease)
+
+    def reads_of(self, keys: int) -> AbstractAsyncContextManager[object]:
+        """The context of a request that may read so many keys: large ones wait for each other."""
+        return self._large_reads if keys > _FEW_KEYS else nullcontext()
 
 
 class WorkerEtcd:
@@ -137,27 +152,28 @@ class WorkerEtcd:
         """The answer to a request.
 
         Raises:
-            Refusal: There is no such method for workers.
-            EtcdError: The request is not allowed, or etcd refused it.
+            NotForWorkers: There is no such method for workers, or it is not allowed.
+            EtcdError: etcd refused it.
         """
         function = self._unary.get(method)
         if function is None:
-            raise Refusal(Code.PERMISSION_DENIED, f"permission denied: workers have no {method}")
+            raise NotForWorkers(f"permission denied: workers have no {method}")
         return await function(worker, body)
 
-    async def _range(self, _: _Worker, body: bytes) -> bytes:
+    async def _range(self, worker: _Worker, body: bytes) -> bytes:
         request = wire.range_request(body)
         self._rights.check_read(request.keys)
         limit = min(request.limit or _MOST_KEYS, _MOST_KEYS)
         while True:
             try:
-                found = await self._etcd.range(
-                    request.keys,
-                    revision=request.revision,
-                    limit=0 if request.count_only else limit,
-                    keys_only=request.keys_only,
-                    count_only=request.count_only,
-                )
+                async with worker.reads_of(limit):
+                    found = await self._etcd.range(
+                        request.keys,
+                        revision=request.revision,
+                        limit=0 if request.count_only else limit,
+                        keys_only=request.keys_only,
+                        count_only=request.count_only,
+                    )
             except Unavailable as error:
                 if _TOO_LARGE not in str(error) or limit == 1:
                     raise
@@ -168,8 +184,16 @@ class WorkerEtcd:
 
     async def _txn(self, worker: _Worker, body: bytes) -> bytes:
         request = wire.txn_request(body)
-        self._rights.check_txn(request, worker.owns)
-        return wire.txn_response(await self._etcd.txn(request)).SerializeToString()
+        reads = self._rights.check_txn(request, worker.owned)
+        async with worker.reads_of(reads):
+            result = await self._etcd.txn(request)
+        if wire.is_cut(result):
+            # It was done, so this must not be a text of etcd's. One that reads alone gets more.
+            raise Refusal(
+                Code.RESOURCE_EXHAUSTED,
+                f"a transaction reads at most {wire.MOST_IN_RANGES} keys of ranges",
+            )
+        return wire.txn_response(result).SerializeToString()
 
     async def _grant(self, worker: _Worker, body: bytes) -> bytes:
         ttl = wire.grant_request(body)
@@ -177,13 +201,14 @@ class WorkerEtcd:
             raise InvalidRequest(f"a lease of {ttl} seconds")
         if not worker.leases.has_space(trio.current_time()):
             raise _busy(f"{worker.name} has {MOST_LEASES} leases, the most allowed")
-        lease = await self._etcd.lease_grant(ttl, lease_id=new_lease_id(worker.name))
+        lease_id = new_lease_id(worker.name, LeaseKind.of(ttl))
+        lease = await self._etcd.lease_grant(ttl, lease_id=lease_id)
         worker.leases.lives(lease.id, trio.current_time() + lease.ttl)
         return wire.grant_response(lease).SerializeToString()
 
     async def _keep_alive(self, worker: _Worker, body: bytes) -> bytes:
         lease_id = wire.lease_request(body)
-        check_lease(lease_id, worker.owns)
+        check_lease(lease_id, worker.owned)
         try:
             lease = await self._etcd.lease_keep_alive(lease_id)
         except LeaseNotFound:
@@ -195,7 +220,7 @@ class WorkerEtcd:
 
     async def _revoke(self, worker: _Worker, body: bytes) -> bytes:
         lease_id = wire.lease_request(body)
-        check_lease(lease_id, worker.owns)
+        check_lease(lease_id, worker.owned)
         await self._etcd.lease_revoke(lease_id)
         worker.leases.ended(lease_id)
         return b""
@@ -381,9 +406,12 @@ def _busy(reason: str) -> Refusal:
 
 def _refusal(error: EtcdActionsError) -> Refusal:
     """The refusal that a worker gets for an error; its client recognises etcd's text in it."""
+    # About the user of the service, and not about the worker: another service may have another one.
     if isinstance(error, Unauthenticated):
-        # It is about the user of the service, and not about the worker.
         return Refusal(Code.UNAVAILABLE, "etcd does not accept the user of the service")
+    if isinstance(error, PermissionDenied) and not isinstance(error, NotForWorkers):
+        lacks = str(error).rpartition("permission denied: ")[2]
+        return Refusal(Code.UNAVAILABLE, f"the service lacks a permission in etcd: {lacks}")
     for kind, code in _CODES:
         if isinstance(error, kind):
             return Refusal(code, str(error))

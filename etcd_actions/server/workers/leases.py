@@ -1,16 +1,19 @@
-"""The leases of workers: the id of each shows its owner.
+"""The leases of workers: the id of each shows its owner, and whether it may be long.
 
-The service chooses the ids. The upper half is random; the lower half is a digest of that and of the
-worker's name. So each service knows the leases of each worker, also after a restart, and keeps
-nothing for that. A worker presents only ids that a service chose: one of another worker has its own
-digest by a chance of one to four billion.
+The service chooses the ids. The upper half is random; the lower half is a digest of that, of the
+worker's name and of the kind. So each service knows the leases of each worker, also after a
+restart, and keeps nothing for that. A worker presents only ids that a service chose: one of another
+worker has its own digest by a chance of one to four billion.
 """
 
 from __future__ import annotations
 
+import enum
 import secrets
 from hashlib import blake2b
 from typing import Final
+
+from etcd_actions.storage.claims import LONGEST_TTL
 
 MOST_LEASES: Final = 10_000
 """The most leases of one name that are alive, as far as this process granted or renewed them."""
@@ -19,16 +22,30 @@ _DIGEST: Final = 4
 _NONCES: Final = 2**31
 
 
-def new_lease_id(name: str) -> int:
+class LeaseKind(enum.Enum):
+    """How long a lease may live without its owner: a claim must not outlive it for long."""
+
+    SHORT = b"s"
+    LONG = b"l"
+
+    @classmethod
+    def of(cls, ttl: int) -> LeaseKind:
+        """The kind of a lease of so many seconds."""
+        return cls.SHORT if ttl <= LONGEST_TTL else cls.LONG
+
+
+def new_lease_id(name: str, kind: LeaseKind) -> int:
     """An id for a new lease of a worker; etcd refuses one that is taken."""
     nonce = secrets.randbelow(_NONCES - 1) + 1
-    return nonce << 32 | _digest(name, nonce)
+    return nonce << 32 | _digest(name, kind, nonce)
 
 
-def is_lease_of(name: str, lease: int) -> bool:
-    """Whether a lease was granted to a worker of this name."""
+def kind_of_lease(name: str, lease: int) -> LeaseKind | None:
+    """The kind of a lease that was granted to a worker of this name; None for any other lease."""
     nonce, digest = lease >> 32, lease & 0xFFFFFFFF
-    return 0 < nonce < _NONCES and digest == _digest(name, nonce)
+    if not 0 < nonce < _NONCES:
+        return None
+    return next((kind for kind in LeaseKind if digest == _digest(name, kind, nonce)), None)
 
 
 class LiveLeases:
@@ -53,6 +70,6 @@ class LiveLeases:
         self._until.pop(lease, None)
 
 
-def _digest(name: str, nonce: int) -> int:
-    text = nonce.to_bytes(4, "big") + name.encode()
+def _digest(name: str, kind: LeaseKind, nonce: int) -> int:
+    text = nonce.to_bytes(4, "big") + kind.value + name.encode()
     return int.from_bytes(blake2b(text, digest_size=_DIGEST).digest(), "big")

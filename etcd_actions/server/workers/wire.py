@@ -38,8 +38,10 @@ from etcd_actions.etcd.rpc import RangeRequest
 
 _Message = TypeVar("_Message", bound=Message)
 
-MOST_PARTS: Final = 5_000
+MOST_PARTS: Final = 2_000
 """The most compares and operations of a transaction: a group of 100 has some hundreds."""
+MOST_IN_RANGES: Final = 20_000
+"""The most keys that the reads of ranges in a transaction return together."""
 
 _OPERANDS: Final = {
     CompareTarget.VERSION: "version",
@@ -63,8 +65,18 @@ def range_request(body: bytes) -> RangeRequest:
 
 
 def txn_request(body: bytes) -> Txn:
-    """A transaction; raises InvalidRequest."""
-    return _txn(_parsed(pb.TxnRequest, body), [MOST_PARTS])
+    """A transaction, whose reads of ranges have a limit; raises InvalidRequest."""
+    message = _parsed(pb.TxnRequest, body)
+    ranges = _count_ranges(message, [MOST_PARTS])
+    return _txn(message, MOST_IN_RANGES // max(1, ranges))
+
+
+def is_cut(result: TxnResult) -> bool:
+    """Whether a read of a range in a transaction has more keys than its limit."""
+    return any(
+        is_cut(each) if isinstance(each, TxnResult) else isinstance(each, RangeResult) and each.more
+        for each in result.responses
+    )
 
 
 def grant_request(body: bytes) -> int:
@@ -83,6 +95,9 @@ def watch_request(body: bytes) -> WatchCreate | int | None:
     match message.WhichOneof("request_union"):
         case "create_request":
             request = message.create_request
+            if request.watch_id <= 0:
+                # etcd would choose the id, so the watchers could not be counted.
+                raise InvalidRequest("a watcher of a worker needs an id above 0")
             return WatchCreate(
                 request.watch_id,
                 _keys(request.key, request.range_end),
@@ -160,15 +175,34 @@ def _keys(start: bytes, end: bytes) -> KeyRange:
     return KeyRange(start, end) if end else KeyRange.of_key(start)
 
 
-def _txn(message: pb.TxnRequest, left: list[int]) -> Txn:
-    """``left`` has the number of parts that may follow."""
+def _count_ranges(message: pb.TxnRequest, left: list[int]) -> int:
+    """The number of reads of ranges; ``left`` has the number of parts that may follow."""
     left[0] -= len(message.compare) + len(message.success) + len(message.failure)
     if left[0] < 0:
         raise InvalidRequest(f"a transaction of a worker has at most {MOST_PARTS} parts")
+    ranges = 0
+    for branch in (message.success, message.failure):
+        for each in branch:
+            match each.WhichOneof("request"):
+                case "request_range":
+                    ranges += not _is_one_key(each.request_range.key, each.request_range.range_end)
+                case "request_txn":
+                    ranges += _count_ranges(each.request_txn, left)
+                case _:
+                    pass
+    return ranges
+
+
+def _is_one_key(start: bytes, end: bytes) -> bool:
+    return not end or end == start + b"\0"
+
+
+def _txn(message: pb.TxnRequest, limit: int) -> Txn:
+    """``limit`` is that of each read of a range."""
     return Txn(
         [_compare(each) for each in message.compare],
-        [_operation(each, left) for each in message.success],
-        [_operation(each, left) for each in message.failure],
+        [_operation(each, limit) for each in message.success],
+        [_operation(each, limit) for each in message.failure],
     )
 
 
@@ -181,13 +215,17 @@ def _compare(message: pb.Compare) -> Compare:
     return Compare(message.key, target, result, operand, message.range_end)
 
 
-def _operation(message: pb.RequestOp, left: list[int]) -> Operation:
+def _operation(message: pb.RequestOp, limit: int) -> Operation:
     match message.WhichOneof("request"):
         case "request_range":
             read = message.request_range
             if read.revision or read.count_only:
                 raise InvalidRequest("a read within a transaction has no revision, and has keys")
-            return Get(_keys(read.key, read.range_end), max(0, read.limit), read.keys_only)
+            if _is_one_key(read.key, read.range_end):
+                limit = 0
+            elif read.limit > 0:
+                limit = min(limit, read.limit)
+            return Get(_keys(read.key, read.range_end), limit, read.keys_only)
         case "request_put":
             put = message.request_put
             return Put(put.key, put.value, put.lease)
@@ -195,7 +233,7 @@ def _operation(message: pb.RequestOp, left: list[int]) -> Operation:
             delete = message.request_delete_range
             return Delete(_keys(delete.key, delete.range_end))
         case "request_txn":
-            return _txn(message.request_txn, left)
+            return _txn(message.request_txn, limit)
         case _:
             raise InvalidRequest("an operation of a transaction is of no known kind")
 
