@@ -16,7 +16,7 @@ from flyteidl2.workflow import run_definition_pb2 as runs_pb
 from flyteidl2.workflow import run_service_pb2 as pb
 
 from etcd_actions.cli.calls import RUNS, Calls
-from etcd_actions.cli.names import Name, Names
+from etcd_actions.cli.names import Name, NameLookup
 from etcd_actions.model import flyte as conversions
 
 ACTIONS_AT_ONCE: Final = 200
@@ -36,7 +36,7 @@ class Reader:
         names: Looks up names.
     """
 
-    def __init__(self, calls: Calls, names: Names) -> None:
+    def __init__(self, calls: Calls, names: NameLookup) -> None:
         self.calls = calls
         self.names = names
 

@@ -1,4 +1,4 @@
-"""Dead letters through the service, with the methods that the client has for etcd."""
+"""Dead letters by the service, with the same methods as those of the client on etcd."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from etcd_actions.server._pb import etcd_actions_operations_pb2 as pb
 
 # Seconds between two checks of a dead letter that is retried.
 _CHECK_EVERY: Final = 0.5
-_WITHOUT: Final = "dead letters are not shown or changed"
+# What is not possible by a service without these methods.
+_CONSEQUENCE: Final = "dead letters are not shown or changed"
 
 
 class ServiceDeadLetters:
@@ -31,8 +32,8 @@ class ServiceDeadLetters:
 
     async def dead_letters(self) -> list[DeadLetter]:
         """All dead letters, the oldest first."""
-        response = await self._service.operate(
-            "ListDeadLetters", pb.ListDeadLettersRequest(), pb.ListDeadLettersResponse, _WITHOUT
+        response = await self._service.call_own_method(
+            "ListDeadLetters", pb.ListDeadLettersRequest(), pb.ListDeadLettersResponse, _CONSEQUENCE
         )
         self._has_leader = response.has_leader
         found = []
@@ -83,8 +84,8 @@ class ServiceDeadLetters:
             revision=dead_letter.dead_letter_revision,
             change=change,
         )
-        return await self._service.operate(
-            "ChangeDeadLetter", request, pb.ChangeDeadLetterResponse, _WITHOUT
+        return await self._service.call_own_method(
+            "ChangeDeadLetter", request, pb.ChangeDeadLetterResponse, _CONSEQUENCE
         )
 
 

@@ -10,7 +10,7 @@ import pytest
 import trio
 
 from etcd_actions.cli.commands.report import read_snapshot
-from etcd_actions.cli.etcd_names import EtcdNames
+from etcd_actions.cli.etcd_names import EtcdNameLookup
 from etcd_actions.cli.local_calls import open_local_calls
 from etcd_actions.cli.names import Name
 from etcd_actions.cli.reader import Reader
@@ -155,7 +155,7 @@ async def test_of_many_actions_those_that_failed_have_their_details(site: PageSi
     run = small_run(minutes_ago(1))
     await site.put(run)
     async with open_local_calls(site.etcd, site.client) as calls:
-        reader = Reader(calls, EtcdNames(site.etcd, site.keys.prefix, site.keys.namespace))
+        reader = Reader(calls, EtcdNameLookup(site.etcd, site.keys.prefix, site.keys.namespace))
         name = Name(run.project, run.domain, run.name)
         snapshot, count = await read_snapshot(reader, name, most=2)
     assert count == 6

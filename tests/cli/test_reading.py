@@ -22,7 +22,7 @@ from etcd_actions.cli.commands.tree import show_tree
 from etcd_actions.cli.commands.wait import phases_of, wait_for_phase
 from etcd_actions.cli.exit_codes import ExitCode
 from etcd_actions.cli.options import CommonOptions
-from etcd_actions.cli.printing import FORMATS
+from etcd_actions.cli.output_options import FORMATS
 from etcd_actions.errors import ConfigError, NotFound, ServiceRefused
 from etcd_actions.etcd.api import Etcd, KeyRange
 from tests.cli.command import Finished, finish, running

@@ -39,7 +39,7 @@ async def attach_to_run(common: CommonOptions, text: str, output: str | None) ->
             async with until_stopped(stop), with_nearest(reader.names, text):
                 ended.append(await follow_run(reader, name, printer))
         if not ended:
-            print_message(continues(name))
+            print_message(continues_message(name))
             return ExitCode.OK
     root = ended[0]
     reason = f": {root.error}" if root.error else ""
@@ -47,7 +47,7 @@ async def attach_to_run(common: CommonOptions, text: str, output: str | None) ->
     return ExitCode.OK if root.phase in SUCCESSES else ExitCode.RUN_FAILED
 
 
-def continues(run: Name) -> str:
+def continues_message(run: Name) -> str:
     """The message about a run that is not followed any more."""
     return f"the run continues: etcd-actions attach {run.path} follows it, abort {run.path} ends it"
 
@@ -69,7 +69,7 @@ async def follow_run(reader: Reader, run: Name, printer: ProgressPrinter) -> Act
         is_complete = False
         return reader.watch_actions(run)
 
-    def accept(actions: Sequence[runs_pb.EnrichedAction]) -> bool:
+    def on_item(actions: Sequence[runs_pb.EnrichedAction]) -> bool:
         nonlocal is_complete, has_ended
         states = [_state(each.action) for each in actions]
         send.send_nowait(states)
@@ -91,7 +91,7 @@ async def follow_run(reader: Reader, run: Name, printer: ProgressPrinter) -> Act
 
         nursery.start_soon(print_states)
         async with send:
-            await follow(run.path, open_stream, accept)
+            await follow(run.path, open_stream, on_item)
     return ended[-1]
 
 

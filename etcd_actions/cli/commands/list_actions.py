@@ -20,7 +20,7 @@ from etcd_actions.cli.formats.standard_output import (
 )
 from etcd_actions.cli.names import Name, find_run, nearest_to_unknown, parse_name
 from etcd_actions.cli.options import CommonOptions
-from etcd_actions.cli.stored import Stored, open_stored
+from etcd_actions.cli.stored_objects import StoredObjects, open_stored_objects
 from etcd_actions.codecs import codec_of
 from etcd_actions.errors import ConfigError, DecodeError
 from etcd_actions.etcd.api import KeyValue, RangeResult
@@ -124,7 +124,7 @@ class NameLines:
         return name_lines(row.path for row in rows if isinstance(row, ActionRow))
 
 
-class Selection:
+class RowSelection:
     """Selects the rows of pages by a filter.
 
     Attributes:
@@ -132,7 +132,7 @@ class Selection:
             matches every action, since it cannot be applied to them.
     """
 
-    def __init__(self, stored: Stored, selected: Filter, limit: int | None) -> None:
+    def __init__(self, stored: StoredObjects, selected: Filter, limit: int | None) -> None:
         self.undecodable = 0
         self._stored = stored
         self._filter = None if selected.matches_all else selected
@@ -208,11 +208,10 @@ async def list_actions(
             none = f"no action of {named} matches yet: waiting for one{near}"
         run = Name(run=selected.run or "", namespace=common.namespace or "")
         return await watch_selected(common, form, selected.selects, run, none)
-    several = common.config.namespace_template is not None
     undecodable = 0
     with standard_output() as write:
-        printer = _Printer(form, write, runs_of_projects=several)
-        async with open_stored(common) as stored:
+        printer = _Printer(form, write, qualify_runs=common.qualify_runs)
+        async with open_stored_objects(common) as stored:
             undecodable = await printer.print(stored, selected, limit)
             if named is not None and not printer.has_rows:
                 # The text may be the name of an action, or of nothing.
@@ -230,7 +229,7 @@ async def _existing(common: CommonOptions, named: str, selected: Filter) -> tupl
 
     The text may name an action. The run may still start.
     """
-    async with open_stored(common) as stored:
+    async with open_stored_objects(common) as stored:
         found = await stored.names.find(parse_name(named))
         if found and all(each.run != selected.run for each in found):
             return _only(selected, await find_run(stored.names, named)), ""
@@ -261,18 +260,18 @@ def _of_run(selected: Filter) -> Filter:
 class _Printer:
     """Prints the rows of listings as they are read; of a document the start with the first page."""
 
-    def __init__(self, form: str, write: Write, *, runs_of_projects: bool) -> None:
+    def __init__(self, form: str, write: Write, *, qualify_runs: bool) -> None:
         self._document = Document(form) if form in ("json", "yaml") else None
-        self._lines: Format = self._document or formatter(form, runs_of_projects=runs_of_projects)
+        self._lines: Format = self._document or formatter(form, qualify_runs=qualify_runs)
         self._write = write
         self._revision = 0
         self._is_started = False
         self.has_rows = False
 
-    async def print(self, stored: Stored, selected: Filter, limit: int | None) -> int:
+    async def print(self, stored: StoredObjects, selected: Filter, limit: int | None) -> int:
         """Print the selected actions; returns the number of values that cannot be decoded."""
         run = Name(selected.project or "", selected.domain or "", selected.run or "")
-        selection = Selection(stored, selected, limit)
+        selection = RowSelection(stored, selected, limit)
         async with stored.pages(run) as pages:
             async for page in pages:
                 self._revision = page.revision
@@ -308,7 +307,7 @@ def warn_undecodable(count: int, *, shown: bool) -> None:
         print_message(values if shown else omitted)
 
 
-def formatter(form: str, *, runs_of_projects: bool = False, follow: bool = False) -> Format:
+def formatter(form: str, *, qualify_runs: bool = False, follow: bool = False) -> Format:
     """Formats rows as they come, in each format that is not a document."""
     if form == "jsonl":
         return JsonLines()
@@ -316,6 +315,4 @@ def formatter(form: str, *, runs_of_projects: bool = False, follow: bool = False
         return NameLines()
     from etcd_actions.cli.formats.action_tables import ActionTable  # noqa: PLC0415 (rich is slow to import)
 
-    return ActionTable(
-        sys.stdout, runs_of_projects=runs_of_projects, wide=form == "wide", follow=follow
-    )
+    return ActionTable(sys.stdout, qualify_runs=qualify_runs, wide=form == "wide", follow=follow)

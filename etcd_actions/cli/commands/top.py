@@ -12,7 +12,7 @@ import trio
 from flyteidl2.common.list_pb2 import Sort
 
 from etcd_actions.cli.backends import open_reader
-from etcd_actions.cli.cluster import Cluster, open_cluster
+from etcd_actions.cli.cluster import ClusterSample, open_cluster
 from etcd_actions.cli.commands.runs import count_actions
 from etcd_actions.cli.exit_codes import ExitCode, print_message
 from etcd_actions.cli.formats.frames import Frame
@@ -43,7 +43,7 @@ async def show_top(
         output: ``json``, ``yaml`` or ``jsonl`` for programs; None for people.
     """
     check_output_open()
-    lives = sys.stdout.isatty() and not once and output in (None, "table", "jsonl")
+    is_live = sys.stdout.isatty() and not once and output in (None, "table", "jsonl")
     async with (
         open_stop() as stop,
         open_reader(common) as reader,
@@ -58,19 +58,22 @@ async def show_top(
                 try:
                     before, frame = await _frame(reader, await sample(), before)
                 except (ServiceUnavailable, Unavailable) as error:
-                    if not lives:
+                    if not is_live:
                         raise
                     print_message(str(error))
                 else:
-                    text = partial(_text, frame, lives)
+                    text = partial(_text, frame, is_live)
                     print_rows(output or "table", [frame], frame, text, write)
-                if not lives:
+                if not is_live:
                     break
                 await trio.sleep(interval)
     return ExitCode.OK
 
 
-async def _frame(reader: Reader, cluster: Cluster, before: Cluster) -> tuple[Cluster, Frame]:
+async def _frame(
+    reader: Reader, cluster: ClusterSample, before: ClusterSample
+) -> tuple[ClusterSample, Frame]:
+    """Returns a sample, and the frame with the rates since an earlier one."""
     phases: Counter[str] = Counter()
     active = []
     async with aclosing(reader.each_run(Sort.DESCENDING)) as runs:
@@ -89,7 +92,7 @@ async def _frame(reader: Reader, cluster: Cluster, before: Cluster) -> tuple[Clu
     )
 
 
-def _text(frame: Frame, lives: bool, _wide: bool) -> bytes:
+def _text(frame: Frame, is_live: bool, _wide: bool) -> bytes:
     from etcd_actions.cli.formats.frame_text import frame_text  # noqa: PLC0415 (rich is slow)
 
-    return frame_text(frame, sys.stdout, lives=lives)
+    return frame_text(frame, sys.stdout, is_live=is_live)

@@ -33,27 +33,26 @@ from etcd_actions.model import run_key_prefix
 from etcd_actions.storage.watched_keys import watched_keys
 from etcd_actions.watch import Reflector, ReflectorSettings
 
-# Seconds in which the output must accept the changes before the signal.
+# Seconds after a signal for the reader of the output to accept the changes before the signal.
 _DRAIN = 5.0
 
 _log = structlog.get_logger(__name__)
 
 
 Selects = Callable[[Row], bool]
-"""Whether a row is printed."""
-
+"""Returns whether a row is printed."""
 
 ALL = Name()
 """All runs."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Watching:
-    """The selection and the format of the printed changes.
+class WatchOptions:
+    """Which changes are printed, and how.
 
     Attributes:
         lines: Formats the rows.
-        selects: Whether a row is printed.
+        selects: Returns whether a row is printed.
         run: The only run; with empty names all runs.
         if_none: A message for standard error if no present state is selected; empty for none.
         prev_kv: Whether etcd is to send the value before a deletion.
@@ -92,9 +91,8 @@ async def watch_until_signal(common: CommonOptions, output: str | None, prev_kv:
     if form in ("table", "wide"):
         from etcd_actions.cli.formats.action_tables import ChangeTable  # noqa: PLC0415 (rich is slow)
 
-        several = common.config.namespace_template is not None
-        lines = ChangeTable(sys.stdout, runs_of_projects=several, wide=form == "wide")
-    return await watch(common, Watching(lines=lines, prev_kv=prev_kv))
+        lines = ChangeTable(sys.stdout, qualify_runs=common.qualify_runs, wide=form == "wide")
+    return await watch(common, WatchOptions(lines=lines, prev_kv=prev_kv))
 
 
 async def watch_selected(
@@ -114,12 +112,11 @@ async def watch_selected(
     """
     if form in ("json", "yaml", "details"):
         raise ConfigError(f"--output {form} has an end: with --watch give table, name or jsonl")
-    several = common.config.namespace_template is not None
-    lines = formatter(form, runs_of_projects=several, follow=True)
-    return await watch(common, Watching(lines=lines, selects=selects, run=run, if_none=if_none))
+    lines = formatter(form, qualify_runs=common.qualify_runs, follow=True)
+    return await watch(common, WatchOptions(lines=lines, selects=selects, run=run, if_none=if_none))
 
 
-async def watch(common: CommonOptions, watching: Watching) -> int:
+async def watch(common: CommonOptions, watching: WatchOptions) -> int:
     """Write the selected changes until a signal, or until the reader of the output has ended."""
     if common.config[SERVICE] is not None:
         from etcd_actions.cli.commands.watch_service import watch_service  # noqa: PLC0415 (slow)
@@ -163,7 +160,7 @@ async def watch(common: CommonOptions, watching: Watching) -> int:
 async def _write(
     queue: ChangeQueue,
     rows: RowMaker,
-    watching: Watching,
+    watching: WatchOptions,
     descriptor: int,
     stop: Stop,
     written: trio.Event,

@@ -49,7 +49,7 @@ class _Node:
 
 
 def build_forest(rows: Sequence[ActionRow], run: str) -> list[TreeLine]:
-    """Order the actions of a run depth first, with the guides before each name.
+    """Order the actions of a run depth first, with guides, the lines of the tree, before names.
 
     The root comes first. Siblings are in the order of their creation, and those of one second in
     the order of their names, with the numbers in these by value, as on the page. Then come the
@@ -97,7 +97,7 @@ def _order(row: ActionRow) -> tuple[float, NaturalKey]:
 
 
 def _layout(lines: list[TreeLine], tops: list[_Node], *, below: bool = False) -> None:
-    """Add nodes and all below them; with ``below`` they are children of the last line."""
+    """Add lines for nodes and all below them; with ``below`` as children of the last line."""
     waiting = _with_guides(tops, "", 0) if below else [(top, "", "", 0) for top in tops]
     while waiting:
         node, head, guides, depth = waiting.pop()
@@ -128,7 +128,7 @@ def _with_guides(
 
 
 def _in_cycle(node: _Node) -> _Node:
-    """The first ancestor that is met twice."""
+    """The first node that appears twice on the way up from a node below a cycle."""
     seen: set[int] = set()
     while id(node) not in seen and node.parent is not None:
         seen.add(id(node))

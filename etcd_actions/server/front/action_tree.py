@@ -36,7 +36,7 @@ class _Node(msgspec.Struct, frozen=True, weakref=True, eq=False):
     revision: int = 0
 
 
-class Nodes:
+class SharedNodes:
     """The newest states of actions, each kept while a stream uses it, shared by all streams.
 
     Attributes:
@@ -76,11 +76,11 @@ class ActionTree:
     """
 
     def __init__(
-        self, org: str, matches: Predicate[Row] | None, shared: Nodes | None = None
+        self, org: str, matches: Predicate[Row] | None, shared: SharedNodes | None = None
     ) -> None:
         self._org = org
         self._matches = matches
-        self._shared = shared or Nodes()
+        self._shared = shared or SharedNodes()
         self._nodes: dict[bytes, _Node] = {}
         self._keys: dict[str, bytes] = {}
         self._children: dict[str, Counter[int]] = {}

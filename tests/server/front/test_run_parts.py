@@ -17,7 +17,7 @@ from etcd_actions import ActionId, ActionsClient, ActionStatus, Phase
 from etcd_actions.cli.reader import ACTIONS_AT_ONCE
 from etcd_actions.etcd.api import Delete, KeyRange, Txn
 from etcd_actions.runs.reading import Part, RunReader, Unread
-from etcd_actions.server.front.action_tree import ActionTree, Nodes
+from etcd_actions.server.front.action_tree import ActionTree, SharedNodes
 from etcd_actions.server.front.run_streams import MOST_AT_ONCE, TURN, Follower
 from etcd_actions.server.streams import CONNECTION, Connection, Streams
 from tests.support import flyte
@@ -46,7 +46,7 @@ class Following:
         nodes: What the streams share.
     """
 
-    def __init__(self, client: ActionsClient, nodes: Nodes) -> None:
+    def __init__(self, client: ActionsClient, nodes: SharedNodes) -> None:
         self.reader = Reader(client)
         self.follower = Follower(client, self.reader, Streams(10), keepalive=0.05)
         self.nodes = nodes
@@ -63,9 +63,11 @@ class Following:
 
 
 @asynccontextmanager
-async def following(client: ActionsClient, nodes: Nodes | None = None) -> AsyncIterator[Following]:
+async def following(
+    client: ActionsClient, nodes: SharedNodes | None = None
+) -> AsyncIterator[Following]:
     CONNECTION.set(Connection())
-    made = Following(client, nodes or Nodes())
+    made = Following(client, nodes or SharedNodes())
     tree = ActionTree("o", None, made.nodes)
     async with aclosing(made.follower.run(ROOT, tree)) as messages:
         made.messages = messages
@@ -201,7 +203,7 @@ async def test_nothing_is_lost_while_actions_change_between_the_messages(
                     await client.put_status(each, 1, ActionStatus(phase=after, attempts=1))
 
     # Another stream has states that this one shares.
-    nodes = Nodes()
+    nodes = SharedNodes()
     async with following(client, nodes) as other:
         await other.next()
         async with following(client, nodes) as stream:
