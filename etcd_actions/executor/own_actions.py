@@ -41,7 +41,7 @@ class OwnActions:
         shared: The parts of the executor.
         intake: Delivers the states of a range.
         held: Returns the actions that this executor has to finish, whichever process has them.
-        admit: Schedules an action whose range came back.
+        admit: Schedules an action whose range came back, or is a part of an earlier one.
         forget: Forgets an action whose range is not followed any more.
 
     Attributes:
@@ -103,10 +103,12 @@ class OwnActions:
             if followed is None:
                 followed = self._followed[range_] = _Followed()
                 nursery.start_soon(self._follow, range_, followed)
+                # Another range that is still followed may have had its actions, as before a split:
+                # their states in the snapshot are not new.
+                self._admit_all(range_)
             elif followed.is_left:
                 followed.is_left = False
-                for name in self._names(range_):
-                    self._admit(name)
+                self._admit_all(range_)
         held = [name for name in self._held() if not self.has(name)]
         for range_, followed in self._followed.items():
             if range_ in own:
@@ -147,6 +149,11 @@ class OwnActions:
         # One that was left, and came back, is absent until it is followed again.
         if all(one is not None and one.is_synced for one in followed):
             self.is_synced = True
+
+    def _admit_all(self, range_: ShardRange) -> None:
+        """Schedule the known actions of a range, which were dropped while it was not own."""
+        for name in self._names(range_):
+            self._admit(name)
 
     def _names(self, range_: ShardRange) -> list[str]:
         return [name for name in self._shared.board.names() if _is_in(name, (range_,))]
