@@ -457,7 +457,7 @@ async def test_a_reservation_that_is_made_again_while_it_is_released_stays(
             nursery.start_soon(found.tidy)
             await began.wait()
             nursery.start_soon(reserve)
-            await trio.testing.wait_all_tasks_blocked(0.05)
+            await trio.testing.wait_all_tasks_blocked()
             goes_on.set()
         assert reserved == [True]
         assert [kv.key for kv in (await etcd.range(KeyRange.of_key(key))).kvs] == [key]

@@ -125,7 +125,7 @@ class Caching:
         self._wake = wake
         # By action: the claim, None if it is not known whether it was made; key and subject.
         self._reserved: dict[str, tuple[Claim | None, bytes, str]] = {}
-        # Keys and subjects of reservations whose release failed; locked while one is released.
+        # Keys and subjects of reservations whose release failed; locked while they are released.
         self._unreleased: list[tuple[bytes, str]] = []
         self._tidying = trio.Lock()
         self._waiting: defaultdict[bytes, set[str]] = defaultdict(set)
@@ -207,8 +207,8 @@ class Caching:
         Raises:
             EtcdError: etcd cannot be written; the rest is retried by the next call.
         """
-        while self._unreleased:
-            async with self._tidying:
+        async with self._tidying:
+            while self._unreleased:
                 key, subject = self._unreleased[-1]
                 if all(held[1:] != (key, subject) for held in self._reserved.values()):
                     await self._claims.unreserve(key, subject)
