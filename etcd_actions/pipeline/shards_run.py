@@ -379,7 +379,7 @@ class ShardsRun:
         try:
             while True:
                 await keep("task", "the watch of a shard", watch.run)
-                if watch.duty is None or self.is_stopping:
+                if watch.duty is None:
                     break
         finally:
             if self.watches.get(watch.shard) is watch:

@@ -300,8 +300,9 @@ async def test_one_that_is_created_again_while_it_is_read_is_ended_in_time(
         await etcd.delete(KeyRange.of_key(key))
         created = (await etcd.put(key, before.value)).revision
         await eventually(
-            lambda: (seen := timeouts._open.get(key)) is not None
-            and seen.create_revision == created
+            lambda: (
+                (seen := timeouts._open.get(key)) is not None and seen.create_revision == created
+            )
         )
         goes_on.set()
         clock.passed += 120

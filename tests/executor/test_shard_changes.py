@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -93,7 +95,7 @@ class World:
                 if (cut := split_boundary(one.shard.range, suffixes)) is not None:
                     await reshaper(client)._replace([one], [cut])
                 return
-            for one, other in zip(owned, owned[1:], strict=False):
+            for one, other in pairwise(owned):
                 if one.shard.range.end == other.shard.range.start:
                     await reshaper(client)._replace([one, other], [])
                     return
@@ -110,7 +112,12 @@ async def test_each_action_is_run_whatever_becomes_of_its_shard(
     world = World(etcd, prefix, tmp_path, seed)
     async with sharing(etcd, prefix, starts=False) as reader, trio.open_nursery() as nursery:
         await nursery.start(world.run_process)
-        steps = [world.enqueue, world.reshape, partial(world.join, nursery), world.leave]
+        steps: list[Callable[[], Awaitable[None]]] = [
+            world.enqueue,
+            world.reshape,
+            partial(world.join, nursery),
+            world.leave,
+        ]
         for _ in range(STEPS):
             for _ in range(3):
                 await world.enqueue()

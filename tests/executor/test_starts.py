@@ -16,9 +16,9 @@ import trio
 from structlog.testing import capture_logs
 
 from etcd_actions._internal.containment import Containment
-from etcd_actions.executor.attempts.start_errors import NotStarted, not_started
 from etcd_actions.executor.attempts.outcome import clear
 from etcd_actions.executor.attempts.output_files import Outputs
+from etcd_actions.executor.attempts.start_errors import NotStarted, not_started
 from etcd_actions.executor.launchers import attempts as attempts_module
 from etcd_actions.executor.launchers import fork_server as fork_server_module
 from etcd_actions.executor.launchers.fork_server import UNIT, ForkServer

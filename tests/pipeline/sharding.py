@@ -30,13 +30,11 @@ class Told(RunService):
         self.states: defaultdict[str, list[Phase]] = defaultdict(list)
         self.records: defaultdict[str, int] = defaultdict(int)
         self.hang: trio.Event | None = None
-        self.asked = 0
 
     def accepts(self, phase: Phase, deleted: bool) -> bool:
         return True
 
     async def record_action(self, update: ActionUpdate, action: ActionObject | None) -> None:
-        self.asked += 1
         if self.hang is not None:
             await self.hang.wait()
         self.records[update.action_id.run] += 1

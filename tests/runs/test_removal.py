@@ -382,7 +382,7 @@ async def test_while_blobs_cannot_be_deleted_the_record_says_where_they_are(
     scene.clock.now += timedelta(days=31)
     delete = scene.blobs.delete
 
-    async def fails(key: str) -> bool:
+    async def fails(key: str, *, unless_after: float | None = None) -> bool:
         raise BlobError("the disk is away")
 
     scene.blobs.delete = fails  # type: ignore[method-assign]

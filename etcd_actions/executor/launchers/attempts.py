@@ -224,8 +224,8 @@ async def _prepare(place: AttemptDirectory, command: Command, lock: int) -> None
         raise NotStarted.because(str(error)) from error
     except OSError as error:
         raise of_os_error(place.path, error, "state") from error
-    # The thread takes the lock. An abandoned one keeps it to its end, so that it removes nothing that
-    # a later start of the attempt has written.
+    # The thread takes the lock. An abandoned one keeps it to its end, so that it removes nothing
+    # that a later start of the attempt has written.
     held = [os.dup(lock)]
     try:
         await in_thread(_FILES_WITHIN, command.outputs, _clear, command.outputs, held)
