@@ -2,13 +2,13 @@
 
 A worker needs reads, transactions, leases, watches, and the version of etcd. Each request is
 checked by :class:`~etcd_actions.server.workers.rights.WorkerRights`, and sent over a connection of
-its own, so that neither its answers nor its streams delay those of the service.
+its name, so that neither its answers nor its streams delay those of the service and of others.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
+from contextlib import aclosing
 from http import HTTPStatus
 from typing import Final
 
@@ -31,12 +31,13 @@ from etcd_actions.errors import (
     Unauthenticated,
     Unavailable,
 )
-from etcd_actions.etcd.api import Lease, WatchCreate, WatchStream
+from etcd_actions.etcd.api import KeyRange, Lease, WatchCreate, WatchStream
 from etcd_actions.etcd.client import EtcdClient
 from etcd_actions.server.application import Calls
 from etcd_actions.server.error_codes import Refusal
 from etcd_actions.server.methods import guarded
 from etcd_actions.server.streams import CONNECTION, Stream, Streams
+from etcd_actions.server.tokens import Identity
 from etcd_actions.server.workers import wire
 from etcd_actions.server.workers.grpc_exchange import Response, messages
 from etcd_actions.server.workers.leases import (
@@ -57,13 +58,14 @@ from etcd_actions.web import (
 )
 
 LARGEST_ANSWER: Final = 16 * 1024 * 1024
-"""Bytes of an answer of etcd: a list of larger pages gets smaller ones."""
+"""Bytes of an answer of etcd: a list of larger pages gets smaller ones. The service needs several
+times as much while it translates one."""
 STREAM_WINDOW: Final = 1024 * 1024
 """Bytes of a watch stream that wait for a worker that does not read."""
 MOST_CALLS: Final = 16
 """The most calls of one name at a time; others wait."""
-MOST_LARGE_READS: Final = 4
-"""The most calls of one name that may read more than some keys, at a time."""
+MOST_LARGE_READS: Final = 2
+"""The most reads of one name, in addition, that may return more than some keys."""
 MOST_WAITING: Final = 1_000
 """The most calls of one name that wait."""
 MOST_STREAMS: Final = 64
@@ -79,7 +81,8 @@ _LARGEST_REQUEST: Final = 2 * 1024 * 1024
 _LARGEST_WATCH: Final = 64 * 1024
 _MOST_KEYS: Final = 2_000
 """The most keys of one read: etcd collects them before it is known how large they are."""
-_FEW_KEYS: Final = 100
+_FEW_KEYS: Final = 16
+"""A value may have 1.5 MiB, and etcd collects them for all calls."""
 _LONGEST_LEASE: Final = 9_000_000_000
 """Seconds: the longest time to live that etcd accepts."""
 _WITHIN: Final = 30.0
@@ -109,13 +112,19 @@ _log = structlog.get_logger(__name__)
 
 
 class _Worker:
-    """The calls in progress, the leases and the streams of all workers with one name."""
+    """The calls in progress, the leases and the streams of all workers with one name.
 
-    def __init__(self, name: str, client: str) -> None:
+    Their connection to etcd is their own: a call that etcd does not answer in time ends it with all
+    its streams.
+    """
+
+    def __init__(self, name: str, client: str, etcd: EtcdClient) -> None:
         self.name = name
         self.client = client
+        self.etcd = etcd
         self.calls = trio.Semaphore(MOST_CALLS)
-        self._large_reads = trio.Semaphore(MOST_LARGE_READS)
+        self.large_reads = trio.Semaphore(MOST_LARGE_READS)
+        self.large_txns = trio.Semaphore(1)
         self.leases = LiveLeases()
         self.streams: dict[Stream, None] = {}
 
@@ -123,23 +132,59 @@ class _Worker:
         """The kind of a lease of theirs; None for one of another client."""
         return kind_of_lease(self.name, lease)
 
-    def reads_of(self, keys: int) -> AbstractAsyncContextManager[object]:
-        """The context of a request that may read so many keys: large ones wait for each other."""
-        return self._large_reads if keys > _FEW_KEYS else nullcontext()
+
+class _Turn:
+    """The place of one call among those of its worker, until its answer is sent."""
+
+    def __init__(self, worker: _Worker) -> None:
+        self.worker = worker
+        self._held: trio.Semaphore | None = None
+
+    async def __aenter__(self) -> _Turn:
+        await self._take(self.worker.calls)
+        return self
+
+    async def reads(self, keys: int, large: trio.Semaphore) -> None:
+        """Note that the call may read so many keys; a large one waits for other large ones.
+
+        Meanwhile it is in the way of no other call, such as the renewal of a lease.
+
+        Raises:
+            Refusal: Too many wait.
+        """
+        if keys <= _FEW_KEYS or self._held is large:
+            return
+        if large.statistics().tasks_waiting >= MOST_CALLS:
+            raise _busy(f"{MOST_CALLS} large reads of {self.worker.name} wait")
+        self._leave()
+        await self._take(large)
+
+    async def __aexit__(self, *_: object) -> None:
+        self._leave()
+
+    async def _take(self, semaphore: trio.Semaphore) -> None:
+        await semaphore.acquire()
+        self._held = semaphore
+
+    def _leave(self) -> None:
+        held, self._held = self._held, None
+        if held is not None:
+            held.release()
 
 
 class WorkerEtcd:
     """Implements the methods on an etcd.
 
     Args:
-        etcd: A connection with the limits above.
+        etcd: A connection with the limits above; each name gets another one like it.
         rights: Checks each request.
     """
 
     def __init__(self, etcd: EtcdClient, rights: WorkerRights) -> None:
         self._etcd = etcd
         self._rights = rights
-        self._unary: dict[str, Callable[[_Worker, bytes], Awaitable[bytes]]] = {
+        self._workers: dict[str, _Worker] = {}
+        self._unary: dict[str, Callable[[_Turn, bytes], Awaitable[bytes]]] = {
             "KV/Range": self._range,
             "KV/Txn": self._txn,
             "Lease/LeaseGrant": self._grant,
@@ -148,7 +193,14 @@ class WorkerEtcd:
             "Maintenance/Status": self._status,
         }
 
-    async def unary(self, method: str, worker: _Worker, body: bytes) -> bytes:
+    def worker(self, identity: Identity) -> _Worker:
+        """The workers with the name of a token."""
+        name = identity.subject
+        if name not in self._workers:
+            self._workers[name] = _Worker(name, identity.client, self._etcd.another())
+        return self._workers[name]
+
+    async def unary(self, method: str, turn: _Turn, body: bytes) -> bytes:
         """The answer to a request.
 
         Raises:
@@ -158,22 +210,23 @@ class WorkerEtcd:
         function = self._unary.get(method)
         if function is None:
             raise NotForWorkers(f"permission denied: workers have no {method}")
-        return await function(worker, body)
+        return await function(turn, body)
 
-    async def _range(self, worker: _Worker, body: bytes) -> bytes:
+    async def _range(self, turn: _Turn, body: bytes) -> bytes:
         request = wire.range_request(body)
         self._rights.check_read(request.keys)
-        limit = min(request.limit or _MOST_KEYS, _MOST_KEYS)
+        is_one = request.keys == KeyRange.of_key(request.keys.start)
+        limit = 1 if is_one else min(request.limit or _MOST_KEYS, _MOST_KEYS)
+        await turn.reads(limit, turn.worker.large_reads)
         while True:
             try:
-                async with worker.reads_of(limit):
-                    found = await self._etcd.range(
-                        request.keys,
-                        revision=request.revision,
-                        limit=0 if request.count_only else limit,
-                        keys_only=request.keys_only,
-                        count_only=request.count_only,
-                    )
+                found = await turn.worker.etcd.range(
+                    request.keys,
+                    revision=request.revision,
+                    limit=0 if request.count_only or is_one else limit,
+                    keys_only=request.keys_only,
+                    count_only=request.count_only,
+                )
             except Unavailable as error:
                 if _TOO_LARGE not in str(error) or limit == 1:
                     raise
@@ -182,11 +235,11 @@ class WorkerEtcd:
             else:
                 return wire.range_response(found).SerializeToString()
 
-    async def _txn(self, worker: _Worker, body: bytes) -> bytes:
+    async def _txn(self, turn: _Turn, body: bytes) -> bytes:
         request = wire.txn_request(body)
-        reads = self._rights.check_txn(request, worker.owned)
-        async with worker.reads_of(reads):
-            result = await self._etcd.txn(request)
+        reads = self._rights.check_txn(request, turn.worker.owned)
+        await turn.reads(reads, turn.worker.large_txns)
+        result = await turn.worker.etcd.txn(request)
         if wire.is_cut(result):
             # It was done, so this must not be a text of etcd's. One that reads alone gets more.
             raise Refusal(
@@ -195,22 +248,22 @@ class WorkerEtcd:
             )
         return wire.txn_response(result).SerializeToString()
 
-    async def _grant(self, worker: _Worker, body: bytes) -> bytes:
-        ttl = wire.grant_request(body)
+    async def _grant(self, turn: _Turn, body: bytes) -> bytes:
+        ttl, worker = wire.grant_request(body), turn.worker
         if not 0 < ttl <= _LONGEST_LEASE:
             raise InvalidRequest(f"a lease of {ttl} seconds")
         if not worker.leases.has_space(trio.current_time()):
             raise _busy(f"{worker.name} has {MOST_LEASES} leases, the most allowed")
         lease_id = new_lease_id(worker.name, LeaseKind.of(ttl))
-        lease = await self._etcd.lease_grant(ttl, lease_id=lease_id)
+        lease = await worker.etcd.lease_grant(ttl, lease_id=lease_id)
         worker.leases.lives(lease.id, trio.current_time() + lease.ttl)
         return wire.grant_response(lease).SerializeToString()
 
-    async def _keep_alive(self, worker: _Worker, body: bytes) -> bytes:
-        lease_id = wire.lease_request(body)
+    async def _keep_alive(self, turn: _Turn, body: bytes) -> bytes:
+        lease_id, worker = wire.lease_request(body), turn.worker
         check_lease(lease_id, worker.owned)
         try:
-            lease = await self._etcd.lease_keep_alive(lease_id)
+            lease = await worker.etcd.lease_keep_alive(lease_id)
         except LeaseNotFound:
             worker.leases.ended(lease_id)
             lease = Lease(lease_id, 0)
@@ -218,15 +271,15 @@ class WorkerEtcd:
             worker.leases.lives(lease_id, trio.current_time() + lease.ttl)
         return wire.keep_alive_response(lease).SerializeToString()
 
-    async def _revoke(self, worker: _Worker, body: bytes) -> bytes:
-        lease_id = wire.lease_request(body)
+    async def _revoke(self, turn: _Turn, body: bytes) -> bytes:
+        lease_id, worker = wire.lease_request(body), turn.worker
         check_lease(lease_id, worker.owned)
-        await self._etcd.lease_revoke(lease_id)
+        await worker.etcd.lease_revoke(lease_id)
         worker.leases.ended(lease_id)
         return b""
 
-    async def _status(self, _: _Worker, __: bytes) -> bytes:
-        return wire.status_response(await self._etcd.status()).SerializeToString()
+    async def _status(self, turn: _Turn, _: bytes) -> bytes:
+        return wire.status_response(await turn.worker.etcd.status()).SerializeToString()
 
     async def watch(
         self, worker: _Worker, stream: Stream, receive: Receive, response: Response, calls: Calls
@@ -251,7 +304,7 @@ class WorkerEtcd:
                 failure.append(error)
                 stream.end()
 
-        async with self._etcd.watch() as watch, owned_tasks("a worker's stream") as nursery:
+        async with worker.etcd.watch() as watch, owned_tasks("a worker's stream") as nursery:
             nursery.start_soon(read_requests, watch)
             await _send_responses(watch, stream, response)
             nursery.cancel_scope.cancel("the stream has ended")
@@ -311,7 +364,6 @@ class WorkerAccess:
         self._calls = calls
         self._streams = streams
         self._containment = containment
-        self._workers: dict[str, _Worker] = {}
 
     def answers(self, path: str) -> bool:
         """Whether a request for a path is answered here."""
@@ -355,9 +407,7 @@ class WorkerAccess:
             if error.code is not Code.RESOURCE_EXHAUSTED:
                 raise
             raise _busy(error.message) from None
-        worker = self._workers.setdefault(
-            identity.subject, _Worker(identity.subject, identity.client)
-        )
+        worker = self._etcd.worker(identity)
         if method == "Watch/Watch":
             take_endless_body(scope)
             with self._streams.open() as stream:
@@ -371,11 +421,14 @@ class WorkerAccess:
         if worker.calls.statistics().tasks_waiting >= MOST_WAITING:
             raise _busy(f"{MOST_WAITING} calls of {worker.name} wait")
         with trio.move_on_after(_WITHIN) as limit:
-            async with worker.calls, aclosing(messages(receive, _LARGEST_REQUEST)) as bodies:
+            async with (
+                _Turn(worker) as turn,
+                aclosing(messages(receive, _LARGEST_REQUEST)) as bodies,
+            ):
                 body = await anext(bodies, None)
                 if body is None:
                     raise ClientDisconnected("it left before its request was complete")
-                await response.messages([await self._etcd.unary(method, worker, body)])
+                await response.messages([await self._etcd.unary(method, turn, body)])
         if limit.cancelled_caught:
             raise Refusal(Code.UNAVAILABLE, "it took too long")
 
