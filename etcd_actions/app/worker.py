@@ -64,8 +64,8 @@ class Worker:
         lines_dropped: Returns the number of log lines that were dropped, for the metrics.
     """
 
-    FOR_LEAVING: Final = 8.0
-    """Seconds after the grace in which the attempts that still run are ended."""
+    ENDS_WITHIN: Final = 8.0
+    """Seconds after the grace within which the attempts that still run are ended."""
 
     def __init__(
         self,

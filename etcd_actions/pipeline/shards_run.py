@@ -102,7 +102,7 @@ class ShardParts:
             likely_prefix=range_.keys(keys.prefix).start,
             election=self.shard_keys.owner(shard.id),
             checkpoint=self.shard_keys.checkpoint(shard.id),
-            guard=(self.shard_keys.is_unchanged(shard.id, shard.revision),),
+            guard=(self.shard_keys.shard_unchanged(shard.id, shard.revision),),
             part=f"shard {shard}",
             member=self.member,
         )
@@ -338,18 +338,18 @@ class ShardsRun:
         ttl = self._parts.settings.election_ttl
         while True:
             view, now = membership.view, trio.current_time()
-            again_at = now + ttl
+            replan_at = now + ttl
             plan: Plan | None = None
             if view is not None:
                 leading = {watch.shard.id for watch in self.watches.values() if watch.leads}
                 plan = make_plan(view, membership.name, leading=leading, now=now, ttl=ttl)
             if plan is not None and view is not None:
                 self._apply(plan, len(view.table.shards))
-                again_at = min(again_at, plan.again_at)
+                replan_at = min(replan_at, plan.replan_at)
                 if membership.name in view.members:
                     self._planned.set()
             self._on_change()
-            with trio.move_on_at(again_at):
+            with trio.move_on_at(replan_at):
                 await membership.wait_changed(view)
 
     def _apply(self, plan: Plan, count: int) -> None:

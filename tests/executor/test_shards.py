@@ -220,7 +220,7 @@ def test_a_shard_that_is_not_followed_yet_is_not_synced() -> None:
     here, back = ShardRange(b"", b"flyte/m"), ShardRange(b"flyte/m", b"~")
     work = SimpleNamespace(ranges=lambda: frozenset({here, back}))
     shared = cast(Any, SimpleNamespace(client=SimpleNamespace(work=work)))
-    own = OwnActions(shared, cast(Any, None), held=tuple, admit=print, forget=print)
+    own = OwnActions(shared, cast(Any, None), unfinished=tuple, admit=print, forget=print)
     followed = own._followed[here] = _Followed()
     own._synced(followed)
     assert not own.is_synced

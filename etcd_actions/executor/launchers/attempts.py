@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from typing import Final
 
 import trio
@@ -24,11 +25,12 @@ from etcd_actions.executor.attempts.start_errors import (
 from etcd_actions.executor.launchers.launcher import (
     Launcher,
     LauncherUnavailable,
+    Look,
     SharedLauncher,
     State,
 )
 
-# Starts of a supervisor that ends at once.
+# How often a start is tried whose supervisor ends at once.
 _TRIES: Final = 3
 # Seconds for the file system of the outputs.
 _FILES_WITHIN: Final = 60.0
@@ -45,7 +47,7 @@ _LOOK_GROWS: Final = 1.2
 # Seconds between two reads of a log that the launcher has.
 _LOG_EVERY: Final = 2.0
 UNIT: Final = "attempt"
-"""The kind of the boundary."""
+"""The kind of the unit in which an attempt is examined, see the containment."""
 
 
 class Attempts:
@@ -54,7 +56,7 @@ class Attempts:
     Args:
         launcher: Starts their commands.
         log_bytes: The most bytes of a log that is copied from the launcher.
-        containment: Its boundaries.
+        containment: The boundary of each look at an attempt, and of each copy of a log.
 
     Attributes:
         started: Number of attempts that were started.
@@ -140,23 +142,17 @@ class Attempts:
             place: The attempt.
             launched: Set once its command runs, or has ended.
         """
-        within, waited, read_log = 0.0, False, trio.current_time()
+        within, was_pending, read_log = 0.0, False, trio.current_time()
         while True:
             since = trio.current_time()
-            with self._containment.unit(UNIT, place.name) as unit:
-                try:
-                    seen = await self._launcher.look(place, within=within)
-                except LauncherUnavailable:
-                    seen = None
-            if unit.failed:
-                seen = None
+            seen = await self._look(place, within)
             if seen is not None and seen.state is State.PENDING:
-                waited = True
+                was_pending = True
             elif seen is not None:
-                if waited:
-                    # Its time counts from now on.
+                if was_pending:
+                    # The time limit of the attempt counts from now on.
                     place.note_start(0.0)
-                    waited = False
+                    was_pending = False
                 if launched is not None:
                     launched.set()
             if seen is not None and seen.state is State.ENDED:
@@ -171,8 +167,15 @@ class Attempts:
         place.note_end(seen.exit_code, seen.reason)
 
     async def end(self, place: AttemptDirectory) -> None:
-        """End an attempt; returns once no process of it lives, or it was left."""
+        """End an attempt; returns once no process of it lives, or that takes too long."""
         await self._launcher.stop(place)
+
+    async def _look(self, place: AttemptDirectory, within: float) -> Look | None:
+        """The state of an attempt; None if it cannot be known now."""
+        seen: Look | None = None
+        with self._containment.unit(UNIT, place.name), suppress(LauncherUnavailable):
+            seen = await self._launcher.look(place, within=within)
+        return seen
 
     async def _read_log(self, place: AttemptDirectory) -> None:
         """Copy the log into the attempt's directory, if the launcher has it."""

@@ -23,7 +23,7 @@ from etcd_actions.server.error_codes import Refusal
 _log = structlog.get_logger(__name__)
 
 FindImage = Callable[[str], Awaitable[str | None]]
-"""Returns the full name of an image by ``NAME:TAG``; None for one that has to be built first."""
+"""Returns the full name of the image ``NAME:TAG``; None if it has to be built first."""
 
 
 class IdentityService:
@@ -51,7 +51,7 @@ class ClusterService:
     async def select_cluster(
         self, request: cluster_pb.SelectClusterRequest
     ) -> cluster_pb.SelectClusterResponse:
-        """Name no endpoint, which the SDK reads as the one that it called.
+        """Return no endpoint: the SDK then uses the one that it called.
 
         Raises:
             Refusal: For inputs of a trigger. The SDK then sends them with the trigger, which is
@@ -65,11 +65,11 @@ class ClusterService:
 class ImageService:
     """Answers the builder ``remote`` of the SDK.
 
-    If the SDK gets no name for an image, it builds the image. It accepts any name unchanged, and
-    sets it as the image of the task's container. The tag is a digest of the image's layers.
+    If the SDK gets no name for an image, it requests a build. It uses any name unchanged as the
+    image of the task's container. The tag is a digest of the image's layers.
 
     Args:
-        find: See :data:`FindImage`; None: every image exists under its own name.
+        find: See :data:`FindImage`; None if every image exists under its own name.
     """
 
     descriptor = image_service_pb2.DESCRIPTOR.services_by_name["ImageService"]
@@ -120,8 +120,8 @@ class TriggerService:
         raise NotFound(f"trigger {request.name.name!r}: there are no triggers here")
 
 
-class NoApps:
-    """Lists no apps, which the SDK's terminal interface requests."""
+class AppService:
+    """Lists no apps, for the SDK's terminal interface; methods that deploy one are refused."""
 
     descriptor = app_service_pb2.DESCRIPTOR.services_by_name["AppService"]
 

@@ -1,9 +1,9 @@
-"""The leases of workers: the id of each shows its owner, and whether it may be long.
+"""The leases of workers: the id of a lease shows which worker's name it belongs to, and its kind.
 
 The service chooses the ids. The upper half is random; the lower half is a digest of that, of the
-worker's name and of the kind. So each service knows the leases of each worker, also after a
-restart, and keeps nothing for that. A worker presents only ids that a service chose: one of another
-worker has its own digest by a chance of one to four billion.
+worker's name and of the kind. So each service recognises the leases of each name without storing
+them, also after a restart. The probability that the id of one name also belongs to another is one
+to four billion, and a worker cannot choose ids to try.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ _NONCES: Final = 2**31
 
 
 class LeaseKind(enum.Enum):
-    """How long a lease may live without its owner: a claim must not outlive it for long."""
+    """Whether a lease may outlive its owner for long: one of a claim must not."""
 
     SHORT = b"s"
     LONG = b"l"
 
     @classmethod
     def of(cls, ttl: int) -> LeaseKind:
-        """The kind of a lease of so many seconds."""
+        """The kind of a lease with a time to live in seconds."""
         return cls.SHORT if ttl <= LONGEST_TTL else cls.LONG
 
 
@@ -49,7 +49,10 @@ def kind_of_lease(name: str, lease: int) -> LeaseKind | None:
 
 
 class LiveLeases:
-    """Counts the leases of one worker's name."""
+    """Counts the live leases of one name, so that it has at most :data:`MOST_LEASES`.
+
+    Times are trio's.
+    """
 
     def __init__(self) -> None:
         self._until: dict[int, float] = {}
@@ -60,8 +63,8 @@ class LiveLeases:
             self._until = {lease: at for lease, at in self._until.items() if at > now}
         return len(self._until) < MOST_LEASES
 
-    def lives(self, lease: int, until: float) -> None:
-        """Note that a lease was granted or renewed."""
+    def renewed(self, lease: int, until: float) -> None:
+        """Note that a lease was granted or renewed, and when it expires."""
         if lease in self._until or len(self._until) < MOST_LEASES:
             self._until[lease] = until
 

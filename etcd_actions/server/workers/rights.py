@@ -1,8 +1,9 @@
 """The rights of a worker in etcd: pure functions on its requests.
 
-All that is not listed here is refused. A worker may change every action that it sees, since it
-reports on them, and aborts, visits and new children change actions of others. Claims and offers
-belong to the name of the worker that made them. The store's other keys are out of its reach.
+Each key that the table of :class:`WorkerRights` does not list is refused. A worker may change every
+action that it sees: it reports on actions, and aborts, visits and new children change those of
+other workers, too. Claims and offers belong to the worker's name that created them. A worker does
+not reach the store's other keys.
 
 A transaction also has limits, so that it cannot block etcd or exhaust its memory: see
 :data:`MOST_GETS` and the following.
@@ -45,19 +46,19 @@ _LARGEST_LEASE: Final = 2**63
 Owned = Callable[[int], LeaseKind | None]
 """The kind of a lease; None if the worker does not own it."""
 
-_Held: TypeAlias = Mapping[tuple[bytes, CompareTarget], int | bytes]
+_Equal: TypeAlias = Mapping[tuple[bytes, CompareTarget], int | bytes]
 """The operands of the compares of one level that have to be equal, by key and target."""
 
 
 class _Area(NamedTuple):
-    """Some keys, and what a worker may do with them, beyond reading.
+    """Some keys. A worker may read them, and may do with them what the attributes allow.
 
     Attributes:
         keys: The keys.
         puts: Whether it may write them, one at a time.
         deletes: Whether it may delete them, one at a time.
-        leased: Whether each write has to attach the key to a lease of the worker; otherwise none
-            may have a lease, with which the key would vanish.
+        leased: Whether each write has to attach the key to a lease of the worker. If not, no write
+            may attach a lease, since etcd would delete the key with it.
         owned: Whether a key belongs to the name that created it: it is created only if it is
             absent, on a lease that ends soon without its owner, and deleted only by its name.
         small: Whether values are small, and ranges may be read and compared in a transaction.
@@ -129,7 +130,7 @@ class WorkerRights:
     def _area(self, keys: KeyRange, kind: PermissionType) -> _Area:
         """The area that has all of the keys."""
         for area in self._areas:
-            # An end of one zero byte means all keys from the start on: it is not above the start.
+            # An end of one zero byte, etcd's for all keys from the start on, is below each start.
             if area.keys.start <= keys.start < keys.end <= area.keys.end:
                 return area
         raise _denied(kind, keys)
@@ -150,15 +151,21 @@ class _Check:
         self._area = area
         self._owned = owned
         self.gets = 0
+        # The reads of ranges, the compares of ranges, and those of ranges of actions.
         self._ranges = self._compared = self._wide = 0
 
-    def txn(self, txn: Txn, levels: Sequence[_Held]) -> None:
-        """Check one level, whose compares are in ``levels`` for the branch that needs them."""
+    def txn(self, txn: Txn, levels: Sequence[_Equal]) -> None:
+        """Check one level of a transaction.
+
+        Args:
+            txn: The level.
+            levels: The compares that hold where it is done, of the levels above.
+        """
         if len(levels) >= MOST_DEPTH:
             raise InvalidRequest(f"a transaction of a worker nests at most {MOST_DEPTH} levels")
         for compare in txn.compare:
             self._compare(compare)
-        self._branch(txn.success, (*levels, _held(txn.compare)))
+        self._branch(txn.success, (*levels, _equal_operands(txn.compare)))
         if txn.compare:
             self._branch(txn.failure, (*levels, {}))
         else:
@@ -173,7 +180,7 @@ class _Check:
             if not self._area(one, _WRITE).puts:
                 raise _denied(_WRITE, one)
 
-    def _branch(self, operations: Iterable[Operation], levels: Sequence[_Held]) -> None:
+    def _branch(self, operations: Iterable[Operation], levels: Sequence[_Equal]) -> None:
         for operation in operations:
             match operation:
                 case Put():
@@ -217,7 +224,7 @@ class _Check:
                 "ranges"
             )
 
-    def _put(self, put: Put, levels: Sequence[_Held]) -> None:
+    def _put(self, put: Put, levels: Sequence[_Equal]) -> None:
         key, value, lease = put
         one = KeyRange.of_key(key)
         area = self._area(one, _WRITE)
@@ -238,7 +245,7 @@ class _Check:
         if all(held.get(absent) != 0 for held in levels):
             raise _lacks(one, "is created, and not replaced: compare that it does not exist")
 
-    def _delete(self, keys: KeyRange, levels: Sequence[_Held]) -> None:
+    def _delete(self, keys: KeyRange, levels: Sequence[_Equal]) -> None:
         area = self._area(keys, _WRITE)
         if keys != KeyRange.of_key(keys.start) or not area.deletes:
             raise _denied(_WRITE, keys)
@@ -254,7 +261,7 @@ class _Check:
 
 
 def check_lease(lease: int, owned: Owned) -> None:
-    """Check a renewal or the end of a lease.
+    """Check that a worker may renew or end a lease.
 
     Raises:
         NotForWorkers: It is not the worker's.
@@ -263,7 +270,8 @@ def check_lease(lease: int, owned: Owned) -> None:
         raise NotForWorkers("permission denied: the lease belongs to another client of etcd")
 
 
-def _held(compares: Iterable[Compare]) -> _Held:
+def _equal_operands(compares: Iterable[Compare]) -> _Equal:
+    """The operands of the compares of single keys that have to be equal."""
     return {
         (each.key, each.target): each.operand
         for each in compares
@@ -273,7 +281,7 @@ def _held(compares: Iterable[Compare]) -> _Held:
 
 def _lacks(keys: KeyRange, reason: str) -> NotForWorkers:
     return NotForWorkers(
-        f"permission denied: of a worker, {permissions.key_in_words(keys)} {reason}"
+        f"permission denied: {permissions.key_in_words(keys)} of a worker {reason}"
     )
 
 

@@ -1,7 +1,7 @@
-"""etcd's messages, on the side of a server: requests as values, results as messages.
+"""etcd's messages as a server has them: it parses requests into values, and encodes results.
 
-A request to etcd is built from the value, and not from the message. So it has only the fields that
-are checked.
+What is sent to etcd is built from the parsed value, and not from the worker's message. So it has
+only the fields that were checked.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ _OPERANDS: Final = {
 
 
 def range_request(body: bytes) -> RangeRequest:
-    """A read; raises InvalidRequest."""
+    """Parse a read; raises InvalidRequest."""
     message = _parsed(pb.RangeRequest, body)
     return RangeRequest(
         _keys(message.key, message.range_end),
@@ -65,7 +65,7 @@ def range_request(body: bytes) -> RangeRequest:
 
 
 def txn_request(body: bytes) -> Txn:
-    """A transaction, whose reads of ranges have a limit; raises InvalidRequest."""
+    """Parse a transaction, and limit its reads of ranges; raises InvalidRequest."""
     message = _parsed(pb.TxnRequest, body)
     ranges = _count_ranges(message, [MOST_PARTS])
     return _txn(message, MOST_IN_RANGES // max(1, ranges))
@@ -80,17 +80,22 @@ def is_cut(result: TxnResult) -> bool:
 
 
 def grant_request(body: bytes) -> int:
-    """The seconds of a new lease; raises InvalidRequest."""
+    """Parse the request of a lease; returns its time to live in seconds; raises InvalidRequest."""
     return _parsed(pb.LeaseGrantRequest, body).TTL
 
 
 def lease_request(body: bytes) -> int:
-    """The id of a lease, to renew or to end it; raises InvalidRequest."""
+    """Parse the request to renew or end a lease; returns its id; raises InvalidRequest."""
+    # LeaseKeepAliveRequest has the same field.
     return _parsed(pb.LeaseRevokeRequest, body).ID
 
 
 def watch_request(body: bytes) -> WatchCreate | int | None:
-    """A new watcher, the id of one to cancel, or None for progress; raises InvalidRequest."""
+    """Parse a request on a watch stream; raises InvalidRequest.
+
+    Returns:
+        A watcher to create, the id of one to cancel, or None for a progress notification.
+    """
     message = _parsed(pb.WatchRequest, body)
     match message.WhichOneof("request_union"):
         case "create_request":
@@ -110,7 +115,10 @@ def watch_request(body: bytes) -> WatchCreate | int | None:
         case "progress_request":
             return None
         case _:
-            raise InvalidRequest("a request of a watch is of no known kind")
+            raise InvalidRequest(
+                "a request on a watch stream neither creates nor cancels a watcher, and does not "
+                "request progress"
+            )
 
 
 def range_response(result: RangeResult) -> pb.RangeResponse:
@@ -138,7 +146,7 @@ def grant_response(lease: Lease) -> pb.LeaseGrantResponse:
 
 
 def keep_alive_response(lease: Lease) -> pb.LeaseKeepAliveResponse:
-    """The answer to a renewal; a TTL of 0 says that there is no such lease."""
+    """The answer to a renewal; a time to live of 0 means that there is no such lease."""
     return pb.LeaseKeepAliveResponse(ID=lease.id, TTL=lease.ttl)
 
 
@@ -198,7 +206,7 @@ def _is_one_key(start: bytes, end: bytes) -> bool:
 
 
 def _txn(message: pb.TxnRequest, limit: int) -> Txn:
-    """``limit`` is that of each read of a range."""
+    """Convert a transaction; ``limit`` is the most keys that each read of a range returns."""
     return Txn(
         [_compare(each) for each in message.compare],
         [_operation(each, limit) for each in message.success],
@@ -210,7 +218,7 @@ def _compare(message: pb.Compare) -> Compare:
     try:
         target, result = CompareTarget(message.target), CompareResult(message.result)
     except ValueError as error:
-        raise InvalidRequest(f"a compare of an unknown kind: {error}") from None
+        raise InvalidRequest(f"a compare has an unknown target or result: {error}") from None
     operand: int | bytes = getattr(message, _OPERANDS[target])
     return Compare(message.key, target, result, operand, message.range_end)
 
@@ -220,7 +228,10 @@ def _operation(message: pb.RequestOp, limit: int) -> Operation:
         case "request_range":
             read = message.request_range
             if read.revision or read.count_only:
-                raise InvalidRequest("a read within a transaction has no revision, and has keys")
+                raise InvalidRequest(
+                    "a read within a transaction of a worker may set neither revision nor "
+                    "count_only: leave them out"
+                )
             if _is_one_key(read.key, read.range_end):
                 limit = 0
             elif read.limit > 0:
@@ -235,7 +246,10 @@ def _operation(message: pb.RequestOp, limit: int) -> Operation:
         case "request_txn":
             return _txn(message.request_txn, limit)
         case _:
-            raise InvalidRequest("an operation of a transaction is of no known kind")
+            raise InvalidRequest(
+                "an operation of a transaction is neither a read, a put, a deletion nor a "
+                "transaction"
+            )
 
 
 def _response(result: OperationResult) -> pb.ResponseOp:

@@ -25,7 +25,7 @@ from etcd_actions.runs.own_run_service import OwnRunService
 from etcd_actions.runs.reading import history_of_action
 from etcd_actions.server import ActionsServer, ServerSettings, open_actions_server
 from etcd_actions.server.front import FrontDoor
-from etcd_actions.server.front.attempt_logs import LONGEST_LINE, Logs
+from etcd_actions.server.front.attempt_logs import LONGEST_LINE, LogSources
 from etcd_actions.storage.store import Store
 from etcd_actions.web import Bind
 from tests.executor.tasks import ROOT, Machine, named, until
@@ -108,7 +108,7 @@ async def server(
     client: ActionsClient, machine: Machine, etcd: Etcd, prefix: bytes
 ) -> AsyncIterator[ActionsServer]:
     keys = Keyspace(prefix)
-    logs = Logs(
+    logs = LogSources(
         client=client,
         source=LocalLogs(machine.state_dir),
         history=lambda action_id: history_of_action(Store(etcd), keys, action_id),
