@@ -114,7 +114,7 @@ class Turn:
     async def reads(self, keys: int, large: trio.Semaphore) -> None:
         """Note that the call may read so many keys: a large one waits for others.
 
-        Meanwhile it is in the way of no small one, such as the renewal of a lease.
+        While it waits it delays no small one, such as the renewal of a lease.
 
         Args:
             keys: The most keys.
