@@ -25,6 +25,7 @@ from tests.executor.tasks import until
 from tests.record.test_outbox import SETTINGS, Scripted
 from tests.support import flyte
 from tests.support.etcd_server import EtcdServer
+from tests.support.everyday import first_everyday
 from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.memory
@@ -80,7 +81,7 @@ async def until_ended(client: ActionsClient, name: str) -> Phase:
     return (await until(client, named(name))).phase
 
 
-@pytest.mark.parametrize("codec", CODEC_NAMES)
+@pytest.mark.parametrize("codec", first_everyday(CODEC_NAMES))
 @pytest.mark.parametrize("elect", [True, False], ids=["elected", "alone"])
 async def test_it_ends_in_time_without_an_executor_and_is_told_and_marked(
     etcd: Etcd, prefix: bytes, codec: CodecName, elect: bool

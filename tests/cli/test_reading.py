@@ -174,7 +174,7 @@ async def test_describe(site: Site, capfd: pytest.CaptureFixture[str]) -> None:
             await describe_actions(site.common(source), ["p/d/failed/c3"], None)
 
 
-@pytest.mark.parametrize("form", first_everyday(FORMATS, 2))
+@pytest.mark.parametrize("form", first_everyday(FORMATS))
 async def test_objects(site: Site, capfd: pytest.CaptureFixture[str], form: str) -> None:
     """``list``, ``tree`` and ``get``: the bytes are those of etcd, also through the service."""
     for selected in (

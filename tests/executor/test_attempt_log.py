@@ -17,6 +17,7 @@ from etcd_actions.executor.attempts.attempt_directory import AttemptDirectory
 from etcd_actions.executor.attempts.attempt_log import AttemptLog, LocalLogs
 from etcd_actions.executor.supervision import bounded_log
 from etcd_actions.model import Incarnation
+from tests.support.everyday import first_everyday
 from tests.support.odd_files import KINDS
 
 STREAM = b"".join(b"%06d\n" % number for number in range(3000))
@@ -102,7 +103,7 @@ def check(pieces: list[bytes], written: bytes) -> None:
     assert at == len(written)
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", first_everyday(range(3)))
 async def test_what_was_there_at_a_look_is_read_whatever_follows(
     place: AttemptDirectory, seed: int
 ) -> None:
@@ -122,7 +123,7 @@ async def test_what_was_there_at_a_look_is_read_whatever_follows(
     assert pieces == [STREAM[: writer.at]]
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", first_everyday(range(3)))
 async def test_what_was_missed_is_said(place: AttemptDirectory, seed: int) -> None:
     choose = random.Random(seed)
     with writing(place) as writer:

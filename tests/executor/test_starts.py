@@ -71,7 +71,7 @@ async def test_what_no_process_can_be_given_is_the_actions_fault(tmp_path: Path,
 
 
 @pytest.mark.parametrize("way", EVERYDAY_WAYS)
-@pytest.mark.parametrize("kind", first_everyday((each for each in KINDS if each != "directory"), 2))
+@pytest.mark.parametrize("kind", first_everyday(each for each in KINDS if each != "directory"))
 async def test_a_working_directory_may_be_anything(tmp_path: Path, way: Way, kind: str) -> None:
     KINDS[kind][0](tmp_path / "place")
     async with open_bench(tmp_path, way) as bench:
@@ -156,8 +156,7 @@ async def test_outputs_that_cannot_be_cleared_are_the_actions_fault(
             errno.EDQUOT,
             errno.EROFS,
             errno.EIO,
-        ],
-        2,
+        ]
     ),
 )
 @pytest.mark.parametrize("where", ["memfd_create", "pipe"])

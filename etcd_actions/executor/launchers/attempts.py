@@ -116,7 +116,7 @@ class Attempts:
         the outputs that it may have.
 
         Raises:
-            NotStarted: It may run, and that cannot be known now.
+            NotStarted: It is not known now whether it runs, or that it does cannot be noted.
         """
         if not isinstance(self._launcher, SharedLauncher) or place.was_started:
             return
@@ -126,9 +126,7 @@ class Attempts:
             place.make()
             place.note_object()
         except LauncherUnavailable as error:
-            failure = NotStarted.because(str(error), by_machine=True)
-            failure.may_run = True
-            raise failure from error
+            raise NotStarted.unknown(str(error)) from error
         except OSError as error:
             raise of_os_error(place.path, error, "state") from error
         place.note_started()

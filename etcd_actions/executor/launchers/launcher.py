@@ -65,7 +65,7 @@ class Launcher(Protocol):
             False if no process of it was started, and another try may help at once.
 
         Raises:
-            NotStarted: No process of it runs; ``by_machine`` is whether a later start may succeed.
+            NotStarted: No process of it runs, or that is unknown; see the error's attributes.
         """
         ...
 

@@ -214,7 +214,7 @@ async def test_a_stream_ends_with_its_action_where_its_supervisor_left_nothing(
             (b"x" + "€".encode() * LONGEST_LINE, [5463, 5462, 5462, 2]),
             (b"\xed\xa0\x80\r\x1b[2J\n", [9]),
         ],
-        4,
+        2,
     ),
 )
 async def test_whatever_is_in_it_comes_as_lines_of_bounded_length(
