@@ -130,6 +130,10 @@ class PermissionDenied(EtcdError):
     """The etcd user lacks a permission on the keys of this request."""
 
 
+class NotForWorkers(PermissionDenied):
+    """The service, which a worker uses in place of etcd, does not let workers do this."""
+
+
 class Unauthenticated(EtcdError):
     """etcd requires a user, or does not accept this user or its token."""
 

@@ -147,6 +147,11 @@ def pytest_configure(config: pytest.Config) -> None:
         "one; the clock jumps while all tasks wait, unless they wait for threads",
     )
     config.addinivalue_line(
+        "markers",
+        "bulk: moves megabytes, or thousands of events; over the gateway, where each byte costs "
+        "the most, that is no test of the everyday suite",
+    )
+    config.addinivalue_line(
         "markers", "network: has sockets, and so a real etcd, beside tests that run in memory"
     )
     config.pluginmanager.register(ConformanceTable(), "conformance-table")

@@ -45,7 +45,7 @@ from etcd_actions.web import Bind
 if TYPE_CHECKING:
     from etcd_actions.executor import Executor, ExecutorStatistics
     from etcd_actions.server.front import FrontDoor
-    from etcd_actions.server.workers.access import WorkerEtcd
+    from etcd_actions.server.workers.etcd_methods import WorkerEtcd
 
 # Without an etcd nothing can be marked: only work that needs none is finished.
 _GRACE_WITHOUT_ETCD = 1.0

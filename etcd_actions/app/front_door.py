@@ -27,7 +27,7 @@ from etcd_actions.storage.store import Store
 if TYPE_CHECKING:
     from etcd_actions.runs.run_record import ActionHistory
     from etcd_actions.server.front import FrontDoor
-    from etcd_actions.server.front.attempt_logs import Logs
+    from etcd_actions.server.front.attempt_logs import LogSources
     from etcd_actions.server.front.cluster_state import ClusterSources
 
 # Seconds of silence after which a stream is sent a message.
@@ -141,7 +141,7 @@ def _logs(
     blobs: BlobStore,
     *,
     is_here: bool,
-) -> Logs:
+) -> LogSources:
     """The reader of the logs of attempts.
 
     It reads the logs of this machine's executor, if there is one. It also reads logs that workers
@@ -149,14 +149,14 @@ def _logs(
     tasks run here, since a task could read that directory, too.
     """
     from etcd_actions.runs.reading import history_of_action  # noqa: PLC0415
-    from etcd_actions.server.front.attempt_logs import Logs  # noqa: PLC0415
+    from etcd_actions.server.front.attempt_logs import LogSources  # noqa: PLC0415
 
     async def history(action_id: ActionId) -> ActionHistory | None:
         return await history_of_action(Store(etcd), keys, action_id)
 
     if not is_here and find_spec("psutil") is None:
         # The extra "executor" is not installed.
-        return Logs(client=client, history=history)
+        return LogSources(client=client, history=history)
     from etcd_actions.executor.attempts.attempt_log import LocalLogs  # noqa: PLC0415
     from etcd_actions.executor.shared_logs import SharedLogs  # noqa: PLC0415
 
@@ -164,4 +164,4 @@ def _logs(
         return is_here or blobs.key_of(outputs) is not None
 
     source = LocalLogs(state_dir_of(config)) if is_here else None
-    return Logs(client=client, source=source, shared=SharedLogs(is_readable), history=history)
+    return LogSources(client=client, source=source, shared=SharedLogs(is_readable), history=history)

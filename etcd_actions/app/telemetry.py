@@ -73,9 +73,10 @@ async def open_telemetry(endpoint: str | None) -> AsyncIterator[None]:
     lines = OTLPLogExporter(
         endpoint=f"{endpoint}/v1/logs", timeout=_FLUSH_WITHIN, session=sessions[1]
     )
-    tracers = TracerProvider(resource=resource)
+    # At the end of the interpreter a shutdown would wait for the collector once more.
+    tracers = TracerProvider(resource=resource, shutdown_on_exit=False)
     tracers.add_span_processor(BatchSpanProcessor(_watched(spans, outage)))
-    loggers = LoggerProvider(resource=resource)
+    loggers = LoggerProvider(resource=resource, shutdown_on_exit=False)
     loggers.add_log_record_processor(BatchLogRecordProcessor(_watched(lines, outage)))
     trace.set_tracer_provider(tracers)
     _log.info("tracing", endpoint=endpoint)
@@ -105,16 +106,16 @@ class _Outage(logging.Handler):
         super().__init__()
         self._endpoint = endpoint
         self._guard = threading.Lock()
-        self._reason = ""
+        self._export = threading.local()
         self._failed: set[object] = set()
 
     def emit(self, record: logging.LogRecord) -> None:
         """Keep the first text of an export: later ones only repeat that the export failed."""
-        self._reason = self._reason or record.getMessage()
+        self._export.reason = getattr(self._export, "reason", "") or record.getMessage()
 
     def begin(self) -> None:
-        """Note that an export starts."""
-        self._reason = ""
+        """Note that an export starts in this thread."""
+        self._export.reason = ""
 
     def note(self, exporter: object, *, succeeded: bool) -> None:
         """Note the result of an export."""
@@ -126,7 +127,9 @@ class _Outage(logging.Handler):
                 self._failed.add(exporter)
             after = bool(self._failed)
         if after and not before:
-            _log.warning("collector_unavailable", endpoint=self._endpoint, error=self._reason)
+            _log.warning(
+                "collector_unavailable", endpoint=self._endpoint, error=self._export.reason
+            )
         elif before and not after:
             _log.info("collector_available", endpoint=self._endpoint)
 

@@ -39,6 +39,7 @@ from etcd_actions.model import DEFAULT_NAMESPACE
 from etcd_actions.monitoring import Monitoring, open_monitoring
 from etcd_actions.pipeline.watching_settings import WatchingSettings
 from etcd_actions.server import ActionsServer, ServerSettings, open_actions_server
+from etcd_actions.storage.claims import LONGEST_TTL
 from etcd_actions.web import Bind
 
 if TYPE_CHECKING:
@@ -63,8 +64,8 @@ class Worker:
         lines_dropped: Returns the number of log lines that were dropped, for the metrics.
     """
 
-    FOR_LEAVING: Final = 8.0
-    """Seconds after the grace in which the attempts that still run are ended."""
+    ENDS_WITHIN: Final = 8.0
+    """Seconds after the grace within which the attempts that still run are ended."""
 
     def __init__(
         self,
@@ -89,6 +90,7 @@ class Worker:
             EtcdActionsError: A part cannot start.
         """
         check_machine(self._config)
+        self._check_claims()
         offer = worker_offer(self._config)
         with self._stop.interrupts() as let_finish:
             async with AsyncExitStack() as stack:
@@ -152,6 +154,19 @@ class Worker:
             stop.doing = "the executor"
             tasks.cancel_scope.cancel("stopping")
         await client.stop_watching(0)
+
+    def _check_claims(self) -> None:
+        """Refuse claims that a service does not grant.
+
+        Raises:
+            ConfigError: They would outlive a dead worker for too long.
+        """
+        ttl = self._config[settings.EXECUTOR_CLAIM_TTL]
+        if self._connection.token_file is not None and ttl > LONGEST_TTL:
+            raise ConfigError(
+                f"{settings.EXECUTOR_CLAIM_TTL.flag} {ttl}: with {settings.SERVICE.flag} claims "
+                f"live for {LONGEST_TTL} seconds at most"
+            )
 
     def _where(self) -> dict[str, str]:
         addresses = ",".join(map(str, self._connection.endpoints))

@@ -13,7 +13,7 @@ from etcd_actions.etcd import open_connection
 from etcd_actions.model import Keyspace
 
 if TYPE_CHECKING:
-    from etcd_actions.server.workers.access import WorkerEtcd
+    from etcd_actions.server.workers.etcd_methods import WorkerEtcd
 
 
 @asynccontextmanager
@@ -31,7 +31,7 @@ async def open_worker_etcd(
         ConfigError: The prefix has the keys of this package, too.
     """
     # Imported here, since it needs the extra "server".
-    from etcd_actions.server.workers import access  # noqa: PLC0415
+    from etcd_actions.server.workers import etcd_methods  # noqa: PLC0415
     from etcd_actions.server.workers.rights import WorkerRights  # noqa: PLC0415
 
     try:
@@ -40,8 +40,8 @@ async def open_worker_etcd(
         raise ConfigError(f"{settings.WORKER_ACCESS.flag}: {error}: give another prefix") from None
     limited = replace(
         config.connection(endpoints),
-        largest_answer=access.LARGEST_ANSWER,
-        stream_window=access.STREAM_WINDOW,
+        largest_answer=etcd_methods.LARGEST_ANSWER,
+        stream_window=etcd_methods.STREAM_WINDOW,
     )
     async with open_connection(limited) as etcd:
-        yield access.WorkerEtcd(etcd, rights)
+        yield etcd_methods.WorkerEtcd(etcd, rights)

@@ -7,10 +7,17 @@ from importlib.util import find_spec
 from typing import NoReturn
 
 from etcd_actions.cli.first_signal import handle_signals
-from etcd_actions.cli.process_setup import collect_later, keep_descriptors, leave, reap_as_init
+from etcd_actions.cli.process_setup import (
+    end_process,
+    pause_garbage_collection,
+    reap_as_init,
+    reserve_standard_descriptors,
+)
 from etcd_actions.cli.secret_arguments import hide_secret_arguments
 
+# The packages of the extra ``cli``.
 _NEEDED = ("click", "msgpack", "rich")
+# The exit code of an unexpected failure: the module of exit codes is slow to import.
 _UNEXPECTED = 1
 
 
@@ -18,8 +25,8 @@ def process_main() -> NoReturn:
     """The entry point of the process: runs the command line, and ends with its exit code."""
     command = next((text for text in sys.argv[1:] if not text.startswith("-")), "")
     with handle_signals(command, owns_process=True) as signals:
-        collect_later()
-        keep_descriptors()
+        pause_garbage_collection()
+        reserve_standard_descriptors()
         reap_as_init()
         code = _UNEXPECTED
         try:
@@ -33,7 +40,7 @@ def process_main() -> NoReturn:
             sys.excepthook(type(error), error, error.__traceback__)
         finally:
             signals.done()
-            leave(code)
+            end_process(code)
 
 
 def main() -> int:

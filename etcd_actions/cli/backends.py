@@ -1,4 +1,4 @@
-"""The backends of the commands: etcd, through the client, or the service."""
+"""Opens what the commands use: etcd through the client, or the service, by the settings."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Protocol
 from flyteidl2.actions import actions_service_pb2 as pb
 
 from etcd_actions.actions.abort import AbortResult
-from etcd_actions.cli.etcd_names import EtcdNames
-from etcd_actions.cli.names import Names
+from etcd_actions.cli.etcd_names import EtcdNameLookup
+from etcd_actions.cli.names import NameLookup
 from etcd_actions.cli.options import CommonOptions
+from etcd_actions.cli.service_address import address_of_service
 from etcd_actions.cli.service_client import ServiceClient, open_service_client
 from etcd_actions.cli.service_dead_letters import DeadLetters, ServiceDeadLetters
 from etcd_actions.client import ActionsClient, open_actions_client
@@ -25,17 +26,24 @@ if TYPE_CHECKING:
 
 
 class Backend(Protocol):
-    """The changes that etcd and the service make; their errors are those of the client."""
+    """The operations that change an action, on etcd or by the service.
+
+    They raise the errors of :class:`~etcd_actions.ActionsClient`'s methods, and by the service also
+    ServiceError. After a cancellation, or without an answer, the change may have been made.
+    """
 
     @property
-    def names(self) -> Names:
+    def names(self) -> NameLookup:
         """The names of runs and actions."""
 
     async def enqueue(self, request: pb.EnqueueRequest, /) -> bool | None:
-        """Create an action; returns whether it did not exist, None if that is unknown."""
+        """Create an action; returns whether this call did, None if the service does not report it.
+
+        False means that an earlier, equal request created it.
+        """
 
     async def abort(self, request: pb.AbortRequest, /) -> AbortResult | None:
-        """End an action and all below it; returns the result, None if it is unknown."""
+        """End an action and all below it; returns None if the service reports no result."""
 
     async def signal(self, request: pb.SignalRequest, /) -> None:
         """Deliver the value of a condition."""
@@ -51,9 +59,9 @@ class Backend(Protocol):
 
 
 class EtcdBackend:
-    """Etcd, without a service in between."""
+    """Implements :class:`Backend` on etcd, by a client in this process."""
 
-    def __init__(self, client: ActionsClient, names: Names) -> None:
+    def __init__(self, client: ActionsClient, names: NameLookup) -> None:
         self.client = client
         self.names = names
 
@@ -81,21 +89,21 @@ class EtcdBackend:
 
 @asynccontextmanager
 async def open_client(common: CommonOptions) -> AsyncIterator[ActionsClient]:
-    """The client of the etcd of the settings; it does not watch."""
+    """Open a client of the etcd that the settings name; it does not watch."""
     async with open_etcd_backend(common) as backend:
         yield backend.client
 
 
 @asynccontextmanager
 async def open_etcd_backend(common: CommonOptions) -> AsyncIterator[EtcdBackend]:
-    """The etcd of the settings."""
+    """Open the backend on the etcd that the settings name."""
     async with common.open_etcd() as etcd, _open_client(common, etcd) as client:
         yield EtcdBackend(client, _names(common, etcd))
 
 
 @asynccontextmanager
 async def open_backend(common: CommonOptions) -> AsyncIterator[Backend]:
-    """The service if the settings name one, else etcd."""
+    """Open the backend: the service if the settings name one, else etcd."""
     if common.config[settings.SERVICE] is None:
         async with open_etcd_backend(common) as backend:
             yield backend
@@ -106,12 +114,12 @@ async def open_backend(common: CommonOptions) -> AsyncIterator[Backend]:
 
 @asynccontextmanager
 async def open_reader(common: CommonOptions, *, files: bool = False) -> AsyncIterator[Reader]:
-    """A reader of the service if the settings name one, else of etcd.
+    """Open a reader of the service if the settings name one, else of etcd.
 
     Args:
         common: The settings.
-        files: Whether the methods for files of runs are called, too: on etcd they use the blob
-            store and the executor's directory of the settings.
+        files: Whether the reader's ``calls`` are to have the methods for files of runs, too. On
+            etcd these use the blob store and the executor's directory of the settings.
     """
     from etcd_actions.cli.reader import Reader  # noqa: PLC0415 (slow to import)
 
@@ -127,7 +135,7 @@ async def open_reader(common: CommonOptions, *, files: bool = False) -> AsyncIte
 async def open_etcd_reader(
     common: CommonOptions, *, files: bool = False
 ) -> AsyncIterator[tuple[ActionsClient, Reader]]:
-    """The client of the etcd of the settings, and a reader of it; see :func:`open_reader`."""
+    """Open a client of the etcd that the settings name, and a reader; see :func:`open_reader`."""
     from etcd_actions.cli.local_calls import open_local_calls  # noqa: PLC0415 (slow to import)
     from etcd_actions.cli.reader import Reader  # noqa: PLC0415 (slow to import)
 
@@ -147,7 +155,7 @@ async def open_etcd_reader(
 
 @asynccontextmanager
 async def open_dead_letters(common: CommonOptions) -> AsyncIterator[DeadLetters]:
-    """The dead letters of the service if the settings name one, else those in etcd."""
+    """Open the dead letters of the service if the settings name one, else those in etcd."""
     if common.config[settings.SERVICE] is None:
         async with open_client(common) as client:
             yield client
@@ -158,12 +166,10 @@ async def open_dead_letters(common: CommonOptions) -> AsyncIterator[DeadLetters]
 
 @asynccontextmanager
 async def open_service(common: CommonOptions) -> AsyncIterator[ServiceClient]:
-    """The service that the settings name."""
+    """Open a client of the service that the settings name."""
     config = common.config
-    service = config[settings.SERVICE]
-    assert service is not None
     async with open_service_client(
-        service,
+        await address_of_service(config),
         cacert=config[settings.SERVICE_CACERT],
         token_file=config[settings.SERVICE_TOKEN_FILE],
     ) as client:
@@ -181,9 +187,9 @@ def _open_client(common: CommonOptions, etcd: Etcd) -> AbstractAsyncContextManag
     )
 
 
-def _names(common: CommonOptions, etcd: Etcd) -> EtcdNames:
-    """The names in the namespaces that the client uses."""
+def _names(common: CommonOptions, etcd: Etcd) -> EtcdNameLookup:
+    """The lookup of names in the namespaces that the client uses."""
     only = common.namespace
     if only is None and common.config.namespace_template is None:
         only = DEFAULT_NAMESPACE
-    return EtcdNames(etcd, common.prefix, only)
+    return EtcdNameLookup(etcd, common.prefix, only)

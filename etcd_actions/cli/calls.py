@@ -1,4 +1,4 @@
-"""Calls the methods of the service, on the service or in this process."""
+"""The protocol by which commands call gRPC methods: of the service, or in this process."""
 
 from __future__ import annotations
 
@@ -20,17 +20,19 @@ OPERATIONS: Final = "etcd_actions.operations.Operations"
 class Calls(Protocol):
     """Calls methods by the full name of their service and their own name.
 
-    The errors are those of :mod:`etcd_actions.errors`: of the action, of etcd, or of the service.
+    The implementations are :class:`~etcd_actions.cli.service_client.ServiceClient` and
+    :class:`~etcd_actions.cli.local_calls.LocalCalls`. The errors are those of
+    :mod:`etcd_actions.errors`: of the action, of etcd, or of the service.
     """
 
     async def unary(
         self, service: str, method: str, request: Message, kind: type[MessageT], /
     ) -> MessageT:
-        """Do a unary call; returns its response, a ``kind``."""
+        """Do a unary call; returns its response, of the type ``kind``."""
         ...
 
     def stream(
         self, service: str, method: str, request: Message, kind: type[MessageT], /
     ) -> AbstractAsyncContextManager[AsyncIterator[MessageT]]:
-        """The responses of a server-streaming call."""
+        """Open a server-streaming call; its responses are of the type ``kind``."""
         ...

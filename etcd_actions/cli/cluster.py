@@ -29,14 +29,14 @@ _MOST_SCANNED = 20_000
 
 
 @dataclass(frozen=True)
-class Cluster:
-    """A sample.
+class ClusterSample:
+    """The state of the cluster at one moment.
 
     Attributes:
         facts: Texts for people, by title.
         counters: Numbers that only grow, by name.
         at: The time of the sample, in seconds of the monotonic clock.
-        note: The reason if a part is missing.
+        note: Why a part is missing; empty if none is.
     """
 
     facts: dict[str, str]
@@ -44,7 +44,7 @@ class Cluster:
     at: float = field(default_factory=time.monotonic)
     note: str = ""
 
-    def rates(self, before: Cluster) -> dict[str, float]:
+    def rates(self, before: ClusterSample) -> dict[str, float]:
         """The growth of each counter a second since an earlier sample."""
         seconds = max(self.at - before.at, 1e-3)
         return {
@@ -55,20 +55,25 @@ class Cluster:
 
 
 class ClusterSource(Protocol):
-    """Takes samples."""
+    """Takes samples of the state of a cluster."""
 
-    async def sample(self) -> Cluster:
-        """A sample; raises EtcdError or ServiceError."""
+    async def sample(self) -> ClusterSample:
+        """Take a sample.
+
+        Raises:
+            EtcdError: etcd cannot be read.
+            ServiceError: The service does not respond, or refuses the token.
+        """
         ...
 
 
 async def service_versions(common: CommonOptions) -> tuple[str, str]:
-    """The versions of the service that the settings name, and of its etcd's members.
+    """The version of the service that the settings name, and those of its etcd's members.
 
     Raises:
         ServiceError: It does not respond, or refuses the token.
     """
-    state = await _of_service(common).state()
+    state = await (await _service_source(common)).state()
     if state is None:
         raise ServiceUnavailable(_NO_PAGE)
     found = {each.get("version", "") for each in state.get("members") or []}
@@ -77,36 +82,36 @@ async def service_versions(common: CommonOptions) -> tuple[str, str]:
 
 @asynccontextmanager
 async def open_cluster(common: CommonOptions) -> AsyncIterator[ClusterSource]:
-    """The state of the etcd of the settings, or of the service if they name one."""
+    """Open the source of samples: the service if the settings name one, else etcd."""
     if common.config[SERVICE] is not None:
-        yield _of_service(common)
+        yield await _service_source(common)
         return
     async with common.open_etcd() as etcd:
-        yield _OfEtcd(etcd, common)
+        yield _EtcdClusterSource(etcd, common)
 
 
-def _of_service(common: CommonOptions) -> _OfService:
+async def _service_source(common: CommonOptions) -> _ServiceClusterSource:
+    from etcd_actions.cli.service_address import address_of_service  # noqa: PLC0415 (as below)
     from etcd_actions.cli.service_client import read_token  # noqa: PLC0415 (slow to import)
 
     config = common.config
-    service, token_file = config[SERVICE], config[SERVICE_TOKEN_FILE]
-    assert service is not None
+    token_file = config[SERVICE_TOKEN_FILE]
     token = "" if token_file is None else read_token(token_file)
-    return _OfService(service, config[SERVICE_CACERT], token)
+    return _ServiceClusterSource(await address_of_service(config), config[SERVICE_CACERT], token)
 
 
 class _Claim(msgspec.Struct, frozen=True):
     owner: str = ""
 
 
-class _OfEtcd:
+class _EtcdClusterSource:
     def __init__(self, etcd: EtcdClient, common: CommonOptions) -> None:
         self._etcd = etcd
         self._prefix = common.prefix
         self._keys = Keyspace(common.prefix)
         self._namespace = common.namespace
 
-    async def sample(self) -> Cluster:
+    async def sample(self) -> ClusterSample:
         found = await self._etcd.range(KeyRange.of_prefix(self._prefix), limit=1, keys_only=True)
         facts: dict[str, str] = {}
         members = []
@@ -126,7 +131,7 @@ class _OfEtcd:
             KeyRange.of_prefix(self._keys.dead_letters), count_only=True
         )
         facts["Dead letters"] = str(rejected.total)
-        return Cluster(facts, {"changes": found.revision})
+        return ClusterSample(facts, {"changes": found.revision})
 
     async def _shards(self) -> dict[str, str]:
         """The number of shards and of their owners; nothing without shards."""
@@ -181,17 +186,17 @@ class _OfEtcd:
         return ", ".join(f"{owner} ({number})" for owner, number in owners.most_common())
 
 
-class _OfService:
+class _ServiceClusterSource:
     def __init__(self, service: Endpoint, ca: Any, token: str) -> None:
         self._service = service
         self._ca = ca
         self._token = token
 
-    async def sample(self) -> Cluster:
+    async def sample(self) -> ClusterSample:
         state = await self.state()
         if state is None:
-            return Cluster({}, note=_NO_PAGE)
-        return Cluster(_facts(state), _counters(state))
+            return ClusterSample({}, note=_NO_PAGE)
+        return ClusterSample(_facts(state), _counters(state))
 
     async def state(self) -> dict[str, Any] | None:
         """The state that the page shows; None if the service has no page."""
@@ -201,7 +206,10 @@ class _OfService:
         if status == 404:
             return None
         if status in (401, 403):
-            raise ServiceRefused(f"the service: it does not accept the token ({status})")
+            raise ServiceRefused(
+                f"the service: it does not accept the token ({status}): check "
+                f"{SERVICE_TOKEN_FILE.flag}"
+            )
         try:
             state: dict[str, Any] = json.loads(line)
         except (ValueError, RecursionError):

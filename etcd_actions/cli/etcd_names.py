@@ -1,4 +1,4 @@
-"""The names of runs and actions in etcd; see :mod:`etcd_actions.cli.names`."""
+"""Looks up names of runs and actions in etcd; see :mod:`etcd_actions.cli.names`."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from etcd_actions.model import (
     task_action_name,
 )
 
-# Actions of a run without a root that are read: other runs' actions can be among them.
+# The most actions that are read of a run without a root; actions of other runs can be among them.
 _MOST_OF_RUN = 100
-# Keys that are read for the nearest names.
+# The most keys that are read for the nearest names.
 _MOST_SIMILAR = 5_000
 
 
-class EtcdNames:
-    """Implements :class:`~etcd_actions.cli.names.Names`; all reads are at one revision.
+class EtcdNameLookup:
+    """Implements :class:`~etcd_actions.cli.names.NameLookup`; all reads are at one revision.
 
     Args:
         etcd: The connection.
@@ -50,7 +50,7 @@ class EtcdNames:
         self.objects: dict[tuple[str, str], KeyValue] = {}
 
     async def find(self, name: Name, /) -> Sequence[Name]:
-        """See :class:`~etcd_actions.cli.names.Names`."""
+        """See :class:`~etcd_actions.cli.names.NameLookup`."""
         found: list[Name] = []
         for namespace in await self._read_namespaces():
             if name.object:
@@ -60,17 +60,18 @@ class EtcdNames:
             else:
                 found += await self._run(namespace, name)
         if name.action and not name.project and self._only in (None, name.run):
+            # RUN/ACTION can also be a namespace and the name of an object in it.
             found += await self._object(name.run, name.action)
         return found
 
     async def similar(self, name: Name, /) -> Sequence[str]:
-        """See :class:`~etcd_actions.cli.names.Names`."""
+        """See :class:`~etcd_actions.cli.names.NameLookup`."""
         names: list[str] = []
         for namespace in await self._read_namespaces():
             if name.action:
                 run = run_key_prefix(self._prefix, namespace, name.run)
                 keys = await self._names_below(run)
-                names += _tails(keys, name.run)
+                names += _run_and_action(keys, name.run)
         if names:
             return names
         for namespace in await self._read_namespaces():
@@ -97,7 +98,7 @@ class EtcdNames:
         return self._namespaces
 
     async def _object(self, namespace: str, name: str) -> list[Name]:
-        """The action whose object has this name; one that cannot be decoded has no other name."""
+        """The action whose object has this name, decodable or not."""
         found = await self._stored(namespace, name)
         if found is not None:
             return [found]
@@ -178,7 +179,7 @@ class EtcdNames:
         return page.kvs
 
     async def _own_range(self, key: bytes) -> Sequence[KeyValue]:
-        """A key of this package's own, which a viewer of objects may be unable to read."""
+        """Read one of this package's own keys; nothing if the user may only read objects."""
         try:
             return await self._range(KeyRange.of_key(key))
         except PermissionDenied:
@@ -194,8 +195,8 @@ class EtcdNames:
         return list(_object_names(page.kvs))
 
 
-def _tails(names: Iterable[str], run: str) -> Iterable[str]:
-    """RUN/ACTION of the objects of a run."""
+def _run_and_action(names: Iterable[str], run: str) -> Iterable[str]:
+    """RUN/ACTION of the objects of a run, by the objects' names."""
     return (f"{run}/{each.removeprefix(f'{run}-')}" for each in names)
 
 

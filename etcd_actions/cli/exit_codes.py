@@ -98,6 +98,7 @@ _ADVICE: dict[type[errors.EtcdActionsError], dict[str, str]] = {
     errors.ServiceUnavailable: {
         "quorum lost": "start the members that are down: see etcd-actions doctor",
     },
+    errors.NotForWorkers: {"": "give --prefix and --namespace as the service has them"},
     errors.PermissionDenied: {
         "": "grant the etcd user read and write on the prefix, or choose another with --prefix"
     },
@@ -163,7 +164,7 @@ def report(error: BaseException) -> ExitCode:
 
 
 def unwritable(error: OSError) -> errors.InputError:
-    """The error for a standard output that cannot be written."""
+    """The error of this package for a failed write to standard output."""
     reason = os.strerror(error.errno or errno.EIO)
     return errors.InputError(f"standard output cannot be written: {reason}")
 
@@ -189,7 +190,7 @@ def _output_error_code(error: OSError) -> ExitCode | None:
 
 
 def was_interrupted(error: BaseException) -> bool:
-    """Whether a Ctrl-C came before or after the handler of signals was installed."""
+    """Whether an error is a Ctrl-C, as it is raised while no handler of signals is installed."""
     return any(isinstance(leaf, KeyboardInterrupt) for leaf in errors.leaf_errors(error))
 
 

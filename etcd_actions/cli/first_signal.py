@@ -24,8 +24,10 @@ from typing import Any, Final, Protocol
 
 TERMINATION: Final = (signal.SIGINT, signal.SIGTERM)
 
+# The commands that a SIGHUP does not end before they listen.
 _IGNORES_HANGUP: Final = frozenset({"run"})
-_ORDERLY: Final = frozenset(
+# The commands that run until a signal: ended by one they have done their work.
+_UNTIL_SIGNAL: Final = frozenset(
     {"run", "watch", "record", "replay", "submit", "attach", "top", "doctor", "logs"}
 )
 
@@ -41,8 +43,10 @@ class Listener(Protocol):
 
 
 class _Phase(enum.Enum):
+    """How far the command is: before, while, or after it listens to signals."""
+
     BEFORE = enum.auto()
-    LISTENED = enum.auto()
+    LISTENING = enum.auto()
     AFTER = enum.auto()
 
 
@@ -51,12 +55,13 @@ class Signals:
 
     Attributes:
         owns_process: Whether the process ends with the command.
-        at_once: Called before a second signal ends the process, to restore the terminal.
+        before_forced_exit: Called before a signal ends the process at once, to restore the
+            terminal.
     """
 
     def __init__(self, command: str, *, owns_process: bool) -> None:
         self.owns_process = owns_process
-        self.at_once: Callable[[], None] = lambda: None
+        self.before_forced_exit: Callable[[], None] = lambda: None
         self._command = command
         self._received = 0
         self._phase = _Phase.BEFORE
@@ -80,12 +85,15 @@ class Signals:
 
         0 for a command that runs until a signal; a one-shot command has not done its work.
         """
-        return 0 if self._command in _ORDERLY else 128 + number
+        return 0 if self._command in _UNTIL_SIGNAL else 128 + number
 
     @contextmanager
     def listening(self, listener: Listener) -> Iterator[None]:
-        """Send the first signal to a listener; a signal after the body changes nothing."""
-        self._listener, self._phase = listener, _Phase.LISTENED
+        """Send the first signal to a listener while the context is open.
+
+        A first signal after that changes nothing: the command is done.
+        """
+        self._listener, self._phase = listener, _Phase.LISTENING
         try:
             yield
         finally:
@@ -99,13 +107,13 @@ class Signals:
         self._phase = _Phase.AFTER
 
     def _hung_up(self, number: int) -> None:
-        if self._phase is _Phase.LISTENED and self._listener is not None:
+        if self._phase is _Phase.LISTENING and self._listener is not None:
             self._listener.hung_up(number)
         elif self._phase is _Phase.BEFORE and self._command not in _IGNORES_HANGUP:
             self._exit(self.code_before(number))
 
     def _exit(self, code: int) -> None:
-        self.at_once()
+        self.before_forced_exit()
         os._exit(code)
 
 
@@ -149,8 +157,11 @@ def interrupted_code() -> int:
 
 
 @contextmanager
-def raising() -> Iterator[None]:
-    """Let a signal raise KeyboardInterrupt, for a wait that must restore the terminal."""
+def signals_raise() -> Iterator[None]:
+    """Have SIGINT and SIGTERM raise KeyboardInterrupt while the context is open.
+
+    It is for a wait in a function that itself restores the terminal, such as a password prompt.
+    """
     before: dict[int, Any] = {number: signal.getsignal(number) for number in TERMINATION}
     for number, handler in before.items():
         if handler != signal.SIG_IGN:

@@ -20,7 +20,7 @@ EPILOG = "\b\nExit codes:\n" + "\n".join(f"  {code:<9} {text}" for code, text in
 
 
 class SettingOption(click.Option):
-    """The flag of a setting. Its value is the text on the command line, None without one."""
+    """The flag of a setting. Its value is the text on the command line; None if not given."""
 
     def __init__(
         self, declarations: Sequence[str], *, setting: Setting[object], **rest: Any
@@ -48,8 +48,10 @@ class SettingOption(click.Option):
 
 
 class _PrintsHelp(click.Command):
+    """A command whose help can be printed to a pipe that its reader closes."""
+
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parse; prints help and version, and ends, if a flag requests them."""
+        """Parse the arguments. If a flag requests help or the version, print it and exit."""
         rest: list[str] | None = None
         with output_by_print():
             rest = super().parse_args(ctx, args)
@@ -63,7 +65,7 @@ class Command(_PrintsHelp):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse as etcdctl does: a truth value alone is true, and has no next argument."""
-        rest = super().parse_args(ctx, list(self._completed(args)))
+        rest = super().parse_args(ctx, list(self._with_truth_values(args)))
         for param in self.params:
             if param.type is click.STRING and not isinstance(param, SettingOption):
                 _check_utf8(ctx, param, ctx.params.get(param.name or ""))
@@ -82,7 +84,8 @@ class Command(_PrintsHelp):
             with formatter.section(title):
                 formatter.write_dl([record for record in records if record is not None])
 
-    def _completed(self, arguments: list[str]) -> Iterator[str]:
+    def _with_truth_values(self, arguments: list[str]) -> Iterator[str]:
+        """The arguments, with ``=true`` after each flag of a truth value that has no value."""
         options = [param for param in self.params if isinstance(param, click.Option)]
         bare = {
             name
@@ -114,7 +117,7 @@ def _check_utf8(ctx: click.Context, param: click.Parameter, given: object) -> No
 
 
 class CommandGroup(_PrintsHelp, click.Group):
-    """A group of such commands."""
+    """A group of commands of the class :class:`Command`."""
 
     command_class = Command
     group_class = type

@@ -1,4 +1,4 @@
-"""Streams that are opened again when they end, until the command has its result."""
+"""Follows a stream that ends and is opened again, until the command has its result."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ _log = structlog.get_logger(__name__)
 async def follow(
     what: str,
     open_stream: Callable[[], AbstractAsyncContextManager[AsyncIterator[T]]],
-    accept: Callable[[T], bool],
+    on_item: Callable[[T], bool],
 ) -> None:
-    """Call a function with each item, until it returns whether that was the last one.
+    """Call a function with each item of a stream, until it returns True.
 
     A stream begins with the present state, so nothing is missed between two of them. While etcd or
-    the service is unavailable it is retried, after a warning.
+    the service is unavailable, a stream is opened again with a back-off, after one warning.
 
     Args:
-        what: The object that is followed, for the warning.
+        what: The name of the followed object, for the warning.
         open_stream: Opens a stream.
-        accept: Takes an item; returns whether to end.
+        on_item: Called with each item; returns whether it was the last one that is needed.
 
     Raises:
         EtcdActionsError: The stream ended with an error that a retry does not change.
@@ -43,7 +43,7 @@ async def follow(
             async with open_stream() as items:
                 async for item in items:
                     failures = 0
-                    if accept(item):
+                    if on_item(item):
                         return
         except* (ServiceUnavailable, Unavailable) as group:
             failures += 1

@@ -25,6 +25,9 @@ async def find_namespaces(
         prefix: The part of keys before ``<namespace>/<name>``.
         only: The only namespace; None for all.
         revision: The revision to read at; 0 for the present one.
+
+    Raises:
+        EtcdError: etcd cannot be read.
     """
     full = KeyRange.of_prefix(prefix if only is None else prefix + only.encode() + b"/")
     found: list[str] = []
@@ -47,15 +50,22 @@ async def find_namespaces(
         start = KeyRange.of_prefix(prefix + namespace + b"/").end
 
 
-async def find_run(
+async def run_ranges(
     etcd: Etcd, prefix: bytes, only: str | None, run: str
 ) -> tuple[list[KeyRange], int]:
-    """The ranges with a run's actions, and the revision at which to read them.
+    """The ranges of keys with a run's actions, and the revision at which to read them.
 
     They also contain the actions of runs whose names begin with ``<run>-``.
 
+    Args:
+        etcd: The connection.
+        prefix: The part of keys before ``<namespace>/<name>``.
+        only: The only namespace; None for all that have keys.
+        run: The name of the run.
+
     Raises:
         ConfigError: The text is not a valid name of a run.
+        EtcdError: etcd cannot be read.
     """
     if not run or "/" in run:
         raise ConfigError(f"{quoted(run)} is not a valid name of a run: give one without a slash")

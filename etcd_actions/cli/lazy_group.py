@@ -13,7 +13,7 @@ from etcd_actions.cli.flags import CommandGroup
 
 
 def _complete_names(command: click.Command) -> None:
-    """Have the names of runs and actions completed, of a command and of those below it."""
+    """Give a command, and those below it, the shell completion of names of runs and actions."""
     for param in command.params:
         if completes_names(param) and param._custom_shell_complete is None:
             param._custom_shell_complete = complete_name
@@ -24,7 +24,7 @@ def _complete_names(command: click.Command) -> None:
 class LazyGroup(CommandGroup):
     """A group whose commands are imported when they are named on a command line.
 
-    Help and completion of the group itself show summaries, and import no command.
+    The help and completion of the group itself show summaries, for which no command is imported.
 
     Args:
         locations: By the name of each command: its module in ``parsing``, and its summary.

@@ -44,7 +44,7 @@ _LISTS: Final = ("ListRuns", "WatchRuns")
 async def open_local_calls(
     etcd: Etcd, client: ActionsClient, front: FrontDoor | None = None
 ) -> AsyncIterator[LocalCalls]:
-    """Serve the methods until the context is left.
+    """Open the methods of the front door in this process, until the context is left.
 
     Args:
         etcd: The connection.
@@ -112,7 +112,9 @@ class LocalCalls:
         try:
             return self._functions[service, method]
         except KeyError:
-            raise NotServed(f"{service}/{method} is served by the service only") from None
+            raise NotServed(
+                f"{service}/{method} is not served on etcd: name a service with --service"
+            ) from None
 
     async def _keep_index(self, *, task_status: trio.TaskStatus[RunIndex]) -> None:
         async with open_run_index(self._etcd, self._client.keys) as index:
@@ -122,7 +124,7 @@ class LocalCalls:
 
 @contextmanager
 def _as_caller() -> Iterator[None]:
-    """Make the call one of a local caller, who may use all projects."""
+    """Make the body the call of a client of all projects, and translate its errors."""
     caller, connection = CALLER.set(Caller("")), CONNECTION.set(Connection())
     try:
         yield

@@ -1,8 +1,8 @@
-"""Logs: structlog to standard error, for people on a terminal and as JSON lines elsewhere.
+"""Logs to standard error: readable text on a terminal, and JSON lines elsewhere.
 
-A line is a unit of work: a failure while it is made or written loses only that line. A line that
-cannot be written is dropped and counted, see :mod:`etcd_actions.cli.stderr`. A value that cannot be
-shown is replaced. The length is limited.
+A line is a unit of work: a failure while it is formatted or written loses only that line. A line
+that cannot be written is dropped and counted, see :mod:`etcd_actions.cli.stderr`. A value that
+cannot be formatted is replaced by a note. The length of a line is limited.
 """
 
 from __future__ import annotations
@@ -101,15 +101,15 @@ def _configure(level: str, form: str) -> None:
             structlog.processors.JSONRenderer(),
         ]
     structlog.configure(
-        processors=[_Line(processors)],
+        processors=[_LineFormatter(processors)],
         wrapper_class=structlog.make_filtering_bound_logger(level),
         # sys.stderr is read at each line: a progress bar replaces it while it is drawn.
-        logger_factory=lambda *_: _Output(),
+        logger_factory=lambda *_: _StderrLogger(),
     )
 
 
 def count_failed_lines(containment: Containment) -> None:
-    """Count the lines that could not be made as failed units ``log_line``."""
+    """Count lines that cannot be formatted as failed units ``log_line`` of a containment."""
     _containments[:] = [containment]
 
 
@@ -125,8 +125,8 @@ def lines_dropped() -> int:
     return stderr.dropped if isinstance(stderr, TolerantStderr) else 0
 
 
-class _Output:
-    """Writes lines to standard error, or drops them."""
+class _StderrLogger:
+    """Structlog's logger: writes lines to standard error, or drops them."""
 
     def msg(self, message: str) -> None:
         # One write, so that a line is not truncated.
@@ -140,8 +140,12 @@ class _Output:
     log = debug = info = warning = error = critical = exception = msg
 
 
-class _Line:
-    """Makes a line with the processors, or a reduced one if they fail."""
+class _LineFormatter:
+    """Structlog's only processor: formats a line, or a reduced one if that fails.
+
+    Args:
+        processors: The real processors, of which the last one returns the text.
+    """
 
     def __init__(self, processors: list[Processor]) -> None:
         self._processors = processors
@@ -178,7 +182,7 @@ def _bounded(_logger: WrappedLogger, _method: str, fields: EventDict) -> EventDi
 
 
 def _copied(_logger: WrappedLogger, _method: str, fields: EventDict) -> EventDict:
-    """Give the line to the receivers of copies, such as the collector's."""
+    """Send a copy of the line to the receivers, such as that of OpenTelemetry."""
     try:
         copy_line({name: value for name, value in fields.items() if name != "exc_info"})
     except Exception:
@@ -221,5 +225,5 @@ def _tail(text: str) -> str:
 
 
 def _in_order(_logger: WrappedLogger, _method: str, fields: EventDict) -> EventDict:
-    """Put the fields of every line first, for people who read JSON."""
+    """Put the fields that every line has first."""
     return {**{name: fields[name] for name in ("timestamp", "level", "event")}, **fields}

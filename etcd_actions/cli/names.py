@@ -89,23 +89,23 @@ class Name(NamedTuple):
         return self._replace(action="", object="")
 
 
-class Names(Protocol):
-    """The runs and actions that exist. Both methods raise the errors of a read."""
+class NameLookup(Protocol):
+    """Finds the runs and actions that exist. Both methods raise the errors of a read."""
 
     async def find(self, name: Name, /) -> Sequence[Name]:
-        """The runs and actions of a parsed name.
+        """The runs and actions that a parsed name can mean; several if it is ambiguous.
 
         Args:
-            name: Empty fields match all. With ``object`` alone the text is a run's name, or an
-                object's; with ``run`` and ``action`` alone it can be a namespace and an object.
+            name: Empty fields match all. ``object`` alone is the name of a run or of an object.
+                ``run`` and ``action`` alone can also be a namespace and an object.
         """
 
     async def similar(self, name: Name, /) -> Sequence[str]:
-        """Names to choose the nearest ones from.
+        """The existing names among which :func:`nearest` searches.
 
         Args:
-            name: With an action the names are RUN/ACTION of its run; else, and if there is no such
-                run, they are those of runs, and for ``object`` of objects.
+            name: If it has an action, they are RUN/ACTION of its run. Otherwise, or if there is no
+                such run, they are the names of runs, and for ``object`` also of objects.
         """
 
 
@@ -132,7 +132,7 @@ def parse_name(text: str) -> Name:
             return Name(project, domain, run, action, org)
 
 
-async def find_action(names: Names, text: str) -> Name:
+async def find_action(names: NameLookup, text: str) -> Name:
     """The action that a text names; a run names its root.
 
     Raises:
@@ -146,16 +146,16 @@ async def find_action(names: Names, text: str) -> Name:
     return name._replace(action=canonical_name(name.run, name.action or ROOT_ACTION))
 
 
-async def find_run(names: Names, text: str) -> Name:
-    """The run that a text names, or whose action it names; raises as `find_action`."""
+async def find_run(names: NameLookup, text: str) -> Name:
+    """The run that a text names, or that has the named action; raises as `find_action`."""
     found = await _found(names, text)
     runs = list(dict.fromkeys(each.of_run() for each in found if each.run))
     if not runs:
         raise DecodeError(f"{found[0].path}: {found[0].reason}")
-    return _only(runs, text).of_run()
+    return _single(runs, text).of_run()
 
 
-async def find_complete_run(names: Names, text: str) -> Name:
+async def find_complete_run(names: NameLookup, text: str) -> Name:
     """The run that a text names, for a change of all of it; raises as `find_action`.
 
     Raises:
@@ -171,17 +171,17 @@ async def find_complete_run(names: Names, text: str) -> Name:
     return name
 
 
-async def find_name(names: Names, text: str) -> Name:
+async def find_name(names: NameLookup, text: str) -> Name:
     """The run or action that a text names; raises as `find_action`.
 
     The object of the action may be one that cannot be decoded.
     """
-    return _only(await _found(names, text), text)
+    return _single(await _found(names, text), text)
 
 
 @asynccontextmanager
-async def with_nearest(names: Names, text: str) -> AsyncIterator[None]:
-    """Add the nearest names to the error if the body does not find what a text names."""
+async def with_nearest(names: NameLookup, text: str) -> AsyncIterator[None]:
+    """Add the nearest names to a NotFound of the body, if no run or action has the name."""
     refusal: NotFound | None = None
     try:
         yield
@@ -191,14 +191,14 @@ async def with_nearest(names: Names, text: str) -> AsyncIterator[None]:
         raise NotFound(f"{refusal}{await nearest_to_unknown(names, text)}")
 
 
-async def nearest_to_unknown(names: Names, text: str) -> str:
-    """The same as `nearest`; empty if there is a run or action of this name, or if that fails."""
+async def nearest_to_unknown(names: NameLookup, text: str) -> str:
+    """As `nearest`, if there is no run or action of this name; else, or after an error, empty."""
     name = parse_name(text)
     try:
         # The service does not verify a full path.
         known = await names.find(name._replace(project="", domain="", org=""))
     except EtcdActionsError:
-        # The message is about something else.
+        # The caller's message is about another error.
         return ""
     is_known = any(
         name.project in ("", each.project) and name.domain in ("", each.domain) for each in known
@@ -206,8 +206,8 @@ async def nearest_to_unknown(names: Names, text: str) -> str:
     return "" if is_known else await nearest(names, text)
 
 
-async def nearest(names: Names, text: str) -> str:
-    """The end of a message that ``text`` is unknown; empty if nothing is similar."""
+async def nearest(names: NameLookup, text: str) -> str:
+    """``: did you mean A, B or C?`` for the message about an unknown name; empty for none."""
     from difflib import get_close_matches  # noqa: PLC0415 (only of a failure)
 
     name = parse_name(text)
@@ -215,10 +215,11 @@ async def nearest(names: Names, text: str) -> str:
     near: list[str] = []
     try:
         if name.project:
+            # The same name in other projects is the nearest.
             near = [each.path for each in await names.find(short)]
         similar = list(dict.fromkeys(await names.similar(name)))
     except EtcdActionsError:
-        # The message is about the unknown name.
+        # The caller's message is about the unknown name, with or without a suggestion.
         return ""
     tail = name.object or "/".join(filter(None, (name.run, name.action)))
     near += get_close_matches(tail, similar, _MOST_SHOWN, _NEAR)
@@ -230,7 +231,8 @@ async def nearest(names: Names, text: str) -> str:
     return f": did you mean {', '.join(first)}{' or ' if first else ''}{last}?"
 
 
-async def _found(names: Names, text: str) -> Sequence[Name]:
+async def _found(names: NameLookup, text: str) -> Sequence[Name]:
+    """The runs and actions that a text names; raises NotFound, with the nearest, for none."""
     name = parse_name(text)
     found = await names.find(name)
     if not found:
@@ -238,7 +240,12 @@ async def _found(names: Names, text: str) -> Sequence[Name]:
     return [each._replace(org=name.org or each.org) for each in found]
 
 
-def _only(found: Iterable[Name], text: str) -> Name:
+def _single(found: Iterable[Name], text: str) -> Name:
+    """The only one of the found names.
+
+    Raises:
+        ConfigError: There are several; the message has them.
+    """
     candidates = list(found)
     by_path: dict[str, Name] = {}
     for each in candidates:
@@ -249,10 +256,10 @@ def _only(found: Iterable[Name], text: str) -> Name:
             f"{each.namespace}/{each.object or task_action_name(each.run, ROOT_ACTION)}": each
             for each in candidates
         }
-        where = "is in several namespaces: give one of"
+        is_ambiguous = "is in several namespaces"
     else:
-        where = "is the name of several: give one of"
+        is_ambiguous = "is the name of several"
     if len(by_path) == 1:
         return candidates[0]
     shown = ", ".join(list(by_path)[: 2 * _MOST_SHOWN])
-    raise ConfigError(f"{text} {where} {shown}")
+    raise ConfigError(f"{text} {is_ambiguous}: give one of {shown}")

@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 from etcd_actions._internal.logger import get_logger
-from etcd_actions.cli.first_signal import raising
+from etcd_actions.cli.first_signal import signals_raise
 from etcd_actions.cli.flags import setting_option
 from etcd_actions.cli.log_output import configure_logs
 from etcd_actions.config import (
@@ -64,11 +64,19 @@ class CommonOptions:
         self.namespace = config[NAMESPACE]
 
     @property
-    def endpoints_to_use(self) -> str:
-        """The endpoints, else the running embedded etcd's, else etcd's own default.
+    def qualify_runs(self) -> bool:
+        """Whether tables show runs with their project and domain.
 
-        The embedded etcd has neither TLS nor users: it is not used if TLS or a user is given. If
-        its directory is given, no other etcd is used: a command would show or change the wrong one.
+        If each project and domain has a namespace of its own, several runs can have one name.
+        """
+        return self.config.namespace_template is not None
+
+    @property
+    def endpoints_to_use(self) -> str:
+        """The endpoints of the settings, else of the running embedded etcd, else etcd's default.
+
+        The embedded etcd has neither TLS nor users, so it is not used if TLS or a user is given. If
+        its directory is given, no other etcd is used, so that no command changes the wrong one.
 
         Raises:
             ConfigError: The directory is given together with TLS or a user.
@@ -97,9 +105,15 @@ class CommonOptions:
 
     @asynccontextmanager
     async def open_etcd(self, endpoints: str | None = None) -> AsyncIterator[EtcdClient]:
-        """Connect to the given endpoints, else to ``endpoints``, else to `endpoints_to_use`.
+        """Connect to etcd.
 
-        If the body ends because etcd is unavailable, the error names a loss of the quorum.
+        Args:
+            endpoints: Used if the settings name none; None for :attr:`endpoints_to_use`.
+
+        Raises:
+            ConfigError: Settings are unusable together.
+            EmbeddedEtcdError: No etcd runs on the directory that is given.
+            Unavailable: The body ended with it; if the quorum is lost, the message says that.
         """
         from etcd_actions.etcd import open_connection  # noqa: PLC0415 (imports trio)
 
@@ -122,7 +136,7 @@ class CommonOptions:
 def with_settings(
     settings: Sequence[Setting[object]],
 ) -> Callable[[Callable[..., int]], Callable[..., int]]:
-    """Give a command the flags of settings: it is called with :class:`CommonOptions` first."""
+    """Add the flags of settings to a command, whose first argument is a :class:`CommonOptions`."""
 
     def decorate(function: Callable[..., int]) -> Callable[..., int]:
         @functools.wraps(function)
@@ -137,9 +151,10 @@ def with_settings(
 def with_resolution(
     function: Callable[..., int], settings: Sequence[Setting[object]] = SETTINGS
 ) -> Callable[..., int]:
-    """Give a command the flags of settings: it is called with a :class:`Resolution` first.
+    """Add the flags of settings to a command, whose first argument is a :class:`Resolution`.
 
-    Nothing is raised for an unusable value, and there is no prompt for a password.
+    It also configures the logs. Unusable values are in the resolution and raise nothing, and there
+    is no prompt for a password.
     """
 
     @functools.wraps(function)
@@ -197,7 +212,7 @@ def _prompt_password(name: str) -> str:
             f"user {name} has no password, and there is no terminal to prompt for it: give "
             f"{PASSWORD_FILE.flag} or {PASSWORD.variable}"
         )
-    with raising():
+    with signals_raise():
         password = getpass.getpass(f"Password of etcd user {name}: ", sys.stderr)
     if not password:
         raise ConfigError(f"user {name}: the password is empty")

@@ -1,4 +1,4 @@
-"""The first line of a response over HTTP/1.1, of a stream of lines."""
+"""Reads the first line of a stream of lines that a service sends over HTTP/1.1."""
 
 from __future__ import annotations
 
@@ -23,6 +23,12 @@ async def first_line(
     service: Endpoint, ca: Path | None, path: str, token: str
 ) -> tuple[int, bytes]:
     """Send a GET request; returns the status and the first line of the body that is not empty.
+
+    Args:
+        service: The address.
+        ca: The authorities that may sign its certificate; switches TLS on.
+        path: The path of the request.
+        token: The token; empty for none.
 
     Raises:
         ServiceUnavailable: There is no connection, or no such line within ten seconds.

@@ -1,50 +1,24 @@
-"""Output while a command line is parsed: help, the version, scripts.
+"""Output by print: of help, the version, scripts, and a last line of a command.
 
-The output of a command is written by :mod:`etcd_actions.cli.formats.standard_output`.
+All other output of commands is written by :mod:`etcd_actions.cli.formats.standard_output`.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import IO, Any, cast
-
-import click
+from typing import IO, cast
 
 from etcd_actions.cli.exit_codes import unwritable
-
-FORMATS = ("table", "wide", "name", "yaml", "json", "jsonl")
-"""The formats of the commands that show runs and actions."""
-
-
-def output_option(*formats: str, elsewhere: str) -> Callable[[Callable[..., Any]], Any]:
-    """Give a command the flag ``--output``, whose default off a terminal is ``elsewhere``."""
-    return click.option(
-        "-o",
-        "--output",
-        type=click.Choice(formats),
-        help=f"[default: table on a terminal, else {elsewhere}]",
-    )
-
-
-def change_output_option(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command that changes something the flag ``--output``."""
-    decorated: Callable[..., Any] = click.option(
-        "-o",
-        "--output",
-        type=click.Choice(["name", "json"]),
-        help="Print the names of the changed objects, or JSON. [default: a message on stderr]",
-    )(function)
-    return decorated
 
 
 @contextmanager
 def output_by_print() -> Iterator[None]:
-    """Let the body print to standard output, which it may leave buffered.
+    """Let the body print to standard output, and flush that at the end.
 
-    A reader that has ended ends the body early and is not an error.
+    If the reader of the output has ended, the body ends early, without an error.
 
     Raises:
         InputError: It cannot be written.

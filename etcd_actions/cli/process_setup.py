@@ -1,4 +1,7 @@
-"""The process of a command: its descriptors, its children, its end. It has no slow import."""
+"""The process of a command: its descriptors, children, garbage collection and end.
+
+This module has no slow import.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +13,10 @@ from typing import NoReturn
 
 from etcd_actions.cli.stderr import TolerantStderr
 
+# The exit code if standard output cannot be written.
 _UNWRITABLE = 6
-# The thresholds of the garbage collector: objects, then collections of younger generations.
-_COLLECT_AFTER = (10_000, 20, 20)
+# The arguments of gc.set_threshold: objects, then collections of younger generations.
+_THRESHOLDS = (10_000, 20, 20)
 # Raised by the process itself, or impossible to wait for.
 _NOT_WAITED_FOR = {
     signal.SIGKILL,
@@ -26,12 +30,12 @@ _NOT_WAITED_FOR = {
 }
 
 
-def keep_descriptors() -> None:
-    """Reserve the descriptors 0, 1 and 2, and make standard error tolerant.
+def reserve_standard_descriptors() -> None:
+    """Reserve the descriptors 0, 1 and 2, and replace standard error by one that never fails.
 
-    Otherwise the first opened file gets the number of a closed standard stream, and receives the
-    writes to that stream. The replacement of a closed stream fails as a closed stream does. From
-    here on a failed write to standard error is dropped and counted.
+    Without this, the first opened file would get the number of a closed standard stream, and
+    receive the writes to that stream. Reads and writes of a reserved stream fail, as those of a
+    closed one do. A failed write to standard error is dropped and counted.
     """
     for descriptor in (0, 1, 2):
         try:
@@ -85,12 +89,12 @@ def _reap(child: int) -> None:
             os._exit(code if code >= 0 else 128 - code)
 
 
-def collect_later() -> None:
-    """Disable garbage collection during imports, until :func:`collect_from_now`."""
+def pause_garbage_collection() -> None:
+    """Disable garbage collection during imports, until :func:`resume_garbage_collection`."""
     gc.disable()
 
 
-def collect_from_now() -> None:
+def resume_garbage_collection() -> None:
     """Enable garbage collection if it was disabled, for new objects only.
 
     Imported modules live as long as the process, and each full collection would traverse them.
@@ -98,7 +102,7 @@ def collect_from_now() -> None:
     """
     if not gc.isenabled():
         gc.freeze()
-        gc.set_threshold(*_COLLECT_AFTER)
+        gc.set_threshold(*_THRESHOLDS)
         gc.enable()
 
 
@@ -111,7 +115,7 @@ def has_terminal() -> bool:
     return True
 
 
-def leave(code: int) -> NoReturn:
+def end_process(code: int) -> NoReturn:
     """End the process with a code, without Python's own exit.
 
     Python's exit would wait for threads that may never return. It would also restore the default

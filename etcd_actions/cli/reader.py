@@ -16,8 +16,11 @@ from flyteidl2.workflow import run_definition_pb2 as runs_pb
 from flyteidl2.workflow import run_service_pb2 as pb
 
 from etcd_actions.cli.calls import RUNS, Calls
-from etcd_actions.cli.names import Name, Names
+from etcd_actions.cli.names import Name, NameLookup
 from etcd_actions.model import flyte as conversions
+
+ACTIONS_AT_ONCE: Final = 200
+"""The most actions in one message of all actions of a run."""
 
 _PAGE: Final = 1_000
 
@@ -33,7 +36,7 @@ class Reader:
         names: Looks up names.
     """
 
-    def __init__(self, calls: Calls, names: Names) -> None:
+    def __init__(self, calls: Calls, names: NameLookup) -> None:
         self.calls = calls
         self.names = names
 
@@ -98,9 +101,10 @@ class Reader:
     async def watch_actions(
         self, run: Name
     ) -> AsyncIterator[AsyncIterator[list[runs_pb.EnrichedAction]]]:
-        """All actions of a run, some hundred at once, then the changed ones.
+        """All actions of a run, then the changed ones.
 
-        An empty list is a keep-alive.
+        All actions come in lists of :data:`ACTIONS_AT_ONCE`, the root first, and a last one that
+        has fewer, maybe none. Later an empty list is a keep-alive.
         """
         request = pb.WatchActionsRequest(run_id=run_identifier(run))
         async with self.calls.stream(

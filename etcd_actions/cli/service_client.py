@@ -16,8 +16,8 @@ from google.protobuf.message import Message
 from etcd_actions import errors
 from etcd_actions.actions.abort import AbortResult
 from etcd_actions.cli.calls import ACTIONS, OPERATIONS, MessageT
-from etcd_actions.cli.names import Names
-from etcd_actions.cli.service_names import ServiceNames
+from etcd_actions.cli.names import NameLookup
+from etcd_actions.cli.service_names import ServiceNameLookup
 from etcd_actions.config.settings import SERVICE_CACERT, SERVICE_TOKEN_FILE
 from etcd_actions.etcd.bearer_token import read_bearer_token
 from etcd_actions.etcd.connection_settings import Tls
@@ -43,8 +43,9 @@ _NO_ERRORS: Final = (
 # Seconds of a unary call: the service itself ends a call after 30.
 _DEADLINE = 35.0
 _SETTINGS: Final = ChannelSettings(largest_answer=4 * 1024 * 1024)
+# Parts of the messages about a response that is too large: of etcd_actions.http2, and of other
+# gRPC implementations and proxies.
 _TOO_LARGE: Final = ("an answer of more than", "above the largest", "larger than max")
-"""Parts of messages about a response: ours, and those of gRPC peers and proxies."""
 
 _ERRORS: Final[dict[Code, type[errors.EtcdActionsError]]] = {
     Code.ALREADY_EXISTS: errors.AlreadyExists,
@@ -66,7 +67,7 @@ class Unimplemented(errors.ServiceRefused):
 async def open_service_client(
     target: Endpoint, *, cacert: Path | None = None, token_file: Path | None = None
 ) -> AsyncIterator[ServiceClient]:
-    """A client of a service; it connects at the first call.
+    """Open a client of a service; it connects at the first call.
 
     Args:
         target: The address of the service.
@@ -99,7 +100,7 @@ class ServiceClient:
     def __init__(self, channel: Channel, metadata: Metadata) -> None:
         self._channel = channel
         self._metadata = metadata
-        self.names: Names = ServiceNames(self)
+        self.names: NameLookup = ServiceNameLookup(self)
 
     async def enqueue(self, request: pb.EnqueueRequest, /) -> bool | None:
         """See :class:`~etcd_actions.cli.backends.Backend`."""
@@ -140,22 +141,28 @@ class ServiceClient:
         if error is not None:
             complete.error.code, complete.error.kind = error.code, error.kind
             complete.error.message = error.message
-        await self.operate("PutStatus", complete, operations.PutStatusResponse, _NO_ERRORS)
+        await self.call_own_method("PutStatus", complete, operations.PutStatusResponse, _NO_ERRORS)
 
-    async def operate(
-        self, method: str, request: Message, kind: type[MessageT], without: str
+    async def call_own_method(
+        self, method: str, request: Message, kind: type[MessageT], consequence: str
     ) -> MessageT:
-        """Call a method that etcd-actions' service has in addition to Flyte's.
+        """Call a method that the service of this package has in addition to Flyte's.
+
+        Args:
+            method: The method.
+            request: The request.
+            kind: The type of the response.
+            consequence: What is not possible without the method, for the error.
 
         Raises:
-            ConfigError: The service does not have it; the message begins with ``without``.
-            EtcdActionsError: It failed.
+            ConfigError: The service does not have the method.
+            EtcdActionsError: The call failed.
         """
         try:
             return await self.unary(OPERATIONS, method, request, kind)
         except Unimplemented:
             raise errors.ConfigError(
-                f"{without}: this service is Flyte's, or an earlier version of etcd-actions: "
+                f"{consequence}: this service is Flyte's, or an earlier version of etcd-actions: "
                 "leave out --service, and name its etcd with --endpoints"
             ) from None
 
@@ -163,7 +170,7 @@ class ServiceClient:
     async def stream(
         self, service: str, method: str, request: Message, kind: type[MessageT], /
     ) -> AsyncIterator[AsyncIterator[MessageT]]:
-        """The responses of a server-streaming call.
+        """Open a server-streaming call; its responses are of the type ``kind``.
 
         Args:
             service: The full name of the gRPC service.
@@ -191,11 +198,14 @@ class ServiceClient:
     async def unary(
         self, service: str, method: str, request: Message, kind: type[MessageT], /
     ) -> MessageT:
-        """The response of a unary call; the arguments are those of :meth:`stream`.
+        """Do a unary call within 35 s; the arguments are those of :meth:`stream`.
+
+        After a cancellation or ServiceUnavailable the service may have done it.
 
         Raises:
+            Unimplemented: The service does not have the method.
             ServiceError: There is no connection, or the service rejects the call.
-            ActionError: The request is impossible; see the kinds of it.
+            ActionError: The request is impossible; the class has the reason.
         """
         try:
             response = await self._channel.unary(
@@ -237,6 +247,7 @@ def _parsed(response: bytes, service: str, kind: type[MessageT]) -> MessageT:
 
 
 def _translated(failure: CallFailed) -> errors.EtcdActionsError:
+    """The error of this package for the code and message of a failed call."""
     code, message = failure.code, explained(failure.details) or failure.code.name
     if code is Code.RESOURCE_EXHAUSTED and any(text in message for text in _TOO_LARGE):
         # A retry has the same result.

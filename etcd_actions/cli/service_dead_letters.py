@@ -1,4 +1,4 @@
-"""Dead letters through the service, with the methods that the client has for etcd."""
+"""Dead letters by the service, with the same methods as those of the client on etcd."""
 
 from __future__ import annotations
 
@@ -14,11 +14,16 @@ from etcd_actions.server._pb import etcd_actions_operations_pb2 as pb
 
 # Seconds between two checks of a dead letter that is retried.
 _CHECK_EVERY: Final = 0.5
-_WITHOUT: Final = "dead letters are not shown or changed"
+# What is not possible by a service without these methods.
+_CONSEQUENCE: Final = "dead letters are not shown or changed"
 
 
 class DeadLetters(Protocol):
-    """Lists, retries and deletes dead letters; see the methods of the client."""
+    """Lists, retries and deletes dead letters.
+
+    :class:`~etcd_actions.ActionsClient` implements it on etcd, and :class:`ServiceDeadLetters` by
+    the service. The methods raise EtcdError, or ServiceError.
+    """
 
     async def dead_letters(self) -> list[DeadLetter]:
         """All dead letters, the oldest first."""
@@ -29,15 +34,19 @@ class DeadLetters(Protocol):
         ...
 
     async def retry_dead_letter(self, dead_letter: DeadLetter) -> DeadLetter | None:
-        """Request another report; None if there is no such dead letter any more."""
+        """Request that the leader reports again; None if the dead letter does not exist any more.
+
+        Raises:
+            FailedPrecondition: The dead letter cannot be decoded.
+        """
         ...
 
     async def wait_dead_letter(self, pending: DeadLetter) -> DeadLetter | None:
-        """Wait until a request is answered; None if the report was accepted."""
+        """Wait without limit until the leader answers; None if the report was accepted."""
         ...
 
     async def delete_dead_letter(self, dead_letter: DeadLetter) -> bool:
-        """Delete a dead letter unless it changed."""
+        """Delete a dead letter; returns False if it has changed, and stays."""
         ...
 
     async def has_leader(self) -> bool:
@@ -59,8 +68,8 @@ class ServiceDeadLetters:
 
     async def dead_letters(self) -> list[DeadLetter]:
         """See :class:`DeadLetters`."""
-        response = await self._service.operate(
-            "ListDeadLetters", pb.ListDeadLettersRequest(), pb.ListDeadLettersResponse, _WITHOUT
+        response = await self._service.call_own_method(
+            "ListDeadLetters", pb.ListDeadLettersRequest(), pb.ListDeadLettersResponse, _CONSEQUENCE
         )
         self._has_leader = response.has_leader
         found = []
@@ -111,8 +120,8 @@ class ServiceDeadLetters:
             revision=dead_letter.dead_letter_revision,
             change=change,
         )
-        return await self._service.operate(
-            "ChangeDeadLetter", request, pb.ChangeDeadLetterResponse, _WITHOUT
+        return await self._service.call_own_method(
+            "ChangeDeadLetter", request, pb.ChangeDeadLetterResponse, _CONSEQUENCE
         )
 
 

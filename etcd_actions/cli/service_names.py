@@ -20,8 +20,8 @@ _MOST_RUNS: Final = 1_000
 _MOST_NAMES: Final = 50
 
 
-class ServiceNames:
-    """Implements :class:`~etcd_actions.cli.names.Names`.
+class ServiceNameLookup:
+    """Implements :class:`~etcd_actions.cli.names.NameLookup`.
 
     Args:
         calls: The service.
@@ -31,7 +31,7 @@ class ServiceNames:
         self._calls = calls
 
     async def find(self, name: Name, /) -> Sequence[Name]:
-        """See :class:`~etcd_actions.cli.names.Names`."""
+        """See :class:`~etcd_actions.cli.names.NameLookup`."""
         if name.project:
             return [name]
         if name.run:
@@ -76,7 +76,7 @@ class ServiceNames:
         return found
 
     async def similar(self, name: Name, /) -> Sequence[str]:
-        """See :class:`~etcd_actions.cli.names.Names`."""
+        """See :class:`~etcd_actions.cli.names.NameLookup`."""
         if name.action:
             runs = [name] if name.project else await self._runs([name.run])
             names = [f"{run.run}/{each}" for run in runs for each in await self._actions(run)]

@@ -48,7 +48,11 @@ class _Listener:
 
 @asynccontextmanager
 async def open_stop(grace: float = GRACE) -> AsyncIterator[Stop]:
-    """Turn signals into a :class:`Stop` while the context is open; ``grace`` is in seconds."""
+    """Have a first signal request a :class:`Stop` while the context is open.
+
+    Args:
+        grace: Seconds from the signal on after which the process ends, finished or not.
+    """
     with current_signals() as signals:
         stop = Stop(grace, forced_code=_forced_code if signals.owns_process else None)
         with signals.listening(_Listener(stop)):
@@ -60,11 +64,11 @@ def _forced_code(failure: Exception | None) -> int:
 
 
 @contextmanager
-def at_once(function: Callable[[], None]) -> Iterator[None]:
-    """Call a function before a second signal ends the process during the body."""
+def before_forced_exit(function: Callable[[], None]) -> Iterator[None]:
+    """Have a function called if a signal ends the process at once while the context is open."""
     with current_signals() as signals:
-        before, signals.at_once = signals.at_once, function
+        before, signals.before_forced_exit = signals.before_forced_exit, function
         try:
             yield
         finally:
-            signals.at_once = before
+            signals.before_forced_exit = before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from typing import TypeVar
 
 from etcd_actions.config import settings
@@ -106,11 +107,14 @@ class Config:
     def service_connection(self) -> ConnectionSettings:
         """The connection of a worker to the service, in place of etcd.
 
+        Several services are in a random order, so that the first ones of workers differ.
+
         Raises:
-            ConfigError: Settings of etcd are given, too, or there is no usable token.
+            ConfigError: Settings of etcd are given, too, there is no usable token, or only some of
+                the services are encrypted.
         """
-        service = self[settings.SERVICE]
-        assert service is not None
+        services = self[settings.SERVICE]
+        assert services is not None
         flag = self.source(settings.SERVICE)
         given = [self.source(each) for each in _OF_ETCD if self.is_given(each)] + self.security
         if given:
@@ -128,8 +132,13 @@ class Config:
         cacert = self[settings.SERVICE_CACERT]
         if cacert is not None:
             check_pem(cacert, self.source(settings.SERVICE_CACERT))
+        elif len({bool(each.encrypted) for each in services}) > 1:
+            raise ConfigError(
+                f"{flag}: only some addresses have https://, and each of them gets the token: "
+                "write it before all of them"
+            )
         return ConnectionSettings(
-            endpoints=(service,),
+            endpoints=tuple(random.sample(services, len(services))),
             tls=None if cacert is None else Tls(ca=cacert),
             token_file=token_file,
             dial_timeout=self[settings.DIAL_TIMEOUT],

@@ -527,8 +527,9 @@ LABEL = _WORKER.optional(
 
 SERVICE = _BACKEND.optional(
     "service",
-    kinds.SERVER,
-    "Flyte's ActionsService, over gRPC; https:// before the host switches TLS on",
+    kinds.SERVERS,
+    "The addresses of Flyte's ActionsService, over gRPC, of which one that answers is used; "
+    "https:// before a host switches TLS on",
     otherwise="etcd, without a service",
 )
 SERVICE_CACERT = _BACKEND.optional(

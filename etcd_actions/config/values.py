@@ -145,6 +145,11 @@ def service(text: str) -> Endpoint:
     return endpoint
 
 
+def services(text: str) -> tuple[Endpoint, ...]:
+    """The addresses of servers other than etcd, each with its port."""
+    return tuple(dict.fromkeys(service(part.strip()) for part in text.split(",")))
+
+
 def url(text: str) -> str:
     """The address of an HTTP server."""
     problem = "is not a valid URL: give http://host:port, without a user"

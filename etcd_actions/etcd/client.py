@@ -20,6 +20,7 @@ from etcd_actions.errors import (
     ConfigError,
     EtcdActionsError,
     LeaseNotFound,
+    NotForWorkers,
     OutcomeUnknown,
     PermissionDenied,
     Unauthenticated,
@@ -250,12 +251,12 @@ class EtcdClient:
                         tried -= 1
                 except PermissionDenied as error:
                     if self._settings.token_file is not None:
-                        # The service names what is missing.
-                        raise PermissionDenied(f"{error}: {self._who}") from None
+                        raise NotForWorkers(f"{error}: {self._who}") from None
                     needs = permissions.needed_for(method, request)
                     raise PermissionDenied(f"{error}: {self._who} needs {needs}") from None
                 except EtcdActionsError as error:
                     if not isinstance(error, Unavailable):
+                        self._retire_if_broken(in_use)
                         raise
                     self._failed.set()
                     self._retire_if_broken(in_use)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
-from typing import Final
+from typing import Final, NamedTuple
 
 import trio
 
@@ -24,6 +24,18 @@ _FIRST_LIMIT = 20
 _LEAST_LIMIT = 1
 _MOST_LIMIT = 20_000
 _GROWTH = 10
+
+
+class Rest(NamedTuple):
+    """The keys of a range that were not read, and the number of keys of the next page."""
+
+    keys: KeyRange
+    limit: int
+
+
+def first_rest(keys: KeyRange) -> Rest:
+    """All of a range, with a small first page: the sizes of its values are not known."""
+    return Rest(keys, _FIRST_LIMIT)
 
 
 @asynccontextmanager
@@ -91,22 +103,49 @@ async def read_pages(
         Compacted: A compaction passed the revision.
         EtcdError: A read failed for another reason.
     """
-    limit = _FIRST_LIMIT
-    while True:
-        page = await etcd.range(keys, revision=revision, limit=limit, keys_only=keys_only)
-        # A read at an old revision is answered with the store's newest in its header.
-        revision = revision or page.revision
-        next_ = _next(page, keys, limit, page_bytes) if page.more and page.kvs else None
-        more = page.more
-        yield page._replace(revision=revision)
+    rest: Rest | None = first_rest(keys)
+    while rest is not None:
+        page, rest = await read_page(
+            etcd, rest, revision=revision, page_bytes=page_bytes, keys_only=keys_only
+        )
+        revision = page.revision
+        yield page
         # Only its reader keeps it in memory.
         del page
-        if not more:
-            return
-        if next_ is None:
-            # As the end of the list, this would mean that all further keys are deleted.
-            raise Unavailable("a page of a list is empty, although etcd reports more keys")
-        keys, limit = next_
+
+
+async def read_page(
+    etcd: Etcd,
+    rest: Rest,
+    *,
+    revision: int = 0,
+    page_bytes: int = PAGE_BYTES,
+    keys_only: bool = False,
+) -> tuple[RangeResult, Rest | None]:
+    """Read one page; returns it with the rest of the range, None after the last page.
+
+    Args:
+        etcd: The connection.
+        rest: The range, and the number of keys.
+        revision: The revision of the read; 0 for the newest one.
+        page_bytes: About the size of the next page.
+        keys_only: Whether to omit the values.
+
+    Raises:
+        Compacted: A compaction passed the revision.
+        EtcdError: The read failed for another reason.
+    """
+    keys, limit = rest
+    page = await etcd.range(keys, revision=revision, limit=limit, keys_only=keys_only)
+    if revision:
+        # A read at an old revision is answered with the store's newest in its header.
+        page = page._replace(revision=revision)
+    if not page.more:
+        return page, None
+    if not page.kvs:
+        # As the end of the list, this would mean that all further keys are deleted.
+        raise Unavailable("a page of a list is empty, although etcd reports more keys")
+    return page, Rest(*_next(page, keys, limit, page_bytes))
 
 
 def _next(page: RangeResult, keys: KeyRange, limit: int, page_bytes: int) -> tuple[KeyRange, int]:

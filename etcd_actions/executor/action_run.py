@@ -42,7 +42,7 @@ from etcd_actions.executor.lost_attempts import (
 )
 from etcd_actions.executor.provisions import Provisions
 from etcd_actions.executor.scheduling.schedule import Due
-from etcd_actions.executor.shared import Shared, Work
+from etcd_actions.executor.shared import RunningAction, Shared
 from etcd_actions.executor.shared_logs import copied_log
 from etcd_actions.executor.task_templates import invalid_spec, template_of
 from etcd_actions.model import ANNOTATION_TRACEPARENT, ErrorState, Phase
@@ -102,7 +102,7 @@ class ActionRun:
         self.lost_claims = 0
         self.times: defaultdict[str, Histogram] = defaultdict(partial(Histogram, TASK_BOUNDS))
 
-    async def run(self, action: StoredAction, work: Work) -> StoredAction | None:
+    async def run(self, action: StoredAction, work: RunningAction) -> StoredAction | None:
         """Run an action until it is terminal, delayed, or another executor's.
 
         ``work.not_before`` is set if it is delayed, ``work.elsewhere`` if another executor has it.
@@ -183,7 +183,7 @@ class ActionRun:
         # An attempt that was lost with its worker does not count as one of the task's retries.
         return replace(limits, attempts=limits.attempts + losses(action))
 
-    def _is_delayed(self, action: StoredAction, work: Work) -> bool:
+    def _is_delayed(self, action: StoredAction, work: RunningAction) -> bool:
         """Whether the back-off after the last attempt has not ended; then sets its alarms."""
         if action.phase is not Phase.QUEUED or action.status.attempts < 2:
             return False
@@ -214,7 +214,9 @@ class ActionRun:
         declares_outputs = bool(template.interface.outputs.variables)
         return PreparedAttempt(number, template, command, limits, place, declares_outputs)
 
-    async def _run_attempt(self, action: StoredAction, claim: Claim, work: Work) -> StoredAction:
+    async def _run_attempt(
+        self, action: StoredAction, claim: Claim, work: RunningAction
+    ) -> StoredAction:
         """Run one attempt to its end, and report that; returns the action."""
         number = max(action.status.attempts, 1)
         try:
@@ -323,7 +325,7 @@ class ActionRun:
         except OSError as error:
             raise of_os_error(command.arguments[0], error, "program") from error
 
-    def _set_expiry(self, work: Work, limits: Limits) -> None:
+    def _set_expiry(self, work: RunningAction, limits: Limits) -> None:
         """Set the alarm for the end of the time that the action may wait for a slot."""
         self._shared.schedule.at(Due.EXPIRED, work.name, limits.waiting_ends())
 
@@ -332,7 +334,7 @@ class ActionRun:
         action: StoredAction,
         attempt: PreparedAttempt,
         claim: Claim,
-        work: Work,
+        work: RunningAction,
         seconds: float,
     ) -> StoredAction:
         """Delay an attempt that cannot start yet by some seconds, in which it holds no slot."""
@@ -348,7 +350,7 @@ class ActionRun:
         action: StoredAction,
         attempt: PreparedAttempt,
         claim: Claim,
-        work: Work,
+        work: RunningAction,
         task: CacheRequest,
     ) -> StoredAction:
         """Follow an attempt that was started, and report its outcome."""

@@ -16,7 +16,7 @@ from etcd_actions.executor.attempts.attempt_limits import RUN_TOO_LONG, Limits
 from etcd_actions.executor.attempts.outcome import Outcome, find_outcome
 from etcd_actions.executor.attempts.start_errors import is_of_machine
 from etcd_actions.executor.launchers.attempts import Attempts
-from etcd_actions.executor.shared import Shared, Work
+from etcd_actions.executor.shared import RunningAction, Shared
 from etcd_actions.model import ErrorState, Phase
 from etcd_actions.storage.claims import Claim
 
@@ -68,7 +68,7 @@ class AttemptFollower:
         self._attempts = attempts
 
     async def follow(
-        self, action: StoredAction, attempt: PreparedAttempt, claim: Claim, work: Work
+        self, action: StoredAction, attempt: PreparedAttempt, claim: Claim, work: RunningAction
     ) -> tuple[StoredAction, Outcome | None]:
         """Report RUNNING once the command runs, and wait for the attempt's end.
 

@@ -43,7 +43,7 @@ from etcd_actions.executor.scheduling.capacity import Capacity
 from etcd_actions.executor.scheduling.failures import DELAYED, PARKED, PATIENCE, Failures
 from etcd_actions.executor.scheduling.schedule import Alarm, Due, Schedule
 from etcd_actions.executor.scheduling.turns import Turns
-from etcd_actions.executor.shared import Shared, Work
+from etcd_actions.executor.shared import RunningAction, Shared
 from etcd_actions.executor.visits import Visits
 from etcd_actions.model import ActionUpdate, Phase
 from etcd_actions.storage.claims import Claims
@@ -115,7 +115,7 @@ class Executor:
         self.own = OwnActions(
             self._shared,
             self.intake,
-            held=self._held,
+            unfinished=self._unfinished,
             admit=lambda name: self._admit(name, examine=True),
             forget=self._forget,
         )
@@ -127,7 +127,7 @@ class Executor:
         """The present counts."""
         shared = self._shared
         return ExecutorStatistics(
-            running=len(shared.work),
+            running=len(shared.running),
             waiting=shared.board.waiting,
             open_actions=len(shared.board),
             started=self._attempts.started,
@@ -172,7 +172,7 @@ class Executor:
         """Detect claims that have ended, of other executors and of this one; does not return."""
         every = self._shared.settings.claim_ttl / 3
         if self.placement is not None:
-            await self.placement.look()
+            await self.placement.refresh()
         while True:
             lost = self._claims.lost
             with trio.move_on_after(every):
@@ -180,11 +180,11 @@ class Executor:
                 if self.placement is not None:
                     await self.handover.give_up()
                 # The next owner of the claims finds the processes, also if it is this executor.
-                for work in self._shared.work.values():
+                for work in self._shared.running.values():
                     work.scope.cancel("the claims are lost")
             try:
                 if self.placement is not None:
-                    await self.placement.look()
+                    await self.placement.refresh()
                 elsewhere = self._shared.schedule.has_elsewhere
                 taken = await self._claims.taken() if elsewhere else set[str]()
             except EtcdError as error:
@@ -223,15 +223,15 @@ class Executor:
         self._shared.ages.drop(name)
         self._shared.forget_failures(name)
         if self.placement is not None:
-            self.placement.drop(name)
-        if (work := self._shared.work.get(name)) is not None:
+            self.placement.forget(name)
+        if (work := self._shared.running.get(name)) is not None:
             work.ended.set()
         if (place := self._left_running.pop(name, None)) is not None:
             self._nursery.start_soon(self._end_left, name, place)
 
-    def _held(self) -> list[str]:
+    def _unfinished(self) -> list[str]:
         """The actions that run here, have a process here, or are being aborted by this executor."""
-        return [*self._shared.work, *self._left_running, *self._child_aborts.open]
+        return [*self._shared.running, *self._left_running, *self._child_aborts.open]
 
     def _forget(self, name: str) -> None:
         """Forget an action that another process runs, and whose updates are not received."""
@@ -251,16 +251,16 @@ class Executor:
             first: Whether it is new.
             examine: Whether another executor may have started it.
         """
-        known = self._shared.board.get(name)
-        if known is None or name in self._shared.work or self._shared.schedule.keeps_waiting(name):
+        known, schedule = self._shared.board.get(name), self._shared.schedule
+        if known is None or name in self._shared.running or schedule.keeps_waiting(name):
             return
         if not (self.own.has(name) or name in self._left_running):
             return
-        if (placement := self.placement) is not None and placement.keeps(name):
+        if (placement := self.placement) is not None and placement.does_not_fit(name):
             return
         if known.is_condition:
             # An alarm requests each later visit. An update requests one only after a failure.
-            if first or name in self._shared.failures:
+            if first or examine or name in self._shared.failures:
                 self._visit(name)
         elif (
             examine
@@ -279,7 +279,7 @@ class Executor:
     def _order(self, name: str) -> tuple[int, int]:
         """The sort key of a ready action, see :data:`~.scheduling.turns.Order`."""
         depth, age = self._shared.board.order(name)
-        return (depth, age if self.placement is None else age + self.placement.yields(name))
+        return (depth, age if self.placement is None else age + self.placement.age_penalty(name))
 
     def _ready(self, name: str) -> None:
         known = self._shared.board.get(name)
@@ -306,7 +306,7 @@ class Executor:
         if self.placement is not None:
             for blocked in self.placement.unblocked():
                 # One that began a moment ago is blocked until its work takes its needs.
-                if await self._shared.capacity.is_free() and blocked not in self._shared.work:
+                if await self._shared.capacity.is_free() and blocked not in self._shared.running:
                     self._begin(blocked)
         while (
             name := self._shared.schedule.first()
@@ -371,7 +371,7 @@ class Executor:
             self.intake.again(name)
             return
         known = self._shared.board.get(name)
-        if known is None or name in self._shared.work or not self.own.has(name):
+        if known is None or name in self._shared.running or not self.own.has(name):
             return
         if alarm.due is Due.VISIT:
             self.visits.add(name)
@@ -389,11 +389,13 @@ class Executor:
     def _begin(self, name: str, *, has_slot: bool = True) -> None:
         self._shared.schedule.begin(name)
         self._left_running.pop(name, None)
-        work = self._shared.work[name] = Work(name, self._shared.failures.count(name), has_slot)
+        work = self._shared.running[name] = RunningAction(
+            name, self._shared.failures.count(name), has_slot
+        )
         self._shared.capacity.enter(name)
         self._nursery.start_soon(self._do, work)
 
-    async def _do(self, work: Work) -> None:
+    async def _do(self, work: RunningAction) -> None:
         """Run one action inside its boundary, then schedule it unless it has ended."""
         name = work.name
         done = failed = False
@@ -406,15 +408,15 @@ class Executor:
                 done = True
             failed = unit.failed
         finally:
-            del self._shared.work[name]
+            del self._shared.running[name]
             self._shared.capacity.leave(name)
             if self.placement is not None:
-                self.placement.left(name)
+                self.placement.note_ended(name)
             self._reschedule(work, done=done, failed=failed)
             self._wake()
             self.own.recheck()
 
-    def _reschedule(self, work: Work, *, done: bool, failed: bool) -> None:
+    def _reschedule(self, work: RunningAction, *, done: bool, failed: bool) -> None:
         """Schedule an action that ran and has not ended."""
         name = work.name
         known = self._shared.board.get(name)
@@ -430,9 +432,9 @@ class Executor:
             self._shared.schedule.delay(name, self._shared.failures.again(name, PARKED), wakes=True)
         elif work.elsewhere:
             if self.placement is not None:
-                self.placement.drop(name)
+                self.placement.forget(name)
             self._shared.schedule.elsewhere(name)
-        elif self.placement is not None and self.placement.keeps(name):
+        elif self.placement is not None and self.placement.does_not_fit(name):
             self._shared.failures.drop(name)
             self._visit(name)
         elif work.not_before is not None:
@@ -446,7 +448,7 @@ class Executor:
         else:
             self._admit(name, examine=True)
 
-    async def _run(self, work: Work) -> None:
+    async def _run(self, work: RunningAction) -> None:
         known = self._shared.board.get(work.name)
         if known is None:
             return
@@ -476,7 +478,7 @@ class Executor:
             if ended is not None and ended.phase is not Phase.SUCCEEDED:
                 self._child_aborts.start(work.name, ended)
 
-    async def _end_process(self, work: Work) -> None:
+    async def _end_process(self, work: RunningAction) -> None:
         """End the process of an action that has ended; leave one that another executor follows."""
         if work.place is None:
             return

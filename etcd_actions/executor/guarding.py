@@ -1,4 +1,7 @@
-"""The guard of a worker: a process that ends the attempts if the worker dies or is stopped."""
+"""Starts the guard of a worker: a process that ends the attempts if the worker cannot.
+
+A worker cannot if it is killed, stopped or suspended. `supervision/guard.py` is the program.
+"""
 
 from __future__ import annotations
 
@@ -24,6 +27,7 @@ _LOCK: Final = "worker.lock"
 _FREE_WITHIN: Final = 15.0
 # Seconds to wait for the end of the guard.
 _ENDS_WITHIN: Final = 10.0
+# The guard's program. Its interpreter does not have this package: it imports from the directory.
 _PROGRAM: Final = "import sys; sys.path.append(sys.argv.pop(1)); import guard; guard.main()"
 _DIRECTORY: Final = str(Path(supervisor.__file__).parent)
 
@@ -45,17 +49,19 @@ class Guard:
         self._sent = 0.0
 
     def extend(self, left: float) -> None:
-        """Let attempts run for ``left`` seconds from now; start the guard if it does not run.
+        """Have the guard end the attempts ``left`` seconds from now, unless this is called again.
+
+        It starts the guard if that does not run.
 
         Raises:
-            OSError: It cannot be started.
+            OSError: The guard cannot be started.
         """
         if self._process is None or self._process.poll() is not None:
             self._start()
         assert self._process is not None
         assert self._process.stdin is not None
         until = boot_time() + left
-        # The guard has this time already: only a renewal of the claims moves it.
+        # The guard has this time already: it changes only when the claims are renewed.
         if abs(until - self._sent) < 0.01:
             return
         with suppress(BrokenPipeError):

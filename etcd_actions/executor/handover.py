@@ -2,7 +2,7 @@
 
 A worker measures the age of its claims on its own clock. It kills its attempts before the claims
 can expire in etcd. So another worker starts the next attempts only after these have ended. Attempts
-that outlive their worker are left: the next worker follows them.
+that outlive their worker, as jobs of Ray do, continue: the next worker follows them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from etcd_actions.executor.attempts.attempt_directory import AttemptDirectory
 from etcd_actions.executor.guarding import Guard
 from etcd_actions.executor.launchers.attempts import Attempts
 from etcd_actions.executor.lost_attempts import WORKER_LOST, WORKER_STOPPED, note_lost
-from etcd_actions.executor.shared import Shared, Work
+from etcd_actions.executor.shared import RunningAction, Shared
 from etcd_actions.storage.claims import Claims
 
 # Seconds between checks of the claims' deadline.
@@ -56,7 +56,7 @@ class Handover:
         return self.draining or (is_worker and not self._claims.are_sure)
 
     async def watch_clock(self) -> None:
-        """Kill the attempts when the claims are not certain any more; does not return."""
+        """Kill the attempts whenever the claims may have expired; does not return."""
         while True:
             left = self._claims.deadline - trio.current_time()
             if self.guard is not None:
@@ -73,7 +73,7 @@ class Handover:
         """Kill all attempts: their claims are lost, or may be lost soon."""
         if self._attempts.outlive_worker:
             return
-        works = [work for work in self._shared.work.values() if work.place is not None]
+        works = [work for work in self._shared.running.values() if work.place is not None]
         if not works:
             return
         _log.warning("claims_not_renewed_in_time", attempts=len(works))
@@ -96,7 +96,7 @@ class Handover:
             return
         with trio.move_on_after(seconds):
             await self._until_idle()
-        works = list(self._shared.work.values())
+        works = list(self._shared.running.values())
         async with trio.open_nursery() as nursery:
             for work in works:
                 if work.place is not None:
@@ -105,7 +105,7 @@ class Handover:
             await self._until_idle()
 
     async def _until_idle(self) -> None:
-        while self._shared.work:  # noqa: ASYNC110 - the table of the running ones has no event
+        while self._shared.running:  # noqa: ASYNC110 - the table of the running ones has no event
             await trio.sleep(0.05)
 
     async def _end(self, place: AttemptDirectory) -> None:
@@ -114,11 +114,11 @@ class Handover:
             _log.info("attempt_stopped", place=str(place.path))
             await self._attempts.end(place)
 
-    async def _kill(self, work: Work) -> None:
+    async def _kill(self, work: RunningAction) -> None:
         place = work.place
         assert place is not None
         with self._shared.client.containment.unit("attempt", str(place.path)):
-            # A full disk must not keep it alive.
+            # An attempt is killed also if its loss cannot be noted.
             try:
                 note_lost(place, WORKER_LOST)
             except FileNotFoundError:

@@ -1,9 +1,10 @@
 """The actions that an executor runs: those in the ranges of its process, which may change.
 
-Without shards it is one range, of all actions. With shards a range comes with its shard: a snapshot
-has its actions. When the shard goes to another process, that process runs the actions that are not
-claimed. Actions that run here stay, with the updates of their shard, until they have ended. So no
-running action is interrupted. While both processes have the range, the claim of an action decides.
+Without shards there is one range, of all actions. With shards each shard of this process is a
+range. When this process gets a shard, a snapshot has the actions of its range. When the shard goes
+to another process, that process runs the actions that are not claimed. Actions that run here stay,
+and the updates of the range are received, until they have ended. So no running action is
+interrupted. While both processes have the range, the claim of an action decides.
 """
 
 from __future__ import annotations
@@ -24,24 +25,26 @@ class _Followed:
     """A range whose updates are received.
 
     Attributes:
-        scope: Cancelled when they are not needed any more.
-        is_left: Whether the range is not of this process any more.
+        scope: Cancelled when the updates are not needed any more.
+        was_left: Whether the range was this process's, and is another's now.
         is_synced: Whether its first snapshot is complete.
     """
 
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
-    is_left: bool = False
+    was_left: bool = False
     is_synced: bool = False
 
 
 class OwnActions:
-    """See the module's text.
+    """Follows the ranges of this process, and those in which actions still run here.
 
     Args:
         shared: The parts of the executor.
         intake: Delivers the states of a range.
-        held: Returns the actions that this executor has to finish, whichever process has them.
-        admit: Schedules an action whose range came back.
+        unfinished: Returns the actions that this executor has to finish, also if their range is
+            another process's now.
+        admit: Schedules an action whose range is this process's again, or is a part of an earlier
+            one.
         forget: Forgets an action whose range is not followed any more.
 
     Attributes:
@@ -53,13 +56,13 @@ class OwnActions:
         shared: Shared,
         intake: Intake,
         *,
-        held: Callable[[], Iterable[str]],
+        unfinished: Callable[[], Iterable[str]],
         admit: Callable[[str], None],
         forget: Callable[[str], None],
     ) -> None:
         self._shared = shared
         self._intake = intake
-        self._held = held
+        self._unfinished = unfinished
         self._admit = admit
         self._forget = forget
         self._own = shared.client.work.ranges()
@@ -68,11 +71,11 @@ class OwnActions:
         self.is_synced = False
 
     def has(self, name: str) -> bool:
-        """Whether this process is to run an action, ``<namespace>/<name>``."""
+        """Whether an action, ``<namespace>/<name>``, is in a range of this process."""
         return EVERYTHING in self._own or _is_in(name, self._own)
 
     def is_listing(self, name: str) -> bool:
-        """Whether the first snapshot of an action's range is not complete."""
+        """Whether the first snapshot of an action's range is still incomplete."""
         return _is_in(name, (each for each, one in self._followed.items() if not one.is_synced))
 
     def recheck(self) -> None:
@@ -97,30 +100,37 @@ class OwnActions:
             await work.wait_changed(seen)
 
     def _apply(self, own: frozenset[ShardRange], nursery: trio.Nursery) -> None:
+        """Start to follow new ranges, and stop where nothing is left to finish."""
         self._own = own
         for range_ in own:
             followed = self._followed.get(range_)
             if followed is None:
                 followed = self._followed[range_] = _Followed()
                 nursery.start_soon(self._follow, range_, followed)
-            elif followed.is_left:
-                followed.is_left = False
-                for name in self._names(range_):
-                    self._admit(name)
-        held = [name for name in self._held() if not self.has(name)]
+                # Another range that is still followed may have had its actions, as before a split:
+                # their states in the snapshot are not new.
+                self._admit_all(range_)
+            elif followed.was_left:
+                followed.was_left = False
+                self._admit_all(range_)
+        unfinished = [name for name in self._unfinished() if not self.has(name)]
         for range_, followed in self._followed.items():
-            if range_ in own:
-                continue
-            if not followed.is_left:
-                followed.is_left = True
-                for name in self._names(range_):
-                    if not self.has(name) and name not in held:
-                        self._shared.schedule.drop(name)
-            if not any(_is_in(name, (range_,)) for name in held):
-                followed.scope.cancel("no action of the range is left here")
+            if range_ not in own:
+                self._leave(range_, followed, unfinished)
         self._note_synced()
 
+    def _leave(self, range_: ShardRange, followed: _Followed, unfinished: list[str]) -> None:
+        """Start nothing more in a range, and stop following it once nothing runs there."""
+        if not followed.was_left:
+            followed.was_left = True
+            for name in self._names(range_):
+                if not self.has(name) and name not in unfinished:
+                    self._shared.schedule.drop(name)
+        if not any(_is_in(name, (range_,)) for name in unfinished):
+            followed.scope.cancel("no action of the range is left here")
+
     async def _follow(self, range_: ShardRange, followed: _Followed) -> None:
+        """Receive the updates of a range until its scope is cancelled, then forget its actions."""
         unit = "updates" if range_ == EVERYTHING else f"updates of {range_}"
         containment = self._shared.client.containment
         with followed.scope:
@@ -128,14 +138,14 @@ class OwnActions:
             await containment.keep("executor", unit, follow)
         containment.forget("executor", unit)
         del self._followed[range_]
-        held = set(self._held())
+        unfinished = set(self._unfinished())
         for name in self._names(range_):
-            if name not in held and not _is_in(name, self._followed):
+            if name not in unfinished and not _is_in(name, self._followed):
                 self._forget(name)
         self._shared.board.forget_ended(
             lambda name: _is_in(name, (range_,)) and not _is_in(name, self._followed)
         )
-        # It may be of this process again.
+        # The range may be this process's again.
         self.recheck()
 
     def _synced(self, followed: _Followed) -> None:
@@ -144,9 +154,14 @@ class OwnActions:
 
     def _note_synced(self) -> None:
         followed = (self._followed.get(each) for each in self._own)
-        # One that was left, and came back, is absent until it is followed again.
+        # A range that was left, and came back, is absent until it is followed again.
         if all(one is not None and one.is_synced for one in followed):
             self.is_synced = True
+
+    def _admit_all(self, range_: ShardRange) -> None:
+        """Schedule the known actions of a range, which were dropped while it was not own."""
+        for name in self._names(range_):
+            self._admit(name)
 
     def _names(self, range_: ShardRange) -> list[str]:
         return [name for name in self._shared.board.names() if _is_in(name, (range_,))]

@@ -26,26 +26,26 @@ from etcd_actions.errors import ActionError, DecodeError, InvalidArgument
 from etcd_actions.executor.attempts.attempt_directory import directory_of
 from etcd_actions.executor.lost_attempts import STARTED
 from etcd_actions.executor.offers import Needs, Offer, is_within
-from etcd_actions.executor.shared import Shared, Work
+from etcd_actions.executor.shared import RunningAction, Shared
 from etcd_actions.executor.task_templates import template_of
 from etcd_actions.model import NO_WORKER_FITS, Phase
 from etcd_actions.storage.claims import Claims
 
 _HEAD_START: Final = 0.05
-"""Seconds between the claims of two workers for a new action, and the most of the jitter."""
+"""Seconds between the claims of two workers for a new action; the jitter is at most as long."""
 _MOST_BEFORE: Final = 4
-"""The most workers before this one that make a claim later."""
-_YIELDS: Final = 100
+"""The most workers for which this one waits before it claims a new action."""
+_AGE_PENALTY: Final = 100
 """The revisions by which an action counts as younger for each of these workers."""
 _PATIENCE: Final = 30.0
-"""Seconds that an action is blocked before others wait for it."""
+"""Seconds for which an action has to be blocked before other actions wait for it."""
 
 _log = structlog.get_logger(__name__)
 _decoder: Final = msgspec.json.Decoder(Offer)
 
 
 class Placement:
-    """The actions that this worker runs, leaves, or cannot start now.
+    """Decides which actions this worker runs, leaves to other workers, or cannot start now.
 
     Args:
         shared: The parts of the executor.
@@ -64,13 +64,13 @@ class Placement:
         self._key = shared.client.keys.workers + self._own.encode()
         self._workers: dict[str, Offer] = {self._own: offer}
         self._needs: dict[str, Needs] = {}
-        # When each blocked action became so, on the executor's clock.
+        # The actions that fit here later, and since when each is blocked, on the executor's clock.
         self._blocked: dict[str, float] = {}
         # The actions that never fit here, and whether this worker has reported them.
         self._unfit: dict[str, bool] = {}
         # The needs of the actions that run here.
         self._taken: dict[str, Needs] = {}
-        # Actions whose attempt runs elsewhere by their phase, without a claim.
+        # Actions whose phase is that of a started attempt, but which no worker has claimed.
         self._unclaimed: set[str] = set()
         self.unplaced = 0
 
@@ -79,8 +79,8 @@ class Placement:
         """The number of actions that fit this worker once another action has ended."""
         return len(self._blocked)
 
-    async def look(self) -> None:
-        """Announce the offer, read those of others, and report the actions that fit none.
+    async def refresh(self) -> None:
+        """Exchange offers with the other workers, and report the actions that fit none of them.
 
         Raises:
             EtcdError: etcd cannot be read or written.
@@ -98,10 +98,11 @@ class Placement:
         self._workers = workers
         await self._report_unplaced()
 
-    def admits(self, action: StoredAction, work: Work) -> bool:
-        """Whether an action, as it was read, may be claimed here now; else it waits.
+    def admits(self, action: StoredAction, work: RunningAction) -> bool:
+        """Whether an action, as it was read, may be claimed here now; notes what it needs.
 
-        ``work.elsewhere`` is set if another worker has it.
+        If not, it is noted as blocked, or as one that never fits here. ``work.elsewhere`` is set if
+        another worker has it.
         """
         name = work.name
         number = max(action.status.attempts, 1)
@@ -129,17 +130,17 @@ class Placement:
         self._taken[name] = needs
         return True
 
-    def keeps(self, name: str) -> bool:
-        """Whether an action does not fit here, now or ever; forgets a block that has ended."""
+    def does_not_fit(self, name: str) -> bool:
+        """Whether an action does not fit here, now or ever; unblocks one that runs elsewhere."""
         if name in self._blocked and self.is_elsewhere(name):
             del self._blocked[name]
         return name in self._blocked or name in self._unfit
 
-    def left(self, name: str) -> None:
-        """Note that an action does not run here any more."""
+    def note_ended(self, name: str) -> None:
+        """Note that an action does not run here any more: its resources are free."""
         self._taken.pop(name, None)
 
-    def drop(self, name: str) -> None:
+    def forget(self, name: str) -> None:
         """Forget an action that has ended, or that another worker has."""
         self._blocked.pop(name, None)
         self._unfit.pop(name, None)
@@ -151,7 +152,7 @@ class Placement:
         self._unclaimed.add(name)
 
     def is_elsewhere(self, name: str) -> bool:
-        """Whether another worker runs an action that does not run here, by its phase."""
+        """Whether another worker runs an action, which does not run here, by its phase."""
         known = self._shared.board.get(name)
         return known is not None and known.update.phase in STARTED and name not in self._unclaimed
 
@@ -177,19 +178,19 @@ class Placement:
 
     def head_start(self, name: str) -> float:
         """Seconds for which other workers may claim a new action first."""
-        before = self._before(name)
+        before = self._workers_before(name)
         if not before:
             return 0.0
         return (min(before, _MOST_BEFORE) + random.random()) * _HEAD_START
 
-    def yields(self, name: str) -> int:
+    def age_penalty(self, name: str) -> int:
         """How much younger an action counts here than it is, in revisions.
 
         So workers that get slots at the same time claim different actions of about the same age.
         """
-        return min(self._before(name), _MOST_BEFORE) * _YIELDS
+        return min(self._workers_before(name), _MOST_BEFORE) * _AGE_PENALTY
 
-    def _before(self, name: str) -> int:
+    def _workers_before(self, name: str) -> int:
         """The number of workers that are before this one in the order of an action."""
         needs, own = self._needs.get(name), _rank(self._own, name)
         return sum(
@@ -201,7 +202,7 @@ class Placement:
     def _fits_now(self, needs: Needs) -> bool:
         """Whether an action fits together with those that run here.
 
-        One that waits for its children holds its GPUs, and nothing else.
+        An action that waits for its children occupies its GPUs, and no CPUs and memory.
         """
         gpus, cpus, memory = needs.gpus, needs.cpus, needs.memory
         for name, held in self._taken.items():

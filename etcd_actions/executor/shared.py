@@ -21,7 +21,7 @@ from etcd_actions.executor.scheduling.schedule import Schedule
 
 
 @dataclass(eq=False)
-class Work:
+class RunningAction:
     """One action that runs.
 
     Attributes:
@@ -61,7 +61,7 @@ class Shared:
         reports: Reports phases.
         note: Called with each action that was read or written.
         wake: Called when the schedule has changed.
-        work: The actions that run.
+        running: The actions that run, by name.
     """
 
     client: ActionsClient
@@ -75,7 +75,7 @@ class Shared:
     reports: Reports
     note: Callable[[StoredAction], None]
     wake: Callable[[], None]
-    work: dict[str, Work] = field(default_factory=dict)
+    running: dict[str, RunningAction] = field(default_factory=dict)
 
     def forget_failures(self, name: str) -> None:
         """Forget the failures of an action that runs, or is terminal, and unpark it."""

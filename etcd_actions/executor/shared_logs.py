@@ -32,7 +32,7 @@ _APPEND: Final = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_C
 
 
 class SharedLogs:
-    """Reads these logs.
+    """Reads the logs that workers have copied.
 
     Args:
         is_readable: Whether the logs next to the outputs of a URI may be read.
@@ -65,9 +65,9 @@ class SharedLogs:
 async def copied_log(
     place: AttemptDirectory, outputs: Path, most: int, containment: Containment
 ) -> AsyncIterator[None]:
-    """Copy the log of an attempt while the context is open, and its rest at the end.
+    """Copy the log of an attempt while the context is open, and the rest when it is left.
 
-    A failure is counted, and ends the copy; the attempt continues.
+    A failure of the copy is counted, and ends the copy alone.
 
     Args:
         place: The attempt.
@@ -75,27 +75,38 @@ async def copied_log(
         most: The most bytes of the copy.
         containment: The boundary.
     """
-    copy = _Copy(place, outputs / _DIRECTORY, most)
+    copy = _LogCopy(place, outputs / _DIRECTORY, most)
     unit = partial(containment.unit, "attempt", f"the log of {place.path}")
-    async with owned_tasks("the copy of a log") as nursery:
+    try:
+        async with owned_tasks("the copy of a log") as nursery:
 
-        async def keep_copying() -> None:
-            with unit():
-                while True:
-                    await trio.sleep(_COPY_EVERY)
-                    await copy.step()
+            async def keep_copying() -> None:
+                with unit():
+                    while True:
+                        await trio.sleep(_COPY_EVERY)
+                        await copy.step()
 
-        nursery.start_soon(keep_copying)
-        try:
-            yield
-        finally:
-            nursery.cancel_scope.cancel("the attempt has ended")
-    with unit(), trio.move_on_after(_FILES_WITHIN):
-        await copy.step()
-        await in_thread(_FILES_WITHIN, copy.directory, copy.finish)
+            nursery.start_soon(keep_copying)
+            try:
+                yield
+            finally:
+                nursery.cancel_scope.cancel("the attempt has ended")
+        with unit(), trio.move_on_after(_FILES_WITHIN):
+            await copy.step()
+            await in_thread(_FILES_WITHIN, copy.directory, copy.finish)
+    finally:
+        copy.close()
 
 
-class _Copy:
+class _LogCopy:
+    """The copy of one log, which continues where its last step ended.
+
+    Args:
+        place: The attempt.
+        directory: The directory of the copy.
+        most: The most bytes of both files of the copy.
+    """
+
     def __init__(self, place: AttemptDirectory, directory: Path, most: int) -> None:
         self.directory = directory
         self._place = place
@@ -111,7 +122,7 @@ class _Copy:
                 self._source = await trio.to_thread.run_sync(AttemptLog, self._place)
             except FileNotFoundError:
                 return
-        # Not cancelled: a part that is written twice would be a wrong log.
+        # Shielded: after a cancellation a part might be missing, or be written twice.
         with trio.CancelScope(shield=True):
             while not self._hangs and (data := await self._source.read()):
                 self._hangs = True
@@ -119,11 +130,14 @@ class _Copy:
                     await trio.to_thread.run_sync(self._write, data, abandon_on_cancel=True)
                     self._hangs = False
 
-    def finish(self) -> None:
-        """Note that the log is complete."""
+    def close(self) -> None:
+        """Close the log that is copied. Idempotent."""
         if self._source is not None:
             self._source.close()
             self._source = None
+
+    def finish(self) -> None:
+        """Note that the log is complete."""
         if self.directory.is_dir() and not self._hangs:
             code = self._place.exit_code
             self._append(EXIT, f"{-1 if code is None else code}".encode())

@@ -50,7 +50,7 @@ class Visits:
         shared = self._shared
         async for name in self._names:
             known = shared.board.get(name)
-            if known is None or name in shared.work:
+            if known is None or name in shared.running:
                 continue
             with shared.client.containment.unit("action", name, parks=True) as unit:
                 if known.is_condition:
@@ -116,7 +116,7 @@ class Visits:
             _log.debug("not_queued", action=name, reason=str(error))
             self._alarm(name, shared.failures.again(name, DELAYED))
             return
-        if name not in shared.work and shared.board.get(name) is not None:
+        if name not in shared.running and shared.board.get(name) is not None:
             shared.failures.drop(name)
             shared.schedule.at(Due.EXPIRED, name, ends)
             shared.wake()

@@ -14,7 +14,7 @@ from etcd_actions._internal.histogram import Distribution
 from etcd_actions.follow.workqueue import WorkQueueStatistics
 from etcd_actions.pipeline.shard_watch import ShardWatch
 from etcd_actions.pipeline.watching_settings import ShardStatistics, WatchingStatistics
-from etcd_actions.shards import ShardView, states
+from etcd_actions.shards import ShardView, shard_states
 from etcd_actions.watch import ReflectorStatistics
 
 _NONE: Final = WatchingStatistics(
@@ -191,7 +191,7 @@ def shard_statistics(
     now = trio.current_time()
     by_shard = {each.shard: each for each in watches}
     found: list[ShardStatistics] = []
-    for state in () if view is None else states(view, now=now, ttl=ttl):
+    for state in () if view is None else shard_states(view, now=now, ttl=ttl):
         shard = state.shard
         one = ShardStatistics(
             id=shard.id,

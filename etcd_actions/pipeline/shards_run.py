@@ -51,6 +51,8 @@ _PATIENCE: Final = 10.0
 """Seconds after which the wait for the view is logged."""
 _LOOK_AGAIN: Final = 0.05
 """Seconds between two checks whether all shards are handed over."""
+_STOPPED_WITHIN: Final = 5.0
+"""The most seconds for the end of a watch that is not needed any more."""
 _BACKOFF: Final = Backoff(initial=0.2, cap=5.0)
 _RESTARTS: Final = Backoff(initial=0.2, cap=30.0)
 _TASK: Final = "the shards"
@@ -102,7 +104,7 @@ class ShardParts:
             likely_prefix=range_.keys(keys.prefix).start,
             election=self.shard_keys.owner(shard.id),
             checkpoint=self.shard_keys.checkpoint(shard.id),
-            guard=(self.shard_keys.is_unchanged(shard.id, shard.revision),),
+            guard=(self.shard_keys.shard_unchanged(shard.id, shard.revision),),
             part=f"shard {shard}",
             member=self.member,
         )
@@ -338,18 +340,18 @@ class ShardsRun:
         ttl = self._parts.settings.election_ttl
         while True:
             view, now = membership.view, trio.current_time()
-            again_at = now + ttl
+            replan_at = now + ttl
             plan: Plan | None = None
             if view is not None:
                 leading = {watch.shard.id for watch in self.watches.values() if watch.leads}
                 plan = make_plan(view, membership.name, leading=leading, now=now, ttl=ttl)
             if plan is not None and view is not None:
                 self._apply(plan, len(view.table.shards))
-                again_at = min(again_at, plan.again_at)
+                replan_at = min(replan_at, plan.replan_at)
                 if membership.name in view.members:
                     self._planned.set()
             self._on_change()
-            with trio.move_on_at(again_at):
+            with trio.move_on_at(replan_at):
                 await membership.wait_changed(view)
 
     def _apply(self, plan: Plan, count: int) -> None:
@@ -382,14 +384,17 @@ class ShardsRun:
         finally:
             if self.watches.get(watch.shard) is watch:
                 del self.watches[watch.shard]
-            self._keep_or_drop(watch)
+            await self._keep_or_drop(watch.shard, watch.processor)
 
-    def _keep_or_drop(self, watch: ShardWatch) -> None:
-        """Keep a processor with subscriptions for the next run, and drop any other one."""
-        if watch.processor.subscription_count:
-            self._kept[watch.shard] = watch.processor
-        else:
-            self._on_end(watch.processor)
+    async def _keep_or_drop(self, shard: Shard, processor: Processor) -> None:
+        """Keep a processor with subscriptions for the next run, and stop and drop any other one."""
+        if processor.subscription_count:
+            self._kept[shard] = processor
+            return
+        with trio.move_on_after(_STOPPED_WITHIN, shield=True):
+            # After a failure of the run it still watches, and may lead.
+            await processor.stop_watching(0)
+        self._on_end(processor)
 
     async def _until_listed(self) -> None:
         """Return once the first shards were listed, or refused, or cannot be planned."""

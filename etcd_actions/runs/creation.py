@@ -262,7 +262,10 @@ class RunCreator:
     async def _build(self, request: CreateRunRequest) -> TaskSpec:
         """The task that builds an image; its definition is checked and stored first."""
         if self._builds is None:
-            raise NotServed("task: no images are built here (--images off, or no --executor local)")
+            raise NotServed(
+                "task: no images are built here: start etcd-actions run with --executor local or "
+                "ray, and without --images off"
+            )
         if request.WhichOneof("input_wrapper") == "offloaded_input_data":
             return await self._builds.task_spec_at(request.offloaded_input_data.uri)
         return await self._builds.task_spec(request.inputs)

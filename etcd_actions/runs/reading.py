@@ -15,10 +15,12 @@ from flyteidl2.task.run_pb2 import RunSpec
 from flyteidl2.task.task_definition_pb2 import TaskSpec
 from google.protobuf.message import DecodeError as BadMessage
 
+from etcd_actions.actions.listing import readable
 from etcd_actions.actions.stored_action import StoredAction, describe, same_action
 from etcd_actions.client import ActionsClient
 from etcd_actions.errors import DecodeError, InvalidArgument, NotFound
 from etcd_actions.etcd.api import Get, KeyRange, KeyValue, Txn
+from etcd_actions.etcd.paging import Rest, first_rest
 from etcd_actions.model import ROOT_ACTION, ActionId, Keyspace, canonical_name
 from etcd_actions.runs.progress import is_older
 from etcd_actions.runs.run_record import ActionHistory, RunRecord, decode_history, decode_record
@@ -29,6 +31,8 @@ _log = structlog.get_logger(__name__)
 _Part = TypeVar("_Part")
 
 _MOST_AT_ONCE: Final = 50
+_PART_BYTES: Final = 2 * 1024 * 1024
+"""About the size of the parts in which a run is read."""
 
 
 async def history_of_action(
@@ -80,6 +84,28 @@ class Actions(NamedTuple):
     actions: list[StoredAction]
     record: RunRecord | None
     revision: int
+
+
+class Root(NamedTuple):
+    """The root of a run and the record, at one revision; None for each that does not exist."""
+
+    action: StoredAction | None
+    record: RunRecord | None
+    revision: int
+
+
+class Unread(NamedTuple):
+    """The keys of a run's actions that were not read: the rest of a range, and the next range."""
+
+    rest: Rest
+    traces: KeyRange | None
+
+
+class Part(NamedTuple):
+    """Some actions of a run in their present state, and the others; None after the last part."""
+
+    actions: list[StoredAction]
+    unread: Unread | None
 
 
 class RunReader:
@@ -142,6 +168,43 @@ class RunReader:
         if not listing.actions and record is None:
             raise NotFound(f"there is no run {run.project}/{run.domain}/{run.run}")
         return Actions(listing.actions, record, listing.revision)
+
+    async def root(self, run: ActionId) -> Root:
+        """The root of a run, with the record; one that cannot be decoded counts as missing.
+
+        Raises:
+            InvalidArgument: A part of the identity is not a valid name.
+            EtcdError: etcd could not be read.
+        """
+        root = _checked(ActionId(run.project, run.domain, run.run, ROOT_ACTION))
+        gets = [_get(self._keys.task_action(root)), _get(self._keys.run_record(root))]
+        (kv, record_kv), revision = await self._read(gets)
+        action = None if kv is None else _part(kv.key, kv, StoredAction.of)
+        if action is not None and not _is_of(action, root):
+            action = None
+        return Root(action, _record(record_kv, root, kv), revision)
+
+    def unread(self, run: ActionId) -> Unread:
+        """All actions of a run, including traces, for :meth:`part`."""
+        objects, traces, _ = self._keys.of(run).run_prefixes(run.run)
+        return Unread(first_rest(KeyRange.of_prefix(objects)), KeyRange.of_prefix(traces))
+
+    async def part(self, run: ActionId, unread: Unread) -> Part:
+        """The next actions of a run; the first parts are small, so that they arrive soon.
+
+        Each part is read in its present state. So a change during the reads may be in a part, or
+        not: its reader follows the changes since a time before the first part.
+
+        Raises:
+            EtcdError: etcd could not be read.
+        """
+        page, rest = await self._store.page(unread.rest, page_bytes=_PART_BYTES)
+        actions = [each for each in await readable(page.kvs) if _is_of(each, run)]
+        if rest is not None:
+            return Part(actions, unread._replace(rest=rest))
+        if unread.traces is not None:
+            return Part(actions, Unread(first_rest(unread.traces), None))
+        return Part(actions, None)
 
     async def record(self, run: ActionId) -> RunRecord | None:
         """The record of a run; None without one."""

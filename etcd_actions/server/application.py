@@ -16,13 +16,13 @@ from connectrpc.server import ConnectASGIApplication
 from etcd_actions._internal.containment import Containment
 from etcd_actions._internal.histogram import Histogram
 from etcd_actions._internal.tracing import CallSpan, is_traced
-from etcd_actions.server.admission import RateLimit
 from etcd_actions.server.authentication import Authentication
 from etcd_actions.server.caller import CALLER, Caller
 from etcd_actions.server.disconnects import without_a_task
 from etcd_actions.server.error_codes import Refusal, as_connect_error
 from etcd_actions.server.json_codec import codecs
 from etcd_actions.server.methods import Methods, guarded
+from etcd_actions.server.rate_limit import RateLimit
 from etcd_actions.server.streams import CONNECTION, Connection
 from etcd_actions.server.tokens import Identity
 from etcd_actions.web import ClientDisconnected, Message, Receive, Send, on_disconnect, respond
@@ -122,10 +122,11 @@ class Calls:
         identity = await self._authentication.identify(_shown(scope))
         self.take(identity.client)
         if not identity.is_worker:
+            # Another service may accept it, and the file of the worker may have another one by now.
             raise Refusal(
-                Code.PERMISSION_DENIED,
-                f"permission denied: {identity.client} of the service's --token-file is no "
-                "worker's: add name=NAME role=worker to its line",
+                Code.UNAUTHENTICATED,
+                f"{identity.client} of the service's --token-file is no worker's: add name=NAME "
+                "role=worker to its line",
             )
         return identity
 

@@ -1,4 +1,4 @@
-"""The identity of a client, by its token."""
+"""Identifies clients by their tokens."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ HOW_TO: Final = (
 
 
 class Verifier(Protocol):
-    """Verifies tokens that no file lists."""
+    """Verifies tokens that are not in a file, such as those of an OpenID Connect issuer."""
 
     async def identify(self, token: str) -> Identity:
         """Return the identity of a token, or raise a Refusal."""
@@ -25,11 +25,11 @@ class Verifier(Protocol):
 
 
 class Authentication:
-    """Requires a token of each call.
+    """Identifies the client of each call by its token.
 
     Args:
-        tokens: The tokens of a file; None for none.
-        verifier: Verifies others; None for none.
+        tokens: The tokens of a file; None for no file.
+        verifier: Verifies tokens that the file does not have; None accepts only those of the file.
     """
 
     def __init__(self, tokens: Tokens | None, verifier: Verifier | None) -> None:
@@ -42,10 +42,10 @@ class Authentication:
         return self._tokens is not None or self._verifier is not None
 
     async def identify(self, authorization: str | None) -> Identity:
-        """The identity that a header ``authorization`` proves.
+        """The identity of the token in a header ``authorization``.
 
         Raises:
-            Refusal: It is missing, not accepted, or cannot be verified now.
+            Refusal: The header is missing, its token is not accepted, or cannot be verified now.
         """
         if authorization is None:
             raise Refusal(

@@ -1,4 +1,4 @@
-"""The client that a method answers."""
+"""The client of the request in progress: how it reaches the service, and what it may use."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ class Caller:
     """The client of a request.
 
     Attributes:
-        origin: How it reaches this server, such as ``http://127.0.0.1:8093``: the start of URLs
-            in responses.
-        subject: Its name, by its token; empty if the token has none, or none is needed.
+        origin: The scheme and host by which it reaches this server, such as
+            ``http://127.0.0.1:8093``; URLs in responses begin with it.
+        subject: The name in its token; empty if the token has none, or no token is needed.
         projects: The projects that its token may use; None for all.
     """
 
@@ -38,9 +38,9 @@ class Caller:
 
     @property
     def token(self) -> str:
-        """Its token, as messages name it."""
+        """Its token in the words of an error message; never the token itself."""
         return f"the token of {self.subject}" if self.subject else "this token"
 
 
 CALLER: ContextVar[Caller] = ContextVar("CALLER")
-"""The caller of the method that the current task answers."""
+"""The caller of the method that the current task serves."""

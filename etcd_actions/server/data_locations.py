@@ -1,7 +1,7 @@
-"""The locations of data in requests, and whether a client may name them.
+"""Checks the locations of data that requests name.
 
-A token that is limited to some projects must not reach the data of others: neither by a run that
-reads its inputs or writes its outputs there, nor by an action that points there.
+A client whose token is limited to some projects must not reach the data of others: neither by a run
+that reads inputs or writes outputs there, nor by an action that names a file there.
 """
 
 from __future__ import annotations
@@ -31,9 +31,11 @@ _BY_TYPE: Final[Mapping[str, tuple[str, ...]]] = {
 _LOCATIONS: Final = NamingFields(lambda type_: _BY_TYPE.get(type_.full_name, ()))
 _KINDS: Final = frozenset({"uploads", "inputs", "runs"})
 """The first part of keys of the store whose second part is their project."""
-# This service reads none of these; a task that does has its own credentials.
+# URLs of object storage. This service reads none of them; a task that does has its own credentials.
 _FOREIGN: Final = re.compile(r"(s3|s3a|gs|gcs|abfs|abfss|az|adl|oss)://[^/]+(/.*)?", re.DOTALL)
-_SHARD: Final = "@"
+# The first part of the keys of outputs in an object store, if Flyte inserted one to spread them,
+# begins with it; see etcd_actions.blobs.object_store.
+_INSERTED: Final = "@"
 
 
 def requested_locations(message: Message) -> Iterator[tuple[str, str]]:
@@ -42,7 +44,7 @@ def requested_locations(message: Message) -> Iterator[tuple[str, str]]:
 
 
 class DataLocations:
-    """Confines clients whose tokens are limited to some projects to the data of these.
+    """Confines a client whose token is limited to some projects to the data of these projects.
 
     Args:
         store: The blob store; None for none.
@@ -52,10 +54,10 @@ class DataLocations:
         self._store = store
 
     def confine(self, request: Message) -> None:
-        """Check the locations of a request, and keep its run from the cache of other projects.
+        """Check the locations that a request names, and limit its run's use of cached results.
 
-        Cached results of all projects are one set: a run of such a client gets those of its own
-        project and domain instead.
+        The scope of cached results ``global`` has those of all projects. It is replaced by that of
+        the run's own project and domain.
 
         Raises:
             Refusal: The client may not use a location.
@@ -88,7 +90,7 @@ class DataLocations:
         if caller.projects is None:
             return
         parts = (self._key_of(location) or "").split("/")
-        if parts[0].startswith(_SHARD):
+        if parts[0].startswith(_INSERTED):
             del parts[0]
         if len(parts) > 1 and parts[0] in _KINDS and caller.may_use(parts[1]):
             return

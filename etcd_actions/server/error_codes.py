@@ -27,6 +27,7 @@ from etcd_actions.errors import (
     FailedPrecondition,
     InvalidArgument,
     NameTaken,
+    NotForWorkers,
     NotFound,
     NotServed,
     RequestTooLarge,
@@ -46,6 +47,7 @@ CODES: Final[tuple[tuple[type[EtcdActionsError], Code], ...]] = (
     (ActionError, Code.FAILED_PRECONDITION),
     # A retry cannot help, and RESOURCE_EXHAUSTED would be retried without limit.
     (RequestTooLarge, Code.INVALID_ARGUMENT),
+    (NotForWorkers, Code.PERMISSION_DENIED),
     # Other errors of etcd are not caused by the client, and an operator may fix them.
     (EtcdError, Code.UNAVAILABLE),
     (DecodeError, Code.DATA_LOSS),
@@ -55,6 +57,11 @@ CODES: Final[tuple[tuple[type[EtcdActionsError], Code], ...]] = (
     (ConfigError, Code.UNAVAILABLE),
 )
 """The first class that an error is an instance of counts."""
+
+_ELSEWHERE: Final = (
+    "the worker of this task has no more of etcd than actions (worker --service): run the task on "
+    "a worker with --endpoints, or call the service itself, with a token of its clients"
+)
 
 
 class Refusal(ConnectError):
@@ -85,7 +92,7 @@ def _message(error: EtcdActionsError) -> str:
             return error.discreet
         if isinstance(error, NameTaken):
             return "action_id: the name is taken by an action of another run: give another one"
-    return str(error)
+    return f"{error}: {_ELSEWHERE}" if isinstance(error, NotForWorkers) else str(error)
 
 
 def failure() -> Refusal:

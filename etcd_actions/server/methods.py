@@ -17,7 +17,7 @@ from google.protobuf.message_factory import GetMessageClass
 from etcd_actions._internal.containment import Containment
 from etcd_actions.errors import EtcdActionsError
 from etcd_actions.server.error_codes import Refusal, failure
-from etcd_actions.server.project_access import Access, has_rule
+from etcd_actions.server.project_access import ProjectAccess, has_rule
 from etcd_actions.web import ClientDisconnected
 
 _Result = TypeVar("_Result")
@@ -54,7 +54,7 @@ class Methods:
         answered: The methods by path, except those that :meth:`refuse` added.
     """
 
-    def __init__(self, timeout: float, containment: Containment, access: Access) -> None:
+    def __init__(self, timeout: float, containment: Containment, access: ProjectAccess) -> None:
         self._timeout = timeout
         self._containment = containment
         self._access = access

@@ -23,17 +23,19 @@ from etcd_actions.server.error_codes import Refusal
 from etcd_actions.server.service_settings import OidcSettings
 from etcd_actions.server.tokens import Identity
 
-# Only asymmetric keys: with a shared secret each verifier could sign.
-_KINDS: Final[Mapping[str, str]] = {
+# The type of key (kty) of each accepted algorithm. Only asymmetric ones: with a shared secret each
+# verifier could sign.
+_KEY_TYPES: Final[Mapping[str, str]] = {
     **dict.fromkeys(("RS256", "RS384", "RS512", "PS256", "PS384", "PS512"), "RSA"),
     **dict.fromkeys(("ES256", "ES384", "ES512"), "EC"),
     "EdDSA": "OKP",
 }
 _DISCOVERY = "/.well-known/openid-configuration"
+# The most bytes of a document, characters of a token, and keys of the issuer.
 _MOST_BYTES = 1024 * 1024
 _MOST_TOKEN = 16 * 1024
 _MOST_KEYS = 100
-# Seconds of difference between clocks.
+# Seconds that the issuer's clock may differ from this one.
 _LEEWAY = 30
 
 _REASONS: Final[tuple[tuple[type[jwt.PyJWTError], str], ...]] = (
@@ -45,14 +47,15 @@ _REASONS: Final[tuple[tuple[type[jwt.PyJWTError], str], ...]] = (
     (jwt.MissingRequiredClaimError, "a claim is missing"),
 )
 
-_TEXTS: Final = (
+# The fields of the discovery document that clients of the SDK get.
+_METADATA_TEXTS: Final = (
     "issuer",
     "authorization_endpoint",
     "token_endpoint",
     "jwks_uri",
     "device_authorization_endpoint",
 )
-_LISTS: Final = (
+_METADATA_LISTS: Final = (
     "response_types_supported",
     "scopes_supported",
     "grant_types_supported",
@@ -64,39 +67,39 @@ _log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ages:
-    """How long the issuer's documents are valid, in seconds.
+class CacheTimes:
+    """When the issuer's documents are fetched, and how long they are used. All in seconds.
 
     Attributes:
-        fresh: The age up to which nothing is fetched again.
-        stale: The age up to which the documents are valid if they cannot be fetched again.
-        between: The least time between a failed fetch and the next one.
-        new_key: The least time between a fetch and one for an unknown key. Any client can name
-            unknown keys, so this limits the load of the issuer.
-        timeout: The time of a fetch, at most.
+        fresh: The age from which on the documents are fetched again.
+        stale: The age from which on they are not used any more, if they cannot be fetched.
+        retry_interval: The least time between a failed fetch and the next one.
+        unknown_key_interval: The least time between a fetch and one for an unknown key. Any client
+            can name unknown keys, so this limits the load of the issuer.
+        timeout: The most time of one fetch.
     """
 
     fresh: float = 600.0
     stale: float = 3600.0
-    between: float = 10.0
-    new_key: float = 3.0
+    retry_interval: float = 10.0
+    unknown_key_interval: float = 3.0
     timeout: float = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Fetched:
-    """The documents of an issuer."""
+class _IssuerDocuments:
+    """The discovery document and the keys of an issuer, and when they were fetched."""
 
     at: float
     document: Mapping[str, Any]
     keys: Sequence[Mapping[str, Any]]
 
     def candidates(self, algorithm: str, kid: object) -> Iterable[Mapping[str, Any]]:
-        """The keys that may have signed a token."""
+        """The keys that may have signed a token, by its header."""
         return (
             key
             for key in self.keys
-            if key.get("kty") == _KINDS[algorithm]
+            if key.get("kty") == _KEY_TYPES[algorithm]
             and key.get("use", "sig") == "sig"
             and key.get("alg", algorithm) == algorithm
             and (kid is None or key.get("kid") == kid)
@@ -106,36 +109,37 @@ class _Fetched:
 class OidcIssuer:
     """Verifies an issuer's tokens, and returns the addresses at which clients get them.
 
-    It fetches the keys when they are needed: at first, when they are old, and when a token has an
-    unknown key, so that the issuer may rotate them. While that fails the fetched keys are valid
-    for an hour; after it no token is.
+    It fetches the keys when they are first needed, when they are old, and when a token has an
+    unknown key, so the issuer may rotate them. If a fetch fails, the last keys are used until they
+    are stale, an hour after they were fetched. From then on every token is refused.
 
     Args:
         settings: See :class:`OidcSettings`.
-        ages: See :class:`Ages`.
+        times: See :class:`CacheTimes`.
         clock: A monotonic clock, in seconds.
     """
 
     def __init__(
         self,
         settings: OidcSettings,
-        ages: Ages = Ages(),
+        times: CacheTimes = CacheTimes(),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._settings = settings
-        self._ages = ages
+        self._times = times
         self._clock = clock
         self._lock = trio.Lock()
         self._limiter = trio.CapacityLimiter(2)
-        self._fetched: _Fetched | None = None
+        self._fetched: _IssuerDocuments | None = None
         self._tried_at = -math.inf
         self._failure = ""
 
     async def identify(self, token: str) -> Identity:
-        """Return the identity of a token.
+        """Return the identity of a token; this may fetch the issuer's keys.
 
         Raises:
-            Refusal: UNAUTHENTICATED: it is not accepted. UNAVAILABLE: no key can be fetched now.
+            Refusal: UNAUTHENTICATED if the token is not accepted; UNAVAILABLE if the keys cannot
+                be fetched.
         """
         if len(token) > _MOST_TOKEN:
             raise _refused("it is too long")
@@ -144,7 +148,7 @@ class OidcIssuer:
         except jwt.PyJWTError:
             raise _refused("it is not a JWT") from None
         algorithm, kid = header.get("alg"), header.get("kid")
-        if not isinstance(algorithm, str) or algorithm not in _KINDS:
+        if not isinstance(algorithm, str) or algorithm not in _KEY_TYPES:
             raise _refused("its algorithm is not accepted: sign with a private key")
         fetched = await self._current()
         if not any(fetched.candidates(algorithm, kid)):
@@ -155,11 +159,11 @@ class OidcIssuer:
         """The addresses at which clients request tokens of the issuer.
 
         Raises:
-            Refusal: UNAVAILABLE: it cannot be fetched now.
+            Refusal: UNAVAILABLE if the discovery document cannot be fetched.
         """
         document = (await self._current()).document
-        texts = {name: _text(document, name) for name in _TEXTS}
-        lists = {name: _texts(document, name) for name in _LISTS}
+        texts = {name: _text(document, name) for name in _METADATA_TEXTS}
+        lists = {name: _texts(document, name) for name in _METADATA_LISTS}
         return pb.GetOAuth2MetadataResponse(**texts, **lists)
 
     def client_config(self) -> pb.GetPublicClientConfigResponse:
@@ -173,7 +177,7 @@ class OidcIssuer:
         )
 
     def _claims(
-        self, token: str, algorithm: str, kid: object, fetched: _Fetched
+        self, token: str, algorithm: str, kid: object, fetched: _IssuerDocuments
     ) -> Mapping[str, Any]:
         reason = "its key is none of the issuer's"
         for key in fetched.candidates(algorithm, kid):
@@ -210,43 +214,46 @@ class OidcIssuer:
             projects = frozenset(value)
         return Identity(client=f"subject {subject}", subject=subject, projects=projects)
 
-    async def _current(self, newer_than: _Fetched | None = None) -> _Fetched:
+    async def _current(self, newer_than: _IssuerDocuments | None = None) -> _IssuerDocuments:
         """The documents of the issuer, fetched if necessary.
 
         Args:
-            newer_than: Documents without the needed key; returned again if there are no newer ones.
+            newer_than: Documents that lack the needed key; they are returned again if no newer
+                ones may or can be fetched.
 
         Raises:
-            Refusal: There are no valid ones.
+            Refusal: UNAVAILABLE if there are none, or they are stale.
         """
         fetched = self._fetched
         if fetched is not None and newer_than is None:
             age = self._clock() - fetched.at
             # During a fetch other calls use the documents as long as they are valid.
-            if age < (self._ages.stale if self._lock.locked() else self._ages.fresh):
+            if age < (self._times.stale if self._lock.locked() else self._times.fresh):
                 await trio.lowlevel.checkpoint()
                 return fetched
         async with self._lock:
             now = self._clock()
             fetched = self._fetched
-            is_old = fetched is None or now - fetched.at >= self._ages.fresh
+            is_old = fetched is None or now - fetched.at >= self._times.fresh
             needs_newer = newer_than is not None and fetched is newer_than
-            pause = self._ages.new_key if needs_newer and not self._failure else self._ages.between
+            pause = self._times.retry_interval
+            if needs_newer and not self._failure:
+                pause = self._times.unknown_key_interval
             if (is_old or needs_newer) and now - self._tried_at >= pause:
-                await self._try(now)
+                await self._fetch_again(now)
                 fetched = self._fetched
-            if fetched is None or self._clock() - fetched.at >= self._ages.stale:
+            if fetched is None or self._clock() - fetched.at >= self._times.stale:
                 raise Refusal(
                     Code.UNAVAILABLE,
                     f"tokens cannot be verified now: {self._settings.issuer}: {self._failure}",
                 )
             return fetched
 
-    async def _try(self, now: float) -> None:
-        """Fetch again; after a failure the last documents stay."""
+    async def _fetch_again(self, now: float) -> None:
+        """Fetch the documents; after a failure, whose reason is stored, the last ones stay."""
         self._tried_at = now
         self._failure = "a fetch is in progress, or was cancelled"
-        with trio.move_on_after(self._ages.timeout) as scope:
+        with trio.move_on_after(self._times.timeout) as scope:
             try:
                 self._fetched = await trio.to_thread.run_sync(
                     self._fetch, now, abandon_on_cancel=True, limiter=self._limiter
@@ -255,11 +262,11 @@ class OidcIssuer:
             except (OSError, HTTPException, ValueError) as error:
                 self._failure = str(error) or type(error).__name__
         if scope.cancelled_caught:
-            self._failure = f"no answer within {self._ages.timeout:g} s"
+            self._failure = f"no answer within {self._times.timeout:g} s"
         if self._failure:
             _log.warning("oidc_issuer_unusable", issuer=self._settings.issuer, error=self._failure)
 
-    def _fetch(self, now: float) -> _Fetched:
+    def _fetch(self, now: float) -> _IssuerDocuments:
         """Fetch the documents, in a thread.
 
         Raises:
@@ -268,17 +275,17 @@ class OidcIssuer:
             ValueError: A document is unusable.
         """
         issuer = self._settings.issuer
-        document = _get(issuer.rstrip("/") + _DISCOVERY, self._ages.timeout)
+        document = _get(issuer.rstrip("/") + _DISCOVERY, self._times.timeout)
         if _text(document, "issuer").rstrip("/") != issuer.rstrip("/"):
             raise ValueError(f"its discovery document is of {_text(document, 'issuer')!r}")
         url = _text(document, "jwks_uri")
         if not _is_safe(url, issuer):
             raise ValueError("its jwks_uri is not an https:// URL")
-        keys = _get(url, self._ages.timeout).get("keys")
+        keys = _get(url, self._times.timeout).get("keys")
         if not isinstance(keys, list) or len(keys) > _MOST_KEYS:
             raise ValueError("its jwks_uri gives no list of keys")
         usable = [key for key in keys if isinstance(key, dict)]
-        return _Fetched(at=now, document=document, keys=usable)
+        return _IssuerDocuments(at=now, document=document, keys=usable)
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):

@@ -89,16 +89,21 @@ def named_projects(message: Message) -> Iterator[tuple[str, str]]:
     return _PROJECTS.read(message)
 
 
-def _is_shared(method: str, path: str) -> bool:
-    """Whether a request only reads or runs a task where its field names the shared project."""
+def _may_use_shared(method: str, path: str) -> bool:
+    """Whether a method only reads or runs the task of the project that a field names.
+
+    Args:
+        method: ``SERVICE/METHOD``.
+        path: The path of the field.
+    """
     return method in _READS_TASKS or (method in _RUNS_TASKS and path == "task_id.project")
 
 
-class Access:
+class ProjectAccess:
     """Refuses requests for projects that do not exist, or that their client may not use.
 
     Args:
-        projects: The projects that exist; None: each one that a request names.
+        projects: The projects that exist; None if each project that a request names does.
         locations: Checks the locations of data.
     """
 
@@ -124,7 +129,7 @@ class Access:
             return
         named = list(named_projects(request))
         for path, project in named:
-            if project == SHARED_PROJECT and _is_shared(method, path):
+            if project == SHARED_PROJECT and _may_use_shared(method, path):
                 continue
             if not caller.may_use(project) and (project or method not in WITHOUT_A_PROJECT):
                 what = f"project {project!r}" if project else "a request that names no project"
@@ -135,6 +140,6 @@ class Access:
         if caller.projects is not None and not named and method not in WITHOUT_A_PROJECT:
             raise Refusal(
                 Code.PERMISSION_DENIED,
-                "this token may use some projects only, and the request names none",
+                "this token may use some projects only, and the request names none: name one",
             )
         self._locations.confine(request)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from etcd_actions.server.methods import Methods
     from etcd_actions.server.oidc import OidcIssuer
     from etcd_actions.server.streams import Streams
-    from etcd_actions.server.workers.access import WorkerEtcd
+    from etcd_actions.server.workers.etcd_methods import WorkerEtcd
 
     AnyMethod: TypeAlias = MethodInfo[Any, Any]
 else:
@@ -86,7 +86,6 @@ async def open_actions_server(
         ConfigError: The address, a file or the installation is unusable.
     """
     try:
-        from etcd_actions.server.admission import RateLimit  # noqa: PLC0415
         from etcd_actions.server.application import Application, Calls  # noqa: PLC0415
         from etcd_actions.server.auth_metadata import AuthMetadataService  # noqa: PLC0415
         from etcd_actions.server.authentication import Authentication  # noqa: PLC0415
@@ -97,7 +96,8 @@ async def open_actions_server(
             OperatedDeadLetters,
             StatusOperations,
         )
-        from etcd_actions.server.project_access import Access  # noqa: PLC0415
+        from etcd_actions.server.project_access import ProjectAccess  # noqa: PLC0415
+        from etcd_actions.server.rate_limit import RateLimit  # noqa: PLC0415
         from etcd_actions.server.reflection import Reflection  # noqa: PLC0415
         from etcd_actions.server.service import ActionsService  # noqa: PLC0415
         from etcd_actions.server.streams import Streams  # noqa: PLC0415
@@ -113,7 +113,7 @@ async def open_actions_server(
     authentication = Authentication(tokens, issuer)
     calls = Calls(authentication, RateLimit(settings.rate), client.containment)
     streams = Streams(settings.max_streams)
-    access = Access(settings.projects, DataLocations(None if front is None else front.blobs))
+    access = ProjectAccess(settings.projects, DataLocations(None if front is None else front.blobs))
     methods = Methods(settings.request_timeout, client.containment, access)
     methods.add(ActionsService(client, streams, settings.keepalive, read_trace_error))
     methods.add(StatusOperations(client))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from etcd_actions.shards.membership import Membership, open_membership
-from etcd_actions.shards.plan import Duty, Plan, Role, ShardState, make_plan, states
+from etcd_actions.shards.plan import Duty, Plan, Role, ShardState, make_plan, shard_states
 from etcd_actions.shards.shard_keys import ShardKeys, member_name
 from etcd_actions.shards.shard_range import EVERYTHING, ShardRange
 from etcd_actions.shards.shard_table import Shard, ShardTable
@@ -39,5 +39,5 @@ __all__ = [
     "remove_table",
     "replace_shards",
     "shard_scopes",
-    "states",
+    "shard_states",
 ]

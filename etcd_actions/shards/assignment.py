@@ -34,5 +34,5 @@ def assign(shards: Iterable[int], members: Iterable[str]) -> dict[int, str]:
 
 
 def _weight(shard: int, member: str) -> bytes:
-    """The same in all processes and all versions: else they would compute several assignments."""
+    """A hash that is the same in all processes and versions, so that their assignments agree."""
     return blake2b(f"{shard:d} {member}".encode(), digest_size=8).digest()

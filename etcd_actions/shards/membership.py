@@ -7,7 +7,7 @@ same keys are written again, under the same name: the process continues as a mem
 is safe, because no write depends on membership. Each write of an owner compares the owner's key,
 which is on the lease of its election and was deleted with that.
 
-A key that another client deleted, or detached from its lease, is written again, too, within a part
+A key that another client deleted, or detached from its lease, is written again, too, within a third
 of the lease's time to live.
 """
 
@@ -44,7 +44,7 @@ from etcd_actions.watch import ReflectorSettings
 _BACKOFF: Final = Backoff(initial=0.1, cap=5.0)
 
 _CHECKS: Final = 3
-"""Comparisons of the own keys with the view in the time to live of the lease."""
+"""How often the own keys are compared with the view within the lease's time to live."""
 _AT_A_TIME: Final = 100
 """Keys in one transaction."""
 
@@ -119,13 +119,13 @@ class Membership:
         self._etcd = etcd
         self._keys = keys
         self._index = index
-        # The keys of this member with the values that they should have; below, as written.
+        # This member's keys: with the values that they should have, and as they were written.
         member = encode_member(datetime.now(UTC), executes=executes)
         self._own: dict[bytes, bytes] = {keys.member(name): member}
         self._written: dict[bytes, _Written] = {}
-        # The number of changes of `_own`, and how many of them etcd has.
-        self._changes = 1
-        self._done = 0
+        # The version of `_own`, which counts its changes, and the last version that etcd has.
+        self._version = 1
+        self._written_version = 0
         self._changed = trio.Event()
         self._wrote = trio.Event()
 
@@ -150,17 +150,17 @@ class Membership:
         return self._index.view()
 
     async def wait_changed(self, seen: ShardView | None) -> None:
-        """Return once the view is another one than ``seen``; at once if it is already."""
+        """Return once the view differs from ``seen``, which is a result of :attr:`view`."""
         await trio.lowlevel.checkpoint()
         while self.view is seen:
             await self._index.advanced.wait()
 
     def set_ready(self, shard: Shard) -> None:
-        """Report that this member's watch of a shard has listed. A task writes that."""
+        """Report that this member's watch of a shard has listed; a background task writes it."""
         self._set(self._keys.ready_member(shard.id, self.name), encode_ready(shard.revision))
 
     def clear_ready(self, shard: Shard) -> None:
-        """Withdraw the report: this member stops to watch the shard. A task deletes it."""
+        """Withdraw the report of :meth:`set_ready`; a background task deletes its key."""
         key = self._keys.ready_member(shard.id, self.name)
         if self._own.get(key) == encode_ready(shard.revision):
             self._set(key, None)
@@ -168,12 +168,12 @@ class Membership:
     async def leave(self) -> None:
         """Delete the key of this member, so that others become the targets of its shards.
 
-        It returns once that is done; bound it by a timeout. If it is cancelled, the deletion is
-        still tried until the context is left, which revokes the lease.
+        It returns once etcd has deleted it: call it with a timeout. After a cancellation the
+        background task still tries, until the context is left, which revokes the lease.
         """
         self._set(self._keys.member(self.name), None)
-        due = self._changes
-        while self._done < due:
+        due = self._version
+        while self._written_version < due:
             await self._wrote.wait()
 
     def _set(self, key: bytes, value: bytes | None) -> None:
@@ -183,7 +183,7 @@ class Membership:
             del self._own[key]
         else:
             self._own[key] = value
-        self._changes += 1
+        self._version += 1
         self._changed.set()
 
     async def _run(self, ttl: int) -> None:
@@ -206,7 +206,7 @@ class Membership:
 
     async def _write(self, session: Session) -> None:
         """Put and delete this member's keys until etcd has those of ``_own``."""
-        due, lease, now = self._changes, session.lease, trio.current_time()
+        due, lease, now = self._version, session.lease, trio.current_time()
         for key, written in list(self._written.items()):
             lost = now - written.at > lease.ttl / _CHECKS and not self._index.has(key)
             if written.lease != lease.id or (self._index.is_loaded and lost):
@@ -231,7 +231,7 @@ class Membership:
             for each in part:
                 if isinstance(each, Delete):
                     self._written.pop(each.keys.start, None)
-        self._done = max(self._done, due)
+        self._written_version = max(self._written_version, due)
         self._wrote.set()
         self._wrote = trio.Event()
 

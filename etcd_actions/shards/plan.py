@@ -1,4 +1,4 @@
-"""What a member does about each shard: a pure function of the view that the member watches.
+"""Which shards a member watches, and why: a pure function of the view that the member watches.
 
 Every member computes the same targets (:mod:`etcd_actions.shards.assignment`). No two members need
 the same view: ownership is decided by the election of each shard alone, and a plan by an old view
@@ -42,7 +42,7 @@ class Role(enum.Enum):
 
 
 class Duty(NamedTuple):
-    """What a member does about one shard: it watches it.
+    """A shard that a member watches, and why.
 
     Attributes:
         shard: The shard. If its range or revision is another one than before, it is another shard.
@@ -58,7 +58,7 @@ class Duty(NamedTuple):
 
     @property
     def hands_over(self) -> bool:
-        """Drain, save the checkpoint, close the term, resign, and stop watching."""
+        """Whether the member hands over: drains, saves the checkpoint, closes its term, resigns."""
         return self.role is Role.HANDING_OVER
 
     @property
@@ -77,26 +77,26 @@ class Plan:
     """The duties of a member.
 
     Attributes:
-        duties: The shards to watch, by id. The member stops to watch all others, and resigns first
-            where it owns one: the shard was replaced.
-        again_at: When the plan may change without a change of the view, on trio's clock: a
-            fallback is due. Infinite if there is none.
+        duties: The shards to watch, by id. The member stops watching all others. If it owns one of
+            those, the shard was replaced: the member resigns first.
+        replan_at: When a fallback is due, so that the plan changes without a change of the view,
+            on trio's clock; infinite if none is.
     """
 
     duties: Mapping[int, Duty]
-    again_at: float = math.inf
+    replan_at: float = math.inf
 
 
 def make_plan(
-    view: ShardView, me: str, *, leading: Collection[int], now: float, ttl: float
+    view: ShardView, member: str, *, leading: Collection[int], now: float, ttl: float
 ) -> Plan | None:
     """The duties of a member.
 
     Args:
         view: The watched view.
-        me: The member's name. If it is not in the view, it is leaving, or its lease was lost.
-        leading: The shards whose elections this member has won by its own knowledge, which may be
-            newer than the view.
+        member: The member's name. If it is not in the view, it is leaving, or its lease was lost.
+        leading: The ids of the shards whose elections this member has won, also if the view does
+            not show that yet.
         now: The present time, on trio's clock.
         ttl: Seconds; the time to live of the elections' leases.
 
@@ -107,27 +107,28 @@ def make_plan(
         return None
     targets = assign((shard.id for shard in view.table.shards), view.members)
     duties: dict[int, Duty] = {}
-    again_at = math.inf
+    replan_at = math.inf
     for shard in view.table.shards:
         target = targets.get(shard.id, "")
         owner = view.owners.get(shard.id)
-        if target == me:
-            reason = "the target" if owner in (None, me) else f"the target; the owner is {owner}"
+        if target == member:
+            is_taken = owner not in (None, member)
+            reason = f"the target; the owner is {owner}" if is_taken else "the target"
             duties[shard.id] = Duty(shard, Role.TARGET, target, reason)
-        elif owner == me or shard.id in leading:
-            duties[shard.id] = _owned(view, shard, target)
-        elif owner is None and (rank := _rank(shard, target, view, me)):
+        elif owner == member or shard.id in leading:
+            duties[shard.id] = _duty_of_owner(view, shard, target)
+        elif owner is None and (rank := _fallback_rank(shard, target, view, member)):
             since = view.ownerless_since.get(shard.id, now)
             due = since + rank * FALLBACK_AFTER * ttl
             if now >= due:
                 reason = f"no owner for {now - since:.0f} s; rank {rank}"
                 duties[shard.id] = Duty(shard, Role.FALLBACK, target, reason)
             else:
-                again_at = min(again_at, due)
-    return Plan(duties, again_at)
+                replan_at = min(replan_at, due)
+    return Plan(duties, replan_at)
 
 
-def _owned(view: ShardView, shard: Shard, target: str) -> Duty:
+def _duty_of_owner(view: ShardView, shard: Shard, target: str) -> Duty:
     """The duty of an owner that is not the target."""
     if not target:
         return Duty(shard, Role.KEEPING, target, "the owner; there is no other member")
@@ -136,10 +137,10 @@ def _owned(view: ShardView, shard: Shard, target: str) -> Duty:
     return Duty(shard, Role.KEEPING, target, f"the owner, until {target} is ready")
 
 
-def _rank(shard: Shard, target: str, view: ShardView, me: str) -> int:
+def _fallback_rank(shard: Shard, target: str, view: ShardView, member: str) -> int:
     """The rank of a member among the fallbacks of a shard, from 1 on; 0 if it is none."""
-    others = [member for member in ranked(shard.id, view.members) if member != target]
-    return others.index(me) + 1 if me in others else 0
+    others = [each for each in ranked(shard.id, view.members) if each != target]
+    return others.index(member) + 1 if member in others else 0
 
 
 class ShardState(NamedTuple):
@@ -151,7 +152,8 @@ class ShardState(NamedTuple):
         target: The member that should own it; empty if there is no member, or no valid table.
         ready: The members whose watch of it has listed, by name.
         ownerless: Seconds without an owner; 0 with one.
-        problem: The problem; empty if the target owns the shard, or takes it over.
+        problem: Why the shard is not recorded, or by no member; empty if a member owns it, or one
+            is about to.
     """
 
     shard: Shard
@@ -162,7 +164,7 @@ class ShardState(NamedTuple):
     problem: str
 
 
-def states(view: ShardView, *, now: float, ttl: float) -> list[ShardState]:
+def shard_states(view: ShardView, *, now: float, ttl: float) -> list[ShardState]:
     """The states of all shards, by range.
 
     Args:

@@ -65,19 +65,19 @@ _MEMBER: Final = StoredForm(StoredMember, "member", times=("since",))
 _READY: Final = StoredForm(StoredReady, "ready member of a shard")
 
 
-class RangeOf(NamedTuple):
+class RangeKey(NamedTuple):
     """The key of a shard's range."""
 
     shard: int
 
 
-class OwnerOf(NamedTuple):
+class OwnerKey(NamedTuple):
     """The key of a shard's owner."""
 
     shard: int
 
 
-class CheckpointOf(NamedTuple):
+class CheckpointKey(NamedTuple):
     """The key of a shard's checkpoint."""
 
     shard: int
@@ -96,7 +96,7 @@ class ReadyKey(NamedTuple):
     name: str
 
 
-ShardKey = RangeOf | OwnerOf | CheckpointOf | MemberKey | ReadyKey
+ShardKey = RangeKey | OwnerKey | CheckpointKey | MemberKey | ReadyKey
 
 
 def member_name() -> str:
@@ -170,7 +170,7 @@ class ShardKeys:
         """The key of a member that is ready to own a shard."""
         return self.ready + _id(shard) + b"/" + name.encode()
 
-    def is_unchanged(self, shard: int, revision: int) -> Compare:
+    def shard_unchanged(self, shard: int, revision: int) -> Compare:
         """The compare that a shard exists as it was read: its range's ``mod_revision``.
 
         The creation of the owner key has it, so no process can own a shard that was replaced.
@@ -179,7 +179,7 @@ class ShardKeys:
 
     @property
     def no_table(self) -> Compare:
-        """The compare that there are no shards: a leader without shards has it in its election."""
+        """The compare that there are no shards, with which a leader without shards is elected."""
         return absent_below(self.ranges)
 
     def parse(self, key: bytes) -> ShardKey:
@@ -197,13 +197,13 @@ class ShardKeys:
                 return ReadyKey(int(number), name)
             if not slash and kind in _KINDS:
                 return _KINDS[kind](int(number))
-        raise DecodeError("the key is no shard's and no member's", key=key)
+        raise DecodeError("the key is neither a shard's nor a member's", key=key)
 
 
-_KINDS: Final[dict[bytes, type[RangeOf | OwnerOf | CheckpointOf]]] = {
-    b"range": RangeOf,
-    b"owner": OwnerOf,
-    b"checkpoint": CheckpointOf,
+_KINDS: Final[dict[bytes, type[RangeKey | OwnerKey | CheckpointKey]]] = {
+    b"range": RangeKey,
+    b"owner": OwnerKey,
+    b"checkpoint": CheckpointKey,
 }
 
 
@@ -276,7 +276,7 @@ def _id(shard: int) -> bytes:
 
 
 def _name(text: bytes) -> str | None:
-    """A member's name; None if it is none."""
+    """The name of a member in a part of a key; None if it cannot be one."""
     try:
         name = text.decode("ascii")
         return check_member_name(name)

@@ -27,10 +27,10 @@ MOST_INITIAL: Final = 60
 _NAMESPACE: Final = rb"[0-9A-Za-z](?:[-0-9A-Za-z.]{0,251}[0-9A-Za-z])?"
 _BOUNDARY: Final = re.compile(_NAMESPACE + rb"/[0-9A-Za-z._]{0,253}")
 _ALPHABET: Final = b"0123456789abcdefghijklmnopqrstuvwxyz"
-# The names of runs that Flyte chooses begin with it.
+# The first character of the names that Flyte chooses for runs.
 _LIKELY_RUN: Final = b"r"
 _ENOUGH_GROUPS: Final = 4
-"""The least number of groups of runs for each shard whose quantiles are used as boundaries."""
+"""The least number of groups of runs for each shard; with fewer no quantiles are used."""
 
 
 class ShardRange(NamedTuple):
@@ -79,9 +79,10 @@ def is_boundary(suffix: bytes) -> bool:
 
 
 def boundary_before(suffix: bytes) -> bytes | None:
-    """The boundary before the group of a key: before all runs that no boundary divides from it.
+    """The boundary at the start of the group of a key.
 
-    It is the suffix up to the first character that a boundary cannot have, as a rule a dash.
+    A group is the runs whose names are equal up to the first dash: no boundary divides them. So
+    the boundary is the suffix up to its first dash, or other character that a boundary cannot have.
 
     Returns:
         The boundary; None if the suffix is no ``<namespace>/<name>``.
@@ -123,21 +124,21 @@ def divided(range_: ShardRange, boundaries: Sequence[bytes]) -> list[ShardRange]
     return [ShardRange(*each) for each in zip(cuts, [*boundaries, range_.end], strict=True)]
 
 
-def initial_ranges(scope: ShardRange, count: int, known: Iterable[bytes]) -> list[ShardRange]:
+def initial_ranges(scope: ShardRange, count: int, suffixes: Iterable[bytes]) -> list[ShardRange]:
     """Divide a scope into at most ``count`` ranges with about the same number of keys.
 
     Args:
         scope: See :func:`scope_of`.
         count: The number of ranges to aim at; fewer if too few boundaries are possible.
-        known: The suffixes of keys that exist. If they are of many runs, their quantiles are the
-            boundaries; else those of an alphabet, after the first character of Flyte's names.
+        suffixes: The suffixes of existing keys. If they are of many runs, their quantiles are the
+            boundaries. Otherwise the boundaries divide the names that Flyte chooses evenly.
 
     Raises:
         ConfigError: The count is not between 1 and ``MOST_INITIAL``.
     """
     if not 1 <= count <= MOST_INITIAL:
         raise ConfigError(f"shards: {count} is no number of shards: give 1 to {MOST_INITIAL}")
-    keys = sorted(suffix for suffix in known if suffix in scope)
+    keys = sorted(suffix for suffix in suffixes if suffix in scope)
     groups = {boundary for key in keys if (boundary := boundary_before(key)) is not None}
     if len(groups) >= _ENOUGH_GROUPS * count:
         quantiles = (boundary_before(keys[len(keys) * i // count]) for i in range(1, count))
@@ -149,23 +150,23 @@ def initial_ranges(scope: ShardRange, count: int, known: Iterable[bytes]) -> lis
 
 
 def _fraction(numerator: int, denominator: int) -> bytes:
-    """The two characters at a fraction of all pairs of the alphabet."""
+    """The pair of characters at a fraction of the sorted list of all pairs."""
     base = len(_ALPHABET)
     first, second = divmod(base * base * numerator // denominator, base)
     return bytes((_ALPHABET[first], _ALPHABET[second]))
 
 
-def split_boundary(range_: ShardRange, known: Iterable[bytes]) -> bytes | None:
-    """The boundary that divides the known keys of a range into the most equal parts.
+def split_boundary(range_: ShardRange, suffixes: Iterable[bytes]) -> bytes | None:
+    """The boundary that divides the keys of a range into the most equal parts.
 
     Args:
         range_: The range of a shard.
-        known: The suffixes of keys that exist; those outside of the range are ignored.
+        suffixes: The suffixes of existing keys; those outside of the range are ignored.
 
     Returns:
         The boundary; None if each possible boundary has all keys on one side.
     """
-    keys = sorted(suffix for suffix in known if suffix in range_)
+    keys = sorted(suffix for suffix in suffixes if suffix in range_)
     best: tuple[int, bytes] | None = None
     for boundary in {boundary_before(key) for key in keys}:
         if boundary is None or boundary <= range_.start:

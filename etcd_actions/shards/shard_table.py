@@ -23,7 +23,7 @@ class Shard(NamedTuple):
         id: Its number, which no other shard of the table has or had.
         range: The suffixes of its keys.
         revision: The ``mod_revision`` of the key of its range. The creation of its owner's key
-            compares it: see :meth:`~etcd_actions.shards.shard_keys.ShardKeys.is_unchanged`.
+            compares it: see :meth:`~etcd_actions.shards.shard_keys.ShardKeys.shard_unchanged`.
     """
 
     id: int

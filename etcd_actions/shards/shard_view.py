@@ -12,8 +12,8 @@ import trio
 from etcd_actions.errors import DecodeError
 from etcd_actions.shards.shard_keys import (
     MemberKey,
-    OwnerOf,
-    RangeOf,
+    OwnerKey,
+    RangeKey,
     ReadyKey,
     ShardKeys,
     StoredMember,
@@ -122,9 +122,9 @@ class ShardIndex(PrefixIndex[object]):
             reason = "it has no lease, so it would outlive its process"
             raise DecodeError(reason, key=key, revision=revision)
         match parsed:
-            case RangeOf():
+            case RangeKey():
                 return shard_in(self._keys, change.kv)
-            case OwnerOf():
+            case OwnerKey():
                 return value.decode(errors="replace")
             case MemberKey():
                 return decode_member(value, key=key, revision=revision)
@@ -140,9 +140,9 @@ class ShardIndex(PrefixIndex[object]):
             self._view = None
             return
         match parsed:
-            case RangeOf(shard):
+            case RangeKey(shard):
                 _set(self._shards, shard, record)
-            case OwnerOf(shard):
+            case OwnerKey(shard):
                 _set(self._owners, shard, record)
             case MemberKey(name):
                 _set(self._members, name, record)
@@ -150,7 +150,7 @@ class ShardIndex(PrefixIndex[object]):
                 _set(self._ready, (shard, name), record)
             case _:
                 return
-        if isinstance(parsed, RangeOf | OwnerOf):
+        if isinstance(parsed, RangeKey | OwnerKey):
             if parsed.shard in self._shards and parsed.shard not in self._owners:
                 self._ownerless.setdefault(parsed.shard, self._clock())
             else:

@@ -9,8 +9,8 @@ from etcd_actions.errors import DecodeError
 from etcd_actions.etcd.api import Etcd, KeyRange
 from etcd_actions.model import Keyspace
 from etcd_actions.record.checkpoint import revision_in
-from etcd_actions.shards.plan import ShardState, states
-from etcd_actions.shards.shard_keys import CheckpointOf, ShardKeys
+from etcd_actions.shards.plan import ShardState, shard_states
+from etcd_actions.shards.shard_keys import CheckpointKey, ShardKeys
 from etcd_actions.shards.shard_view import ShardIndex, ShardView
 from etcd_actions.watch import Change, ChangeKind
 
@@ -27,7 +27,7 @@ class ShardReport(NamedTuple):
         state: Its range, owner and target.
         actions: Number of its objects in etcd.
         checkpoint: The revision up to which each deletion was reported; 0 for none.
-        problem: The defect; empty without one.
+        problem: The problem; empty for none.
     """
 
     state: ShardState
@@ -40,7 +40,7 @@ class ShardsSnapshot(NamedTuple):
     """All shards, and the members.
 
     Attributes:
-        view: The keys.
+        view: The table, the members, the owners and the ready members.
         shards: The shards, by range.
         leader: The name of the leader without shards; empty for none.
         revision: The revision at which they were read.
@@ -84,13 +84,13 @@ async def read_shards(etcd: Etcd, keyspace: Keyspace, namespace: str | None) -> 
         with suppress(DecodeError):
             index.take(Change(ChangeKind.ADDED, kv.plain()))
             parsed = keys.parse(kv.key)
-            if isinstance(parsed, CheckpointOf):
+            if isinstance(parsed, CheckpointKey):
                 checkpoints[parsed.shard] = revision_in(
                     kv, newest=found.revision, cluster_id=found.cluster_id
                 )
     view = index.view()
     shards = []
-    for state in states(view, now=_NO_TIME, ttl=1.0):
+    for state in shard_states(view, now=_NO_TIME, ttl=1.0):
         objects = state.shard.range.keys(keyspace.prefix)
         count = await etcd.range(objects, count_only=True)
         problem = state.problem

@@ -75,8 +75,8 @@ async def create_table(etcd: Etcd, keys: ShardKeys, ranges: Sequence[ShardRange]
             :func:`~etcd_actions.shards.shard_range.initial_ranges`.
 
     Raises:
-        Unavailable: A leader without shards is at work, or owners of earlier shards are. The call
-            can be repeated when they have resigned.
+        Unavailable: There is a leader without shards, or an owner of an earlier shard. Call again
+            when it has resigned.
         EtcdError: A request failed.
     """
     while True:
@@ -91,10 +91,13 @@ async def create_table(etcd: Etcd, keys: ShardKeys, ranges: Sequence[ShardRange]
         if leader is not None:
             raise Unavailable(
                 f"there are no shards yet, and {_text(leader)} records without shards: restart it "
-                "with shards"
+                "with --shards"
             )
         if found.owners:
-            raise Unavailable(f"earlier shards still have owners: {found.names_of(found.owners)}")
+            raise Unavailable(
+                f"earlier shards still have owners: {found.names_of(found.owners)}: they resign "
+                "when they have read that the shards were removed"
+            )
         compares = [
             keys.no_table,
             absent_below(keys.owners),
@@ -121,7 +124,7 @@ async def replace_shards(
     old: Sequence[Shard],
     boundaries: Sequence[bytes],
     *,
-    held: Mapping[int, Compare] | None = None,
+    fences: Mapping[int, Compare] | None = None,
 ) -> ShardTable:
     """Replace adjacent shards by others with the same range: split one, merge several, or both.
 
@@ -134,7 +137,8 @@ async def replace_shards(
         keys: The keys.
         old: The shards to replace, as they were read.
         boundaries: Between the new shards; none to merge all into one.
-        held: The fences of the shards that the caller owns, by id. All others must have no owner.
+        fences: The compares of the owner keys of the shards that the caller owns, by id. All
+            others must have no owner.
 
     Returns:
         The table with the new shards.
@@ -145,7 +149,7 @@ async def replace_shards(
             ranges do not divide the scope. Nothing was changed.
         EtcdError: A request failed.
     """
-    held = held or {}
+    fences = fences or {}
     old = sorted(old, key=lambda shard: shard.range)
     ranges = _new_ranges(old, boundaries)
     while True:
@@ -162,7 +166,7 @@ async def replace_shards(
         compares = [unchanged_below(keys.ranges, table.revision)]
         changes: list[Operation] = []
         for shard in old:
-            fence = held.get(shard.id, Compare.incarnation(keys.owner(shard.id), 0))
+            fence = fences.get(shard.id, Compare.incarnation(keys.owner(shard.id), 0))
             owner = found.owners.get(shard.id)
             if (owner.create_revision if owner else 0) != fence.operand:
                 text = "has no owner any more" if owner is None else f"has the owner {_text(owner)}"
@@ -171,7 +175,7 @@ async def replace_shards(
             revision = 0 if checkpoint is None else checkpoint.mod_revision
             compares += [
                 fence,
-                keys.is_unchanged(shard.id, shard.revision),
+                keys.shard_unchanged(shard.id, shard.revision),
                 Compare.unchanged(keys.checkpoint(shard.id), revision),
             ]
             changes += [
@@ -205,8 +209,8 @@ async def remove_table(etcd: Etcd, keys: ShardKeys) -> None:
             return
         if found.owners:
             raise FailedPrecondition(
-                f"the shards {found.names_of(found.owners)} have owners: stop all processes that "
-                "record with shards, and repeat"
+                f"the shards {found.names_of(found.owners)} have owners: stop all processes with "
+                "--shards, and repeat"
             )
         single = await _read_key(etcd, keys.single_checkpoint)
         compares = [
@@ -224,8 +228,8 @@ async def remove_table(etcd: Etcd, keys: ShardKeys) -> None:
             _log.info("shards_removed", shards=len(found.ranges))
 
 
-class _Found:
-    """All keys of shards, at one revision."""
+class _StoredShards:
+    """The stored keys of all shards, at one revision."""
 
     def __init__(self, keys: ShardKeys, result: RangeResult) -> None:
         self.revision = result.revision
@@ -236,7 +240,7 @@ class _Found:
         self._cluster_id = result.cluster_id
 
     def merged(self, shards: Iterable[int], *others: KeyValue | None) -> bytes | None:
-        """The checkpoint of a shard that replaces some; None if none of them has one."""
+        """The value of the checkpoint that replaces those of ``shards``; None if none has one."""
         kvs = [*(self.checkpoints.get(shard) for shard in shards), *others]
         return merged_checkpoint(
             [kv for kv in kvs if kv is not None], newest=self.revision, cluster_id=self._cluster_id
@@ -247,12 +251,12 @@ class _Found:
         return first_checkpoint(self.revision, self._cluster_id)
 
     def names_of(self, shards: Mapping[int, KeyValue]) -> str:
-        """Shards and the values of their keys, for messages."""
+        """The ids of shards with the names in the values of their keys, for messages."""
         return ", ".join(f"{shard:04d} ({_text(kv)})" for shard, kv in shards.items())
 
 
-async def _read(etcd: Etcd, keys: ShardKeys) -> _Found:
-    return _Found(keys, await etcd.range(KeyRange.of_prefix(keys.prefix)))
+async def _read(etcd: Etcd, keys: ShardKeys) -> _StoredShards:
+    return _StoredShards(keys, await etcd.range(KeyRange.of_prefix(keys.prefix)))
 
 
 async def _read_key(etcd: Etcd, key: bytes) -> KeyValue | None:

@@ -13,7 +13,7 @@ import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from functools import partial
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import msgspec
 import structlog
@@ -24,6 +24,8 @@ from etcd_actions._internal.retrying import seldom
 from etcd_actions.errors import LeaseNotFound, OutcomeUnknown
 from etcd_actions.etcd.api import (
     Compare,
+    CompareResult,
+    CompareTarget,
     Delete,
     Etcd,
     Get,
@@ -35,6 +37,9 @@ from etcd_actions.etcd.api import (
 from etcd_actions.etcd.session import Session, open_session
 from etcd_actions.model import ActionId, Incarnation, Keyspace
 from etcd_actions.storage.store import Store, key_of
+
+LONGEST_TTL: Final = 3600
+"""Seconds: a service grants workers no claims that outlive their owner for longer."""
 
 _log = structlog.get_logger(__name__)
 
@@ -237,7 +242,9 @@ class Claims:
         Raises:
             EtcdError: The request failed; the claim may exist until the process ends.
         """
-        await self._store.txn(Txn([claim.fence], [Delete(KeyRange.of_key(claim.key))]))
+        # A service deletes for a worker only what has a lease of the worker.
+        own = _has_lease(claim.key, self._session.lease.id)
+        await self._store.txn(Txn([claim.fence, own], [Delete(KeyRange.of_key(claim.key))]))
 
     async def taken(self) -> set[str]:
         """The objects that any process has claimed, as ``<namespace>/<name>``.
@@ -270,6 +277,10 @@ class Claims:
         """
         unchanged = Compare.unchanged(found.key, found.mod_revision)
         delete = Delete(KeyRange.of_key(found.key))
-        result = await self._store.txn(Txn([unchanged], [delete]))
+        result = await self._store.txn(Txn([unchanged, _has_lease(found.key, 0)], [delete]))
         key = found.key.decode(errors="backslashreplace")
         _log.warning("claim_without_lease", key=key, deleted=result.succeeded)
+
+
+def _has_lease(key: bytes, lease: int) -> Compare:
+    return Compare(key, CompareTarget.LEASE, CompareResult.EQUAL, lease)

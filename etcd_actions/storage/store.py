@@ -21,7 +21,7 @@ from etcd_actions.etcd.api import (
     Txn,
     TxnResult,
 )
-from etcd_actions.etcd.paging import PAGE_BYTES, open_pages, read_pages
+from etcd_actions.etcd.paging import PAGE_BYTES, Rest, open_pages, read_page, read_pages
 from etcd_actions.watch import Change
 
 _NO_LEADER = "it was not written: this process is not the leader any more"
@@ -150,6 +150,15 @@ class Store:
     ) -> AsyncGenerator[RangeResult]:
         """A range page by page at one revision. A caller that leaves early has to close it."""
         return read_pages(self._etcd, keys, page_bytes=page_bytes, keys_only=keys_only)
+
+    async def page(
+        self, rest: Rest, *, page_bytes: int = PAGE_BYTES
+    ) -> tuple[RangeResult, Rest | None]:
+        """The next page of a range in its present state, and the rest; None after the last page.
+
+        Each page has a revision of its own.
+        """
+        return await read_page(self._etcd, rest, page_bytes=page_bytes)
 
     async def each(self, keys: KeyRange) -> AsyncGenerator[KeyValue]:
         """All keys of a range at one revision. A caller that leaves early has to close it."""

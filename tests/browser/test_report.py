@@ -10,7 +10,7 @@ import pytest
 import trio
 
 from etcd_actions.cli.commands.report import read_snapshot
-from etcd_actions.cli.etcd_names import EtcdNames
+from etcd_actions.cli.etcd_names import EtcdNameLookup
 from etcd_actions.cli.local_calls import open_local_calls
 from etcd_actions.cli.names import Name
 from etcd_actions.cli.reader import Reader
@@ -20,8 +20,8 @@ from tests.browser.test_accessible import AXE, CONTRAST, SCREENS
 from tests.browser.test_hostile import WITNESS, nothing_ran
 from tests.cli.command import Finished, finish
 from tests.support.chromium import Page
-from tests.support.page_data import Run
-from tests.support.page_runs import HOSTILE, TRACEBACK, forecast, hostile_run, small_run
+from tests.support.page_data import Run, Step
+from tests.support.page_runs import HOSTILE, TRACEBACK, forecast, hostile_run, small_run, went
 from tests.support.page_site import PageSite
 
 pytestmark = pytest.mark.slow
@@ -61,6 +61,22 @@ async def test_a_report_shows_the_run_without_a_server(
     assert {each for each in page.requests if not each.startswith("data:")} == {
         f"{url}?view=timeline&critical=1"
     }
+
+
+async def test_a_report_has_the_order_of_the_command_tree(
+    page: Page, site: PageSite, tmp_path: Path
+) -> None:
+    names = ["a10", "a2", "b", "a1"]
+    steps = [Step(name="a0", parent="", phases=went(0, 1, 2))]
+    steps += [Step(name=name, phases=went(1, 2, 3)) for name in names]
+    run = Run(name="numbered", started=minutes_ago(1), steps=steps)
+    url = await write(site, run, tmp_path / "report.html")
+    await page.go(f"{url}?view=tree")
+    await page.until(f"{NAMES}.length === {len(steps)}")
+    arguments = (run.name, "-o", "name", "--service", str(site.server.address))
+    tree = await trio.to_thread.run_sync(lambda: finish("tree", *arguments))
+    in_tree = [line.rpartition("/")[2] for line in tree.out.splitlines()]
+    assert await page.value(NAMES) == in_tree == ["a0", "a1", "a2", "a10", "b"]
 
 
 async def test_the_times_of_a_report_stand_still(
@@ -139,7 +155,7 @@ async def test_of_many_actions_those_that_failed_have_their_details(site: PageSi
     run = small_run(minutes_ago(1))
     await site.put(run)
     async with open_local_calls(site.etcd, site.client) as calls:
-        reader = Reader(calls, EtcdNames(site.etcd, site.keys.prefix, site.keys.namespace))
+        reader = Reader(calls, EtcdNameLookup(site.etcd, site.keys.prefix, site.keys.namespace))
         name = Name(run.project, run.domain, run.name)
         snapshot, count = await read_snapshot(reader, name, most=2)
     assert count == 6

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from etcd_actions import Phase
@@ -9,6 +11,7 @@ from etcd_actions.model import ErrorState
 from tests.browser.shown import NAMES, ROWS, minutes_ago, open_run, phase_shown
 from tests.support import flyte
 from tests.support.chromium import Page
+from tests.support.names_in_order import IN_ORDER
 from tests.support.page_data import Run, Step
 from tests.support.page_runs import forecast, small_run, went
 from tests.support.page_site import PageSite
@@ -31,6 +34,41 @@ async def test_the_actions_are_shown_each_below_its_parent(page: Page, site: Pag
         "fold-1": "3",
         "fold-2": "3",
     }
+
+
+async def test_siblings_are_in_the_order_of_the_numbers_in_their_names(
+    page: Page, site: PageSite
+) -> None:
+    names = ["a1", "a2", "a10", "a20"]
+    same = [Step(name=name, phases=went(1, 2, 3)) for name in ("a10", "a2", "a20", "a1")]
+    steps = [Step(name="a0", parent="", phases=went(0, 1, 2)), *same]
+    # What was created before comes first, whatever its name is.
+    steps.append(Step(name="z", phases=went(0, 1, 2)))
+    run = Run(name="numbered", started=minutes_ago(1), steps=steps)
+    await open_run(page, site, run, "?view=tree")
+    assert await page.value(NAMES) == ["a0", "z", *names]
+    # It is the order of the command `tree`.
+    sort = f"""import('/page/format.js').then(({{compareNames}}) =>
+        {json.dumps(IN_ORDER[::-1])}.sort(compareNames))"""
+    assert await page.value(sort) == list(IN_ORDER)
+
+
+async def test_an_action_is_shown_once_its_parent_has_arrived(page: Page, site: PageSite) -> None:
+    """Or once all actions have: then a parent that is missing does not exist."""
+    await page.go(site.url)
+    shown = await page.value(
+        """import('/page/tree.js').then(({Tree}) => {
+            const tree = new Tree();
+            const found = [];
+            for (const [name, parent] of [['c', 'b'], ['a0', ''], ['b', 'a0'], ['x', 'gone']]) {
+                tree.put({name, parent, phase: 'QUEUED', start: 0, end: null});
+                found.push(tree.rows(new Set(), null).map(row => row.name).join());
+            }
+            tree.complete();
+            return [...found, tree.rows(new Set(), null).map(row => row.name).join()];
+        })"""
+    )
+    assert shown == ["", "a0", "a0,b,c", "a0,b,c", "a0,b,c,x"]
 
 
 async def test_a_change_is_shown_without_a_reload(page: Page, site: PageSite) -> None:

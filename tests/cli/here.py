@@ -25,6 +25,7 @@ class Here:
         self.prefix = prefix
         self.namespace = namespace
         self.config = _Settings()
+        self.qualify_runs = False
         self._etcd = etcd
 
     @asynccontextmanager

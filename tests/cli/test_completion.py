@@ -16,7 +16,7 @@ import trio
 
 from etcd_actions import ActionId, open_actions_client
 from etcd_actions.cli.command_line import invoke
-from etcd_actions.cli.printing import FORMATS
+from etcd_actions.cli.output_options import FORMATS
 from etcd_actions.config import SETTINGS
 from etcd_actions.config.settings import RUN
 from etcd_actions.etcd.api import Etcd

@@ -131,7 +131,7 @@ SAMPLES: dict[str, tuple[str, str]] = {
     "image_keep": ("1h", "2m"),
     "image_timeout": ("1m", "30s"),
     "secret": ("a=env:A,b=file:/b", "g/c=env:C"),
-    "service": ("a:1", "b:2"),
+    "service": ("a:1", "b:2,c:3"),
     "service_cacert": ("a", "b"),
     "service_token_file": ("a", "b"),
     "log_level": ("debug", "error"),

@@ -41,7 +41,7 @@ from etcd_actions.executor.supervision.bounded_log import LOG
 from etcd_actions.runs.run_index import open_run_index
 from etcd_actions.server import ServerSettings, open_actions_server
 from etcd_actions.server.front import FrontDoor
-from etcd_actions.server.front.attempt_logs import Logs
+from etcd_actions.server.front.attempt_logs import LogSources
 from etcd_actions.web import Bind
 from tests.cli.command import Finished, finish, running
 from tests.support import flyte
@@ -119,7 +119,7 @@ async def site(
             keepalive=30,
             blobs=open_blob_store(tmp_path / "blobs"),
             index=index,
-            logs=Logs(client=client, source=LocalLogs(tmp_path / "executor")),
+            logs=LogSources(client=client, source=LocalLogs(tmp_path / "executor")),
         )
         settings = ServerSettings(bind=Bind("127.0.0.1", 0))
         server = await stack.enter_async_context(open_actions_server(client, settings, front=front))

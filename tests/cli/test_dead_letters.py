@@ -11,7 +11,7 @@ import pytest
 import trio
 
 from etcd_actions import ActionId, ActionsClient, Phase
-from etcd_actions.cli.commands.dead_letters import Selection
+from etcd_actions.cli.commands.dead_letters import DeadLetterSelection
 from etcd_actions.cli.exit_codes import ExitCode
 from etcd_actions.dead_letters import DeadLetter
 from etcd_actions.errors import ConfigError, RunServiceRejected
@@ -186,7 +186,7 @@ def test_a_change_needs_a_name_of_one_run_or_action() -> None:
     ]
 
     def selected(name: str, *, for_change: bool = True) -> list[DeadLetter]:
-        return Selection([name], None, for_change=for_change).of(dead_letters)[0]
+        return DeadLetterSelection([name], None, for_change=for_change).of(dead_letters)[0]
 
     assert selected("r-b", for_change=False) == dead_letters
     with pytest.raises(ConfigError, match="give one of p/d/r-b, p/d/r/b, p/e/r-b"):

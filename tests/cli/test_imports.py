@@ -142,7 +142,7 @@ def test_garbage_is_put_off_in_the_process_and_never_in_the_library() -> None:
         "from etcd_actions.cli.parsing.run_async import run_async\n"
         "async def seen(): return gc.isenabled(), gc.get_freeze_count() > 0, gc.get_threshold()\n"
         "print(run_async(seen))\n"
-        "process_setup.collect_later()\n"
+        "process_setup.pause_garbage_collection()\n"
         "print(gc.isenabled(), run_async(seen))\n"
     )
     done = subprocess.run(

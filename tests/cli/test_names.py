@@ -7,10 +7,10 @@ from datetime import UTC, datetime
 import pytest
 
 from etcd_actions import open_actions_client
-from etcd_actions.cli.etcd_names import EtcdNames
+from etcd_actions.cli.etcd_names import EtcdNameLookup
 from etcd_actions.cli.local_calls import open_local_calls
-from etcd_actions.cli.names import Names, find_action, find_run, parse_name, with_nearest
-from etcd_actions.cli.service_names import ServiceNames
+from etcd_actions.cli.names import NameLookup, find_action, find_run, parse_name, with_nearest
+from etcd_actions.cli.service_names import ServiceNameLookup
 from etcd_actions.errors import ConfigError, DecodeError, NotFound
 from etcd_actions.etcd.api import Etcd
 from etcd_actions.model import Keyspace
@@ -35,16 +35,16 @@ async def put_runs(etcd: Etcd, prefix: bytes) -> None:
 
 
 @asynccontextmanager
-async def names_of(source: str, etcd: Etcd, prefix: bytes) -> AsyncIterator[Names]:
+async def names_of(source: str, etcd: Etcd, prefix: bytes) -> AsyncIterator[NameLookup]:
     if source == "etcd":
-        yield EtcdNames(etcd, prefix, "flyte")
+        yield EtcdNameLookup(etcd, prefix, "flyte")
         return
     async with (
         open_actions_client(etcd, prefix=prefix) as client,
         open_local_calls(etcd, client) as calls,
     ):
         calls.add(StoredObjects(client, calls.streams, 30))
-        yield ServiceNames(calls)
+        yield ServiceNameLookup(calls)
 
 
 @pytest.mark.parametrize("source", SOURCES)
@@ -107,7 +107,7 @@ async def test_an_ambiguous_name_lists_its_candidates(etcd: Etcd, prefix: bytes)
     await put_runs(etcd, prefix)
     await etcd.put(prefix + b"other/long-c1", taskaction("long", "c1", project="q"))
     await etcd.put(prefix + b"other/long-x-c1", taskaction("long-x", "c1"))
-    names = EtcdNames(etcd, prefix, None)
+    names = EtcdNameLookup(etcd, prefix, None)
     with pytest.raises(
         ConfigError, match="long-c1 is the name of several: give one of p/d/long/c1"
     ):
@@ -118,7 +118,7 @@ async def test_an_ambiguous_name_lists_its_candidates(etcd: Etcd, prefix: bytes)
     # One run's action, and the name of another run.
     await etcd.put(prefix + b"flyte/a-b", taskaction("a", "b"))
     await etcd.put(prefix + b"flyte/a-b-a0", taskaction("a-b", "a0", None))
-    names = EtcdNames(etcd, prefix, None)
+    names = EtcdNameLookup(etcd, prefix, None)
     with pytest.raises(ConfigError, match="give one of p/d/a/b, p/d/a-b"):
         await find_action(names, "a-b")
     assert (await find_run(names, "a/b")).path == "p/d/a"
@@ -127,7 +127,7 @@ async def test_an_ambiguous_name_lists_its_candidates(etcd: Etcd, prefix: bytes)
 async def test_a_run_without_its_root(etcd: Etcd, prefix: bytes) -> None:
     await etcd.put(prefix + b"flyte/r-c1", taskaction("r", "c1"))
     await etcd.put(prefix + b"flyte/r-b-c1", taskaction("r-b", "c1"))
-    names = EtcdNames(etcd, prefix, "flyte")
+    names = EtcdNameLookup(etcd, prefix, "flyte")
     assert (await find_run(names, "r")).path == "p/d/r"
     assert (await find_run(names, "p/d/r-b")).path == "p/d/r-b"
     with pytest.raises(NotFound):
@@ -137,7 +137,7 @@ async def test_a_run_without_its_root(etcd: Etcd, prefix: bytes) -> None:
 async def test_a_value_that_cannot_be_decoded(etcd: Etcd, prefix: bytes) -> None:
     await etcd.put(prefix + b"flyte/bad-a0", b"rubbish")
     with pytest.raises(DecodeError, match="flyte/bad-a0: JSON is malformed"):
-        await find_action(EtcdNames(etcd, prefix, None), "bad-a0")
+        await find_action(EtcdNameLookup(etcd, prefix, None), "bad-a0")
 
 
 @pytest.mark.parametrize("text", ["", "/", "a//b", "a/b/c/d/e/f", "a/"])

@@ -22,7 +22,7 @@ from etcd_actions.cli.commands.tree import show_tree
 from etcd_actions.cli.commands.wait import phases_of, wait_for_phase
 from etcd_actions.cli.exit_codes import ExitCode
 from etcd_actions.cli.options import CommonOptions
-from etcd_actions.cli.printing import FORMATS
+from etcd_actions.cli.output_options import FORMATS
 from etcd_actions.errors import ConfigError, NotFound, ServiceRefused
 from etcd_actions.etcd.api import Etcd, KeyRange
 from tests.cli.command import Finished, finish, running
@@ -174,7 +174,7 @@ async def test_describe(site: Site, capfd: pytest.CaptureFixture[str]) -> None:
             await describe_actions(site.common(source), ["p/d/failed/c3"], None)
 
 
-@pytest.mark.parametrize("form", first_everyday(FORMATS, 2))
+@pytest.mark.parametrize("form", first_everyday(FORMATS))
 async def test_objects(site: Site, capfd: pytest.CaptureFixture[str], form: str) -> None:
     """``list``, ``tree`` and ``get``: the bytes are those of etcd, also through the service."""
     for selected in (
@@ -383,11 +383,11 @@ async def test_what_the_document_shows(
     """The commands of docs/commands.md, in processes of their own."""
     shown = block("docs/commands.md", "console", 0)
     async with open_site(etcd, shared_etcd, prefix, tmp_path) as site:
-        await site.put_run("r1", "train", "eval")
+        await site.put_run("r1", "fit", "score")
         error = ErrorState("Boom", "USER", TRACEBACK)
         for name, phase in (
-            ("train", Phase.FAILED),
-            ("eval", Phase.SUCCEEDED),
+            ("fit", Phase.FAILED),
+            ("score", Phase.SUCCEEDED),
             ("a0", Phase.FAILED),
         ):
             await site.status(f"r1/{name}", phase, error if phase is Phase.FAILED else None)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from etcd_actions.cli.commands.submit_main import Refused, completed, readable, refusal
+from etcd_actions.cli.commands.submit_main import Refused, readable, refusal, with_declared_types
 from tests.cli.command import finish
 from tests.support.table import table
 
@@ -53,7 +53,7 @@ class Outer:
     ],
 )
 def test_times_and_enumerations_within_json(value: Any, kind: Any, expected: Any) -> None:
-    assert completed(value, kind) == expected
+    assert with_declared_types(value, kind) == expected
 
 
 def test_a_result_is_shown_as_json() -> None:

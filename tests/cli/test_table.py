@@ -188,8 +188,8 @@ def test_runs_of_one_name_in_two_projects_can_be_told_apart() -> None:
     failed = msgspec.structs.replace(ROW, project="p1", domain="d", error=ErrorState("No", "no"))
     other = msgspec.structs.replace(failed, project="p2")
     for each in (
-        ChangeTable(io.StringIO(), runs_of_projects=True),
-        ActionTable(io.StringIO(), runs_of_projects=True),
+        ChangeTable(io.StringIO(), qualify_runs=True),
+        ActionTable(io.StringIO(), qualify_runs=True),
     ):
         _, one, two = each.format([failed, other]).decode().splitlines()
         assert "p1/d/r1" in one

@@ -14,7 +14,7 @@ import pytest
 import trio
 
 from etcd_actions import ActionId, Phase, __version__
-from etcd_actions.cli.cluster import Cluster, _facts
+from etcd_actions.cli.cluster import ClusterSample, _facts
 from etcd_actions.cli.commands.top import show_top
 from etcd_actions.etcd.api import Etcd
 from etcd_actions.shards import ShardKeys
@@ -61,10 +61,13 @@ async def test_a_frame_of_etcd(site: Site, capfd: pytest.CaptureFixture[str]) ->
 
 
 def test_rates() -> None:
-    before, now = Cluster({}, {"a": 5, "b": 9}, at=1.0), Cluster({}, {"a": 25, "c": 1}, at=3.0)
+    before, now = (
+        ClusterSample({}, {"a": 5, "b": 9}, at=1.0),
+        ClusterSample({}, {"a": 25, "c": 1}, at=3.0),
+    )
     assert now.rates(before) == {"a": 10.0}
     # Another process, which counts from 0.
-    assert Cluster({}, {"a": 0}, at=4.0).rates(now) == {"a": 0.0}
+    assert ClusterSample({}, {"a": 0}, at=4.0).rates(now) == {"a": 0.0}
 
 
 async def test_a_service_without_a_page(site: Site, capfd: pytest.CaptureFixture[str]) -> None:

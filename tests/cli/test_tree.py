@@ -48,15 +48,46 @@ def drawn(text: str, run: str = "r") -> list[str]:
     return [line.label for line in build_forest(rows(text), run)]
 
 
-def test_depth_first_in_the_order_given() -> None:
-    assert drawn("c<a0 b<c a0 a<a0 d<c e<b") == [
+def test_depth_first() -> None:
+    assert drawn("c<a0 b<c a0 x<a0 d<c e<b") == [
         "a0",
         "├─ c",
         "│  ├─ b",
         "│  │  └─ e",
         "│  └─ d",
-        "└─ a",
+        "└─ x",
     ]
+
+
+def test_siblings_of_one_second_are_in_the_order_of_the_numbers_in_their_names() -> None:
+    assert drawn("a0 a10<a0 a2<a0 a-1<a0 a02<a0 b<a0 x10y2<lost x9y10<lost x9y9<lost") == [
+        "a0",
+        "├─ a02",
+        "├─ a2",
+        "├─ a10",
+        "├─ a-1",
+        "└─ b",
+        "lost (missing)",
+        "├─ x9y9",
+        "├─ x9y10",
+        "└─ x10y2",
+    ]
+
+
+def test_siblings_are_in_the_order_of_their_creation() -> None:
+    created = {
+        "c": "2026-01-01T00:00:01Z",
+        "a": "2026-01-01T01:00:01.001+01:00",
+        "b": "2026-01-01T00:00:01.002Z",
+        "y": "never",
+        "z": "",
+    }
+    made = [
+        msgspec.structs.replace(row, created_at=created.get(row.action or "", row.created_at))
+        for row in rows("a0 z<a0 y<a0 a<a0 b<a0 c<a0")
+    ]
+    actions = [line.row.action for line in build_forest(made, "r") if line.row]
+    assert actions == ["a0", "c", "a", "b", "y", "z"]
 
 
 def test_depths() -> None:
@@ -95,8 +126,8 @@ def test_orphans() -> None:
     [
         ("a<a", ["a (its own ancestor)"]),
         ("a<b b<a", ["a (its own ancestor)", "└─ b"]),
-        # c is not in the circle, only below it.
-        ("c<b a<b b<a", ["b (its own ancestor)", "├─ c", "└─ a"]),
+        # a is not in the circle, only below it.
+        ("a<b c<b b<c", ["b (its own ancestor)", "├─ a", "└─ c"]),
         ("a0 x<a0 a<b b<a", ["a0", "└─ x", "a (its own ancestor)", "└─ b"]),
     ],
 )
@@ -151,7 +182,6 @@ def test_times(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def put_runs(etcd: Etcd, prefix: bytes) -> None:
     await etcd.put(prefix + b"flyte/r1-a0", taskaction("r1", "a0", None))
-    # In the order in which they came to be, not of their names.
     await etcd.put(prefix + b"flyte/r1-b", taskaction("r1", "b", phase="Succeeded", recorded=True))
     await etcd.put(prefix + b"flyte/r1-a", taskaction("r1", "a"))
     await etcd.put(prefix + b"flyte/r1-c", taskaction("r1", "c", "a"))
@@ -178,9 +208,9 @@ async def test_projects_are_told_apart(
     ]
     assert told == [
         ("flyte", "p", "d", "a0", 0),
-        ("flyte", "p", "d", "b", 1),
         ("flyte", "p", "d", "a", 1),
         ("flyte", "p", "d", "c", 2),
+        ("flyte", "p", "d", "b", 1),
         ("other", "q", "d", "a0", 0),
         ("other", "q", "d", "lost", 0),
     ]
@@ -200,14 +230,14 @@ async def test_table(
     assert await show_tree(here(etcd, prefix), "r1", "table") == 0
     first, second = capfd.readouterr().out.split("\n\n")
     title, header, *lines = first.splitlines()
-    assert title == ("p/d/r1 in namespace flyte: 4 actions (2 RUNNING, 1 SUCCEEDED, 1 FAILED)")
+    assert title == ("p/d/r1 in namespace flyte: 4 actions (2 RUNNING, 1 FAILED, 1 SUCCEEDED)")
     assert header.split() == ["ACTION", "PHASE", "TRY", "TIME", "DETAIL"]
-    assert lines[1].split() == ["├─", "b", "SUCCEEDED", "1", "1m30s", "do_b"]
+    assert lines[3].split() == ["└─", "b", "SUCCEEDED", "1", "1m30s", "do_b"]
     assert [line[: header.index("PHASE")].rstrip() for line in lines] == [
         "a0",
-        "├─ b",
-        "└─ a",
-        "   └─ c",
+        "├─ a",
+        "│  └─ c",
+        "└─ b",
     ]
     assert "gone (missing)" in second
     assert "└─ lost" in second

@@ -31,6 +31,7 @@ from etcd_actions.watch import ReflectorSettings
 from tests.record.test_outbox import Scripted
 from tests.support import flyte
 from tests.support.etcd_server import EtcdServer
+from tests.support.everyday import first_everyday
 from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.memory
@@ -70,7 +71,7 @@ async def until(
     return got
 
 
-@pytest.mark.parametrize("codec", CODEC_NAMES)
+@pytest.mark.parametrize("codec", first_everyday(CODEC_NAMES))
 async def test_a_run_from_its_start_to_its_mark(
     shared_etcd: EtcdServer, prefix: bytes, transport: TransportName, codec: str
 ) -> None:

@@ -100,7 +100,7 @@ def test_the_models_find_mistakes() -> None:
 
 def test_the_times_and_sizes_fit(resolved: Resolution) -> None:
     pod = DOCUMENTS["Deployment"]["spec"]["template"]["spec"]
-    grace = resolved[GRACE].value + resolved[DRAIN_DELAY].value + Worker.FOR_LEAVING
+    grace = resolved[GRACE].value + resolved[DRAIN_DELAY].value + Worker.ENDS_WITHIN
     assert pod["terminationGracePeriodSeconds"] >= grace + 10
     # The pod has what the worker offers, and some memory more.
     resources = container()["resources"]

@@ -85,7 +85,7 @@ def test_its_settings_exist_and_its_times_fit(parsed: dict[str, Any]) -> None:
     assert set(environment) <= {setting.variable for setting in SETTINGS}
     resolved = resolve(SETTINGS, [Environment(environment)])
     assert not resolved.errors
-    grace = resolved[GRACE].value + resolved[DRAIN_DELAY].value + Worker.FOR_LEAVING
+    grace = resolved[GRACE].value + resolved[DRAIN_DELAY].value + Worker.ENDS_WITHIN
     assert seconds(task["kill_timeout"]) >= grace + 10
     assert task["kill_signal"] == "SIGTERM"
     assert resolved[CPUS].value == task["resources"]["cores"]

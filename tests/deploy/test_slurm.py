@@ -146,7 +146,7 @@ def test_the_signal_comes_early_enough() -> None:
     text = re.search(r"ETCD_ACTIONS_GRACE:-(\w+)", SCRIPT.read_text())
     assert text is not None
     resolved = resolve(SETTINGS, [Environment({"ETCD_ACTIONS_GRACE": text[1]})])
-    grace = resolved[GRACE].value + resolved[DRAIN_DELAY].value + Worker.FOR_LEAVING
+    grace = resolved[GRACE].value + resolved[DRAIN_DELAY].value + Worker.ENDS_WITHIN
     assert int(seconds) >= grace + 10
     assert found["requeue"] == ""
     assert found["open-mode"] == "append"

@@ -36,7 +36,7 @@ def test_its_settings_exist_and_its_times_fit() -> None:
     found = resolve(SETTINGS, [Environment(environment)])
     assert not found.errors
     assert unit.arguments == ["worker"]
-    grace = found[GRACE].value + found[DRAIN_DELAY].value + Worker.FOR_LEAVING
+    grace = found[GRACE].value + found[DRAIN_DELAY].value + Worker.ENDS_WITHIN
     assert float(unit.value("TimeoutStopSec")) >= grace + 10
     assert environment["ETCD_ACTIONS_POOL"] == "gpu"
     state = f"/var/lib/{unit.value('StateDirectory')}"

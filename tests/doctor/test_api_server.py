@@ -174,7 +174,7 @@ async def test_captured_actions_tell_of_the_api_server_that_wrote_them(site: Sit
             (b"", "api-server-not-read"),
             (b"[" * 100_000, "api-server-not-read"),
         ],
-        5,
+        2,
     ),
 )
 async def test_a_namespace_that_takes_no_actions_is_warned_of(
@@ -223,7 +223,7 @@ async def test_each_namespace_that_has_actions_is_looked_at(site: Site) -> None:
             ),
             (ENCRYPTED, "api-server-not-read"),
         ],
-        4,
+        2,
     ),
 )
 async def test_a_crd_that_is_gone_or_going_is_told(

@@ -20,12 +20,22 @@ from tests.support.everyday import first_everyday
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """By each transport to each etcd, and in memory; the everyday suite has one etcd, CI all."""
+    """By each transport to each etcd, and in memory; the everyday suite has one etcd, CI all.
+
+    It also has no test marked ``bulk`` over the gateway.
+    """
     if "conformance_etcd" not in metafunc.fixturenames:
         return
     etcds = [pytest.param(each, id=each.label) for each in etcds_at_hand(metafunc.config)]
+    is_bulk = metafunc.definition.get_closest_marker("bulk") is not None
+    marks = {"grpc": [], "gateway": [pytest.mark.slow] if is_bulk else []}
     cases = [
-        pytest.param(transport, *each.values, marks=each.marks, id=f"{transport}-{each.id}")
+        pytest.param(
+            transport,
+            *each.values,
+            marks=[*each.marks, *marks[transport]],
+            id=f"{transport}-{each.id}",
+        )
         for each in first_everyday(etcds)
         for transport in ("grpc", "gateway")
     ]

@@ -226,6 +226,7 @@ async def test_previous_values_on_demand(etcd: EtcdClient, prefix: bytes) -> Non
             assert event.prev_kv is None or event.prev_kv.value == b"before"
 
 
+@pytest.mark.bulk
 async def test_a_large_revision_comes_in_fragments(etcd: EtcdClient, prefix: bytes) -> None:
     """More than etcd sends in one message: the parts are marked, all but the last."""
     puts = [Put(prefix + b"%03d" % number, b"x" * 14_000) for number in range(100)]
@@ -439,6 +440,7 @@ async def test_a_page_reader_may_stop_early(etcd: EtcdClient, prefix: bytes) -> 
         assert (await pages.receive()).total == 3
 
 
+@pytest.mark.bulk
 async def test_an_answer_of_many_megabytes(etcd: EtcdClient, prefix: bytes) -> None:
     """Larger than what gRPC takes unless it is told to; keys and values are any bytes."""
     for number in range(6):
@@ -449,6 +451,7 @@ async def test_an_answer_of_many_megabytes(etcd: EtcdClient, prefix: bytes) -> N
     ]
 
 
+@pytest.mark.bulk
 async def test_a_watch_from_the_past_brings_history(etcd: EtcdClient, prefix: bytes) -> None:
     """Every change since, in order, though etcd sends them in several messages."""
     first = (await etcd.put(prefix + b"k", b"0")).revision
@@ -520,14 +523,15 @@ async def test_a_write_that_is_cancelled_is_done_or_not(etcd: EtcdClient, prefix
 async def test_the_reflector_follows(etcd: EtcdClient, prefix: bytes) -> None:
     """What is there, then what changes, over whatever carries it."""
     sink = RecordingSink()
-    await etcd.put(prefix + b"flyte/r-a0", b"1")
+    first = (await etcd.put(prefix + b"flyte/r-a0", b"1")).revision
     async with reflecting(etcd, prefix, sink):
         await etcd.put(prefix + b"flyte/r-a0", b"2")
         await etcd.txn(Txn([], [Put(prefix + b"flyte/r-%d" % n, b"v") for n in range(100)]))
         await etcd.delete(KeyRange.of_key(prefix + b"flyte/r-a0"))
-        await judge_delivery(sink, etcd, prefix)
+        await judge_delivery(sink, etcd, prefix, since=first)
 
 
+@pytest.mark.bulk
 async def test_compare_and_swap_under_contention(etcd: EtcdClient, prefix: bytes) -> None:
     """Of any number of writers at once one wins each round, and no increment is lost."""
     store = Store(etcd)

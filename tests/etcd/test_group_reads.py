@@ -37,7 +37,7 @@ from etcd_actions.etcd.group_commit import GroupCommit, open_group_commit
 from etcd_actions.etcd.group_members import Touched, Write
 from tests.etcd.test_group_commit import Calls, Gate, cas, gated, grouped
 from tests.support.etcd_server import EtcdServer
-from tests.support.everyday import examples
+from tests.support.everyday import examples, first_everyday
 
 pytestmark = pytest.mark.memory
 
@@ -402,7 +402,7 @@ def comparisons(make: Callable[[int], Txn], members: int) -> int:
     return Counted.compared
 
 
-@pytest.mark.parametrize("make", [child, purge, swap])
+@pytest.mark.parametrize("make", first_everyday([child, purge, swap]))
 def test_the_check_of_a_group_is_near_linear(make: Callable[[int], Txn]) -> None:
     """Eight times the members need little more than eight times the comparisons."""
     few, many = comparisons(make, 250), comparisons(make, 2000)

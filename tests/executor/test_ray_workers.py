@@ -30,6 +30,7 @@ from etcd_actions.pipeline.watching_settings import WatchingSettings
 from tests.executor.tasks import ROOT, named, until
 from tests.executor.test_ray_executor import task, write
 from tests.executor.workers import fake_worker
+from tests.support.everyday import first_everyday
 from tests.support.http_server import HttpRequest, answer
 from tests.support.ray_head import RayHead, open_ray_head
 from tests.support.waiting import eventually
@@ -121,7 +122,7 @@ async def test_without_a_worker_of_ray_its_pool_waits_for_one(
             await until(client, ROOT, Phase.RUNNING)
 
 
-@pytest.mark.parametrize("pending", [True, False])
+@pytest.mark.parametrize("pending", first_everyday([True, False]))
 async def test_the_next_worker_follows_the_jobs_of_one_that_ended(
     etcd: Etcd,
     prefix: bytes,

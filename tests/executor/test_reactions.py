@@ -489,7 +489,13 @@ async def test_an_error_of_any_size_and_content_is_reported(bench: Bench) -> Non
 
 @pytest.mark.parametrize(
     "error",
-    [ValueError("65 is not a valid Signals"), OSError(errno.ELOOP, "links"), OverflowError("much")],
+    first_everyday(
+        [
+            ValueError("65 is not a valid Signals"),
+            OSError(errno.ELOOP, "links"),
+            OverflowError("much"),
+        ]
+    ),
 )
 async def test_an_outcome_that_nobody_can_read_is_a_failure(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, error: Exception

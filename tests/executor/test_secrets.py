@@ -95,8 +95,7 @@ async def test_a_task_gets_its_secrets_and_nobody_else_does(
             (Secret(key="there", mount_requirement=Secret.FILE), "as_env_var"),
             (Secret(key="there", env_var="_U_EP_OVERRIDE"), "give another with as_env_var"),
             (Secret(key="there", env_var="A=B"), "give another with as_env_var"),
-        ],
-        3,
+        ]
     ),
 )
 async def test_a_secret_that_is_not_to_be_had_fails_the_action_at_once(

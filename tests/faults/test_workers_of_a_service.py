@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import AsyncIterator
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 
+import psutil
 import pytest
 import trio
 
@@ -50,7 +52,7 @@ async def client(closed_etcd: OwnEtcd, prefix: bytes) -> AsyncIterator[ActionsCl
 
 
 class Served:
-    """The service of a test, and what its workers need."""
+    """A service of a test, and what its workers need."""
 
     def __init__(self, site: Site, etcd: OwnEtcd) -> None:
         self.address = f"127.0.0.1:{lasting_port()}"
@@ -76,6 +78,15 @@ class Served:
     @property
     def where(self) -> tuple[str | Path, ...]:
         return "--service", self.address, "--service-token-file", self._shown
+
+    def is_used_by(self, worker: Running) -> bool:
+        """Whether a worker has a connection to it."""
+        port = int(self.address.rpartition(":")[2])
+        connections = psutil.Process(worker.pid).net_connections("tcp")
+        return any(
+            each.raddr and each.raddr[1] == port and each.status == psutil.CONN_ESTABLISHED
+            for each in connections
+        )
 
     def show(self, token: str) -> None:
         self._shown.write_text(token)
@@ -109,6 +120,61 @@ async def test_a_worker_runs_tasks_over_the_service_and_its_restart(
         assert (action.phase, action.status.attempts) == (Phase.SUCCEEDED, 1)
         assert site.starts() == {"a0.0": 1}
         assert not worker.logs("lease_lost")
+        await client.enqueue(site.machine.task(AFTER, "exit 0"))
+        assert (await until(client, AFTER)).phase is Phase.SUCCEEDED
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "hangs"])
+async def test_a_worker_moves_to_another_service_when_its_own_is_lost(
+    client: ActionsClient, site: Site, closed_etcd: OwnEtcd, how: signal.Signals
+) -> None:
+    """Its lease is in etcd, which both services use: the attempt that runs continues."""
+    go = site.directory / "go"
+    pair = [Served(site, closed_etcd), Served(site, closed_etcd)]
+    where = (*pair[0].where, "--service", pair[1].address)
+    with trio.fail_after(180), ExitStack() as stack:
+        services = [stack.enter_context(pair[each].start(f"{each}")) for each in (0, 1)]
+        for each in services:
+            await each.logged("serving")
+        # A renewal is due each third of it: a service that hangs is found out well before the end.
+        ttl = ("--executor-claim-ttl", "30")
+        worker = stack.enter_context(site.worker_at("a", where, *ttl))
+        await worker.logged("working")
+        await client.enqueue(site.machine.task(ROOT, f"until [ -e {go} ]; do sleep 0.05; done"))
+        await until(client, ROOT, Phase.RUNNING)
+        await eventually(lambda: site.starts()["a0.0"] == 1)
+        (used,) = (each for each in (0, 1) if pair[each].is_used_by(worker))
+        services[used].signal(how)
+        await eventually(lambda: pair[1 - used].is_used_by(worker), within=60)
+        go.touch()
+        action = await until(client, ROOT)
+        assert (action.phase, action.status.attempts) == (Phase.SUCCEEDED, 1)
+        await client.enqueue(site.machine.task(AFTER, "exit 0"))
+        assert (await until(client, AFTER)).phase is Phase.SUCCEEDED
+        assert site.starts() == {"a0.0": 1, "after.0": 1}
+        for event in ("lease_lost", "claims_not_renewed_in_time"):
+            assert not worker.logs(event)
+
+
+async def test_a_worker_leaves_a_service_that_does_not_accept_it_any_more(
+    client: ActionsClient, site: Site, closed_etcd: OwnEtcd
+) -> None:
+    """One without --worker-access, or with other tokens, is as good as one that is down."""
+    pair = [Served(site, closed_etcd), Served(site, closed_etcd)]
+    where = (*pair[0].where, "--service", pair[1].address)
+    with trio.fail_after(120), ExitStack() as stack:
+        services = [stack.enter_context(pair[each].start(f"{each}")) for each in (0, 1)]
+        for each in services:
+            await each.logged("serving")
+        ttl = ("--executor-claim-ttl", "60")
+        worker = stack.enter_context(site.worker_at("a", where, *ttl))
+        await worker.logged("working")
+        (used,) = (each for each in (0, 1) if pair[each].is_used_by(worker))
+        kill(services[used])
+        kill(services[1 - used])
+        refusing = stack.enter_context(pair[used].start("c", "--worker-access=false"))
+        await refusing.logged("serving")
+        await (stack.enter_context(pair[1 - used].start("d"))).logged("serving")
         await client.enqueue(site.machine.task(AFTER, "exit 0"))
         assert (await until(client, AFTER)).phase is Phase.SUCCEEDED
 
@@ -168,6 +234,10 @@ def test_settings_of_etcd_next_to_the_service_are_refused(tmp_path: Path) -> Non
     assert "--service needs --service-token-file" in done.err
     done = finish("worker", *where, "--service-token-file", token, "--endpoints", "127.0.0.1:2")
     assert "--service is used in place of etcd, but --endpoints is for etcd" in done.err
+    done = finish("worker", *where, "--service-token-file", token, "--executor-claim-ttl", "3601")
+    assert "--executor-claim-ttl 3601: with --service claims live for 3600 seconds" in done.err
+    mixed = ("--service", "127.0.0.1:1,https://127.0.0.1:2", "--service-token-file", token)
+    assert "only some addresses have https://" in finish("worker", *mixed).err
     done = finish("worker", *where, "--service-token-file", tmp_path / "none")
     assert "--service-token-file: " in done.err
     assert done.code == 2

@@ -19,7 +19,7 @@ from etcd_actions.cli import command_line, exit_codes, secret_arguments
 from etcd_actions.cli.commands.get import _formatted, _stored_object
 from etcd_actions.cli.formats.action_tables import ActionTable, TreeTable
 from etcd_actions.cli.formats.action_tree import build_forest
-from etcd_actions.cli.formats.details import details
+from etcd_actions.cli.formats.details_text import details_text
 from etcd_actions.cli.formats.rows import ActionRow, stored_row
 from etcd_actions.cli.formats.standard_output import JsonLines
 from etcd_actions.codecs import json as json_codec
@@ -198,7 +198,7 @@ def test_a_stored_value(tmp_path: Path, value: bytes, key: bytes) -> None:
     row = stored_row(b"/p/", kv)
     for line in JsonLines().format([row]).splitlines():
         json.loads(line)
-    tables = [ActionTable(io.StringIO()).format([row]), details(b"/p/", [kv], io.StringIO())]
+    tables = [ActionTable(io.StringIO()).format([row]), details_text(b"/p/", [kv], io.StringIO())]
     if isinstance(row, ActionRow):
         places_ = build_forest([row], "r")
         tables.append(TreeTable(io.StringIO(), row.project, places_).format_tree())

@@ -25,7 +25,7 @@ from etcd_actions.registry.registry import open_registry
 from etcd_actions.runs.run_index import open_run_index
 from etcd_actions.server import ActionsServer, ServerSettings, open_actions_server
 from etcd_actions.server.front import FrontDoor
-from etcd_actions.server.front.attempt_logs import Logs
+from etcd_actions.server.front.attempt_logs import LogSources
 from etcd_actions.web import Bind
 from tests.support.hostile_wire import Target, pour, reset
 
@@ -224,7 +224,7 @@ class Served:
                         keepalive=1,
                         blobs=open_blob_store(self._folder),
                         reads_local_files=True,
-                        logs=Logs(client=self.client),
+                        logs=LogSources(client=self.client),
                         index=index,
                         registry=registry,
                         projects_with_runs=index.projects,

@@ -110,7 +110,7 @@ async def test_each_file_has_a_strict_policy_and_a_tag(
             "/v2/domain//project//runs/",
             "/index.html",
         ],
-        4,
+        2,
     ),
 )
 async def test_no_other_path_is_a_file(client: ActionsClient, front: FrontDoor, path: str) -> None:

@@ -88,7 +88,8 @@ async def until_owned(count: int, *clients: ActionsClient) -> None:
             and all(served(client) == own for client, own in zip(clients, sets, strict=True))
         )
 
-    await eventually(balanced)
+    # Each look sums up the statistics of all shards.
+    await eventually(balanced, every=0.02)
 
 
 async def end(client: ActionsClient, run: str, phase: Phase = Phase.SUCCEEDED) -> None:

@@ -139,7 +139,7 @@ def _parse(arguments: list[str]) -> None:
         group, context = command, click.Context(command, parent=context, info_name=name)
     if isinstance(group, Command):
         # A truth value alone is true.
-        arguments = list(group._completed(arguments))
+        arguments = list(group._with_truth_values(arguments))
     # The parser looks at no values: a file that is not here is no mistake of the document.
     _, rest, _ = group.make_parser(context).parse_args(list(arguments))
     wanted = [each for each in group.params if isinstance(each, click.Argument)]

@@ -20,6 +20,7 @@ from etcd_actions.run_service import RunService
 from etcd_actions.run_service.grpc_run_service import open_run_service
 from etcd_actions.testing import MemoryStore
 from tests.support import flyte
+from tests.support.everyday import first_everyday
 from tests.support.run_service_server import Fault, RunServiceServer
 from tests.support.scene import PROCESSOR
 from tests.support.waiting import eventually
@@ -241,7 +242,9 @@ async def test_the_first_child_makes_its_parent_running(etcd: Etcd, prefix: byte
     assert (service.of("c1"), service.of("c2")) == ([], [])
 
 
-@pytest.mark.parametrize("phase", [Phase.RUNNING, Phase.PAUSED, Phase.FAILED, Phase.TIMED_OUT])
+@pytest.mark.parametrize(
+    "phase", first_everyday([Phase.RUNNING, Phase.PAUSED, Phase.FAILED, Phase.TIMED_OUT])
+)
 async def test_a_parent_that_is_further_is_not_promoted(
     etcd: Etcd, prefix: bytes, phase: Phase
 ) -> None:
@@ -332,7 +335,7 @@ async def test_reason_and_actor_of_an_abort(etcd: Etcd, prefix: bytes) -> None:
 
 
 @pytest.mark.network
-@pytest.mark.parametrize("phase", [Phase.SUCCEEDED, Phase.FAILED])
+@pytest.mark.parametrize("phase", first_everyday([Phase.SUCCEEDED, Phase.FAILED]))
 async def test_a_trace_is_told_as_what_it_is(etcd: Etcd, prefix: bytes, phase: Phase) -> None:
     """Defect d: by its record, with its own phase; durable; recorded again it is told again."""
     with RunServiceServer() as server:

@@ -16,8 +16,8 @@ from etcd_actions import ActionId, ActionsClient, ActionStatus, Phase
 from etcd_actions.errors import ConfigError
 from etcd_actions.model import ErrorState
 from etcd_actions.server import ActionsServer, ServerSettings, open_actions_server
-from etcd_actions.server.admission import RateLimit
 from etcd_actions.server.error_codes import Refusal
+from etcd_actions.server.rate_limit import RateLimit
 from etcd_actions.server.tokens import Tokens
 from etcd_actions.web import Bind, HttpLimits, ServerTls
 from tests.server.clients import SENTINEL, ConnectClient, Failed, GrpcClient, Reading

@@ -12,7 +12,7 @@ from flyteidl2.actions import actions_service_pb2 as pb
 
 from etcd_actions import ActionId, ActionsClient
 from etcd_actions.server import ActionsServer, ServerSettings, open_actions_server
-from etcd_actions.server.admission import RateLimit
+from etcd_actions.server.rate_limit import RateLimit
 from etcd_actions.server.service import ActionsService
 from etcd_actions.web import HttpLimits
 from tests._internal.test_containment import UNEXPECTED

@@ -9,12 +9,12 @@ import trio
 import trio.testing
 
 from etcd_actions._internal.containment import Containment
-from etcd_actions.server.admission import RateLimit
 from etcd_actions.server.application import Application, Calls
 from etcd_actions.server.authentication import Authentication
 from etcd_actions.server.grpc_health import Health
 from etcd_actions.server.methods import Methods
-from etcd_actions.server.project_access import Access
+from etcd_actions.server.project_access import ProjectAccess
+from etcd_actions.server.rate_limit import RateLimit
 from etcd_actions.server.streams import Streams
 from etcd_actions.web import ClientDisconnected, Message
 from etcd_actions.web.asgi import ON_DISCONNECT
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.memory(jumps=False)
 @pytest.fixture
 def application() -> Application:
     containment = Containment()
-    methods = Methods(60, containment, Access())
+    methods = Methods(60, containment, ProjectAccess())
     methods.add(Health(lambda: methods.services, lambda: True, Streams(1)))
     calls = Calls(Authentication(None, None), RateLimit(0), containment)
     return Application(methods, calls, message_bytes=1024)

@@ -333,7 +333,7 @@ async def test_a_call_that_outlasts_the_grace_is_told_to_try_again(
     assert [error.code for error in caught] == ["unavailable"]
 
 
-@pytest.mark.parametrize("kind", CLIENTS)
+@pytest.mark.parametrize("kind", first_everyday(CLIENTS))
 async def test_a_call_that_takes_too_long_is_told_so(
     client: ActionsClient, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

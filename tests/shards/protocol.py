@@ -380,7 +380,7 @@ class Member:
             shard.range,
             keys.owner(shard.id),
             keys.checkpoint(shard.id),
-            keys.is_unchanged(shard.id, shard.revision),
+            keys.shard_unchanged(shard.id, shard.revision),
         )
 
     async def refresh(self) -> None:
@@ -524,12 +524,12 @@ class Member:
                 await self.replace([shard, other], [])
 
     async def replace(self, old: list[Shard], boundaries: list[bytes]) -> None:
-        held = {
+        fences = {
             work.place.shard.id: work.fence
             for work in self.work.values()
             if work.fence is not None and work.place.shard in old and work.place.shard is not None
         }
-        await replace_shards(self.etcd, self.world.keys, old, boundaries, held=held)
+        await replace_shards(self.etcd, self.world.keys, old, boundaries, fences=fences)
 
     async def settle(self) -> None:
         """All that the plan says, by the newest view."""

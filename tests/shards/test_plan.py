@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from etcd_actions.shards import Role, Shard, ShardTable, ShardView, make_plan, states
+from etcd_actions.shards import Role, Shard, ShardTable, ShardView, make_plan, shard_states
 from etcd_actions.shards.assignment import assign, ranked
 from etcd_actions.shards.plan import Plan
 from etcd_actions.shards.shard_range import initial_ranges, scope_of
@@ -105,7 +105,7 @@ def test_a_fallback_stands_when_the_target_does_not(rank: int) -> None:
     due = since + rank * 2 * TTL
     early = plan_of(view, me, now=due - 0.1)
     assert 0 not in early.duties
-    assert early.again_at == due
+    assert early.replan_at == due
     duty = plan_of(view, me, now=due).duties[0]
     assert (duty.role, duty.stands, duty.reports_ready) == (Role.FALLBACK, True, False)
     assert duty.reason == f"no owner for {rank * 20} s; rank {rank}"
@@ -113,7 +113,7 @@ def test_a_fallback_stands_when_the_target_does_not(rank: int) -> None:
     owners = dict(assign(range(4), ABC))
     owned = view_of(owners=owners)
     assert 0 not in plan_of(owned, me, now=due).duties
-    assert plan_of(owned, me, now=due).again_at == math.inf
+    assert plan_of(owned, me, now=due).replan_at == math.inf
     owned = view_of(owners=owners | {0: me})
     assert plan_of(owned, me, now=due).duties[0].role is Role.KEEPING
 
@@ -137,7 +137,9 @@ def test_nothing_changes_by_ranges_that_do_not_divide_the_scope(
     view = view_of(table=table, owners={0: "a"}, ready={0: frozenset("b")})
     assert make_plan(view, "a", leading={0}, now=0, ttl=TTL) is None
     assert problem in table.problem
-    assert [state.target for state in states(view, now=0, ttl=TTL)] == [""] * len(table.shards)
+    assert [state.target for state in shard_states(view, now=0, ttl=TTL)] == [""] * len(
+        table.shards
+    )
 
 
 def test_a_replaced_shard_is_no_duty_any_more() -> None:
@@ -153,7 +155,7 @@ def test_the_states_of_the_shards() -> None:
         ready={2: frozenset({"b", "a"})},
         ownerless_since={3: 100.0},
     )
-    found = states(view, now=130.0, ttl=TTL)
+    found = shard_states(view, now=130.0, ttl=TTL)
     assert [state.shard.id for state in found] == [0, 1, 2, 3]
     assert [state.owner for state in found] == [TARGET, "gone", FALLBACKS[0], ""]
     assert [state.target for state in found] == list(assign(range(4), ABC).values())
@@ -165,5 +167,5 @@ def test_the_states_of_the_shards() -> None:
     ]
     assert found[2].ready == ("a", "b")
     assert found[3].ownerless == 30.0
-    [first, *_] = states(ShardView(TABLE), now=0, ttl=TTL)
+    [first, *_] = shard_states(ShardView(TABLE), now=0, ttl=TTL)
     assert first.problem == "no owner, and there is no member"

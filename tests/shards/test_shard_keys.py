@@ -14,10 +14,10 @@ from etcd_actions.etcd.api import Etcd
 from etcd_actions.model import Keyspace
 from etcd_actions.shards import ShardKeys, ShardRange, load_table, member_name
 from etcd_actions.shards.shard_keys import (
-    CheckpointOf,
+    CheckpointKey,
     MemberKey,
-    OwnerOf,
-    RangeOf,
+    OwnerKey,
+    RangeKey,
     ReadyKey,
     check_member_name,
     decode_member,
@@ -49,9 +49,9 @@ def test_the_keys() -> None:
 
 @given(st.integers(0, 10**9 - 1))
 def test_a_key_is_parsed_to_what_it_was_made_of(shard: int) -> None:
-    assert KEYS.parse(KEYS.range(shard)) == RangeOf(shard)
-    assert KEYS.parse(KEYS.owner(shard)) == OwnerOf(shard)
-    assert KEYS.parse(KEYS.checkpoint(shard)) == CheckpointOf(shard)
+    assert KEYS.parse(KEYS.range(shard)) == RangeKey(shard)
+    assert KEYS.parse(KEYS.owner(shard)) == OwnerKey(shard)
+    assert KEYS.parse(KEYS.checkpoint(shard)) == CheckpointKey(shard)
     assert KEYS.parse(KEYS.ready_member(shard, "h/1")) == ReadyKey(shard, "h/1")
     assert KEYS.parse(KEYS.member("h/1")) == MemberKey("h/1")
 

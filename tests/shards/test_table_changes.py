@@ -44,7 +44,7 @@ async def create(etcd: Etcd, keys: ShardKeys, count: int = 4) -> ShardTable:
 async def own(etcd: Etcd, keys: ShardKeys, shard: Shard, name: str = "m") -> Compare | None:
     """Create a shard's owner key as its election does; returns the fence."""
     key = keys.owner(shard.id)
-    compares = [Compare.incarnation(key, 0), keys.is_unchanged(shard.id, shard.revision)]
+    compares = [Compare.incarnation(key, 0), keys.shard_unchanged(shard.id, shard.revision)]
     created = await etcd.txn(Txn(compares, [Put(key, name.encode())]))
     return Leadership(key, created.revision).fence if created.succeeded else None
 
@@ -202,9 +202,9 @@ async def test_a_shard_with_an_owner_is_not_replaced(etcd: Etcd, keys: ShardKeys
             await replace_shards(etcd, keys, old, [])
     stale = Compare.incarnation(keys.owner(1), 7)
     with pytest.raises(FailedPrecondition, match="has the owner other"):
-        await replace_shards(etcd, keys, [second], [], held={1: stale})
+        await replace_shards(etcd, keys, [second], [], fences={1: stale})
     with pytest.raises(FailedPrecondition, match="shard 0000 has no owner any more"):
-        await replace_shards(etcd, keys, [first], [], held={0: ANY_OWNER})
+        await replace_shards(etcd, keys, [first], [], fences={0: ANY_OWNER})
     assert (await load_table(etcd, keys)).shards == table.shards
 
 
@@ -216,7 +216,7 @@ async def test_an_owner_replaces_its_shard(etcd: Etcd, keys: ShardKeys) -> None:
     # The other shard had no owner yet.
     lowest = (await value_of(etcd, keys.checkpoint(1)))["revision"]
     await save(etcd, keys.checkpoint(0), fence, 3)
-    await replace_shards(etcd, keys, [first, second], [], held={0: fence})
+    await replace_shards(etcd, keys, [first, second], [], fences={0: fence})
     assert await lowest_first(etcd, keys) == [2]
     assert not (await etcd.txn(Txn([fence], []))).succeeded
     assert (await etcd.range(KeyRange.of_prefix(keys.owners))).kvs == []
@@ -320,7 +320,7 @@ async def test_a_checkpoint_that_cannot_be_used_counts_as_none_with_an_open_term
     await save(etcd, keys.checkpoint(0), fence, 3)
     await etcd.put(keys.checkpoint(1), b"[" * 3000)
     await etcd.put(keys.checkpoint(2), b'{"revision":1,"clusterId":"123"}')
-    table = await replace_shards(etcd, keys, table.shards, [], held={0: fence})
+    table = await replace_shards(etcd, keys, table.shards, [], fences={0: fence})
     merged = await value_of(etcd, keys.checkpoint(table.shards[0].id))
     assert (merged["revision"], merged["term"].get("closed", False)) == (3, False)
 

@@ -95,12 +95,14 @@ async def judge_delivery(
     *,
     earlier: Sequence[Entry] = (),
     skipped: Sequence[Skipped] = (),
+    since: int = 1,
 ) -> list[Entry]:
     """Wait until every key's last state was given out; then nothing may be wrong.
 
-    ``earlier`` is history read before it was compacted away.
+    ``earlier`` is history read before it was compacted away. ``since`` is a revision before which
+    the prefix had no key: all that other tests have written to a shared etcd would be read, too.
     """
-    since = earlier[-1].mod_revision + 1 if earlier else 1
+    since = earlier[-1].mod_revision + 1 if earlier else since
     history = [*earlier]
     history += await oracle.read_history(direct, KeyRange.of_prefix(prefix), since=since)
     final = oracle.final_states(history)

@@ -82,7 +82,9 @@ async def _elsewhere(world: World) -> None:
     await world.record(input_uri="s3://elsewhere/inputs.pb")
 
 
-@pytest.mark.parametrize("spoil", [_undecodable, _of_a_later_version, _no_object, _elsewhere])
+@pytest.mark.parametrize(
+    "spoil", first_everyday([_undecodable, _of_a_later_version, _no_object, _elsewhere], 2)
+)
 async def test_where_something_cannot_be_read_nothing_goes(
     world: World, spoil: Callable[[World], Awaitable[None]]
 ) -> None:
@@ -153,7 +155,7 @@ async def test_a_move_that_was_cut_off_left_two_names(world: World, *, is_named:
     assert await world.stored() == ([key] if is_named else [])
 
 
-@pytest.mark.parametrize("seed", first_everyday(range(12), 3))
+@pytest.mark.parametrize("seed", first_everyday(range(12)))
 async def test_exactly_what_can_be_reached_stays(world: World, seed: int) -> None:
     """Random uploads, inputs that name some, runs and tasks that come and go."""
     chance = random.Random(seed)

@@ -285,7 +285,7 @@ REFERRERS: list[Refer] = [
 ]
 
 
-@pytest.mark.parametrize("refer", first_everyday(REFERRERS, 4))
+@pytest.mark.parametrize("refer", first_everyday(REFERRERS, 2))
 async def test_what_refers_to_an_upload_keeps_it(world: World, refer: Refer) -> None:
     key = await world.upload()
     other = await world.upload(b"other")

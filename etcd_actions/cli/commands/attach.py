@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager
 
 import trio
 from flyteidl2.workflow import run_definition_pb2 as runs_pb
@@ -21,7 +22,7 @@ from etcd_actions.cli.formats.standard_output import (
 )
 from etcd_actions.cli.names import Name, find_run, parse_name, with_nearest
 from etcd_actions.cli.options import CommonOptions
-from etcd_actions.cli.reader import Reader
+from etcd_actions.cli.reader import ACTIONS_AT_ONCE, Reader
 from etcd_actions.cli.signals import open_stop
 from etcd_actions.errors import EtcdActionsError
 from etcd_actions.model import ROOT_ACTION, Phase
@@ -45,7 +46,7 @@ async def attach_to_run(common: CommonOptions, text: str, output: str | None) ->
                         ended.append(await follow_run(reader, name, printer))
                 nursery.cancel_scope.cancel("the output has ended")
         if not ended:
-            print_message(continues(name))
+            print_message(continues_message(name))
             return ExitCode.OK
     root = ended[0]
     reason = f": {root.error}" if root.error else ""
@@ -53,7 +54,7 @@ async def attach_to_run(common: CommonOptions, text: str, output: str | None) ->
     return ExitCode.OK if root.phase in SUCCESSES else ExitCode.RUN_FAILED
 
 
-def continues(run: Name) -> str:
+def continues_message(run: Name) -> str:
     """The message about a run that is not followed any more."""
     return f"the run continues: etcd-actions attach {run.path} follows it, abort {run.path} ends it"
 
@@ -68,10 +69,21 @@ async def follow_run(reader: Reader, run: Name, printer: ProgressPrinter) -> Act
     send, receive = trio.open_memory_channel[list[ActionState]](math.inf)
     ended: list[ActionState] = []
 
-    def accept(actions: Sequence[runs_pb.EnrichedAction]) -> bool:
+    is_complete = has_ended = False
+
+    def open_stream() -> AbstractAsyncContextManager[AsyncIterator[list[runs_pb.EnrichedAction]]]:
+        nonlocal is_complete
+        is_complete = False
+        return reader.watch_actions(run)
+
+    def on_item(actions: Sequence[runs_pb.EnrichedAction]) -> bool:
+        nonlocal is_complete, has_ended
         states = [_state(each.action) for each in actions]
         send.send_nowait(states)
-        return any(each.action == ROOT_ACTION and each.phase.is_terminal for each in states)
+        has_ended |= any(each.action == ROOT_ACTION and each.phase.is_terminal for each in states)
+        # The root comes first: of a run that has ended the other actions follow.
+        is_complete |= len(actions) < ACTIONS_AT_ONCE
+        return has_ended and is_complete
 
     async with trio.open_nursery() as nursery:
 
@@ -86,7 +98,7 @@ async def follow_run(reader: Reader, run: Name, printer: ProgressPrinter) -> Act
 
         nursery.start_soon(print_states)
         async with send:
-            await follow(run.path, lambda: reader.watch_actions(run), accept)
+            await follow(run.path, open_stream, on_item)
     return ended[-1]
 
 

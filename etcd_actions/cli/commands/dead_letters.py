@@ -19,7 +19,7 @@ from etcd_actions.cli.formats.standard_output import chosen_format, print_result
 from etcd_actions.cli.names import Name, nearest_to_unknown, parse_name
 from etcd_actions.cli.options import CommonOptions
 from etcd_actions.cli.service_dead_letters import DeadLetters
-from etcd_actions.cli.stored import open_stored
+from etcd_actions.cli.stored_objects import open_stored_objects
 from etcd_actions.dead_letters import DeadLetter
 from etcd_actions.errors import ConfigError, FailedPrecondition
 from etcd_actions.model import canonical_name
@@ -71,7 +71,7 @@ class UnreadableRow(msgspec.Struct, kw_only=True, omit_defaults=True, tag="UNREA
 Row = DeadLetterRow | UnreadableRow
 
 
-class Selection:
+class DeadLetterSelection:
     """Selects the dead letters of a command.
 
     Args:
@@ -126,7 +126,7 @@ async def list_dead_letters(
 ) -> int:
     """Print the dead letters, the oldest first."""
     form = chosen_format(output, elsewhere="jsonl")
-    selection = Selection(actions, common.namespace)
+    selection = DeadLetterSelection(actions, common.namespace)
     async with open_dead_letters(common) as client:
         dead_letters, missing = selection.of(await client.dead_letters())
         objects = await client.dead_letter_objects(dead_letters)
@@ -179,12 +179,12 @@ async def delete_dead_letters(
     return await _report_missing(common, missing)
 
 
-def _selection(common: CommonOptions, actions: Sequence[str], every: bool) -> Selection:
+def _selection(common: CommonOptions, actions: Sequence[str], every: bool) -> DeadLetterSelection:
     if bool(actions) == every:
         raise ConfigError(
             "give ACTIONs, or --all" if not every else "give ACTIONs or --all, not both"
         )
-    return Selection(actions, common.namespace, for_change=True)
+    return DeadLetterSelection(actions, common.namespace, for_change=True)
 
 
 async def _request(
@@ -323,7 +323,7 @@ def _table(rows: Sequence[Row]) -> bytes:
 async def _report_missing(common: CommonOptions, missing: Sequence[str]) -> ExitCode:
     if not missing:
         return ExitCode.OK
-    async with open_stored(common) as stored:
+    async with open_stored_objects(common) as stored:
         for text in missing:
             near = "" if text.startswith("/") else await nearest_to_unknown(stored.names, text)
             print_message(f"{quoted(text)} has no dead letter{near}")

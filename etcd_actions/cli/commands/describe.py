@@ -12,7 +12,7 @@ from google.protobuf.json_format import MessageToDict
 
 from etcd_actions.cli.backends import open_reader
 from etcd_actions.cli.exit_codes import ExitCode
-from etcd_actions.cli.formats.described import AttemptDescription, Description, Event
+from etcd_actions.cli.formats.descriptions import AttemptDescription, Description, Event
 from etcd_actions.cli.formats.message_rows import (
     action_row,
     error_of,
@@ -116,7 +116,7 @@ def _attempt(name: Name, attempt: pb.ActionAttempt) -> AttemptDescription:
 
 
 def _text(found: Sequence[Description]) -> bytes:
-    from etcd_actions.cli.formats.description import description  # noqa: PLC0415 (rich is slow)
+    from etcd_actions.cli.formats.description_text import description_text  # noqa: PLC0415 (rich is slow)
 
     now = datetime.now(UTC)
-    return b"\n".join(description(each, sys.stdout, now) for each in found)
+    return b"\n".join(description_text(each, sys.stdout, now) for each in found)

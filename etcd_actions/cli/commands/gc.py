@@ -42,7 +42,7 @@ _REASON: Final = "deleted by gc"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Collection:
+class GarbageCollection:
     """The flags of the command; see its help."""
 
     kinds: tuple[str, ...]
@@ -73,7 +73,7 @@ class Collection:
 
 
 async def collect_garbage(
-    common: CommonOptions, collection: Collection, output: str | None = None
+    common: CommonOptions, collection: GarbageCollection, output: str | None = None
 ) -> int:
     """Delete old runs, attempts or uploads, or print them in a dry run."""
     local = [kind for kind in collection.kinds if kind != RUNS]
@@ -100,7 +100,7 @@ async def collect_garbage(
 
 
 async def _collect_runs(
-    common: CommonOptions, collection: Collection, changes: Changes
+    common: CommonOptions, collection: GarbageCollection, changes: Changes
 ) -> dict[str, int]:
     async with open_reader(common, files=True) as reader:
         deleted = DeletedRuns(
@@ -148,7 +148,7 @@ def _time_of(action: Action) -> datetime:
 
 
 async def _collect_attempts(
-    common: CommonOptions, client: ActionsClient, collection: Collection, changes: Changes
+    common: CommonOptions, client: ActionsClient, collection: GarbageCollection, changes: Changes
 ) -> dict[str, int]:
     """Directories of attempts of this machine's executor."""
     from etcd_actions.executor.attempts.attempt_directory import directory_names  # noqa: PLC0415
@@ -174,7 +174,7 @@ async def _collect_attempts(
 
 
 async def _collect_uploads(
-    common: CommonOptions, client: ActionsClient, collection: Collection, changes: Changes
+    common: CommonOptions, client: ActionsClient, collection: GarbageCollection, changes: Changes
 ) -> dict[str, int]:
     """Uploads, inputs and definitions of images that no object refers to."""
     from etcd_actions.server.front.local_files import LocalFiles  # noqa: PLC0415

@@ -15,7 +15,7 @@ from etcd_actions.cli.formats.standard_output import chosen_format, standard_out
 from etcd_actions.cli.formats.yaml import as_yaml
 from etcd_actions.cli.names import Name, find_action, find_name, nearest, parse_name
 from etcd_actions.cli.options import CommonOptions
-from etcd_actions.cli.stored import open_stored
+from etcd_actions.cli.stored_objects import open_stored_objects
 from etcd_actions.codecs import codec_of
 from etcd_actions.codecs import json as json_codec
 from etcd_actions.errors import DecodeError, NotFound
@@ -61,7 +61,7 @@ async def get_actions(
         return await _watch(common, actions, "jsonl" if output is None and form == "json" else form)
     found: list[KeyValue] = []
     missing: list[str] = []
-    async with open_stored(common) as stored:
+    async with open_stored_objects(common) as stored:
         for text in actions:
             try:
                 kv = await stored.object(await find_name(stored.names, text))
@@ -69,17 +69,17 @@ async def get_actions(
                 missing.append(str(error))
                 continue
             if kv is None:
-                # The service does not look up a full path; of an expired run there is a record.
+                # The service does not verify a full path, and an expired run has only a record.
                 more = await nearest(stored.names, text)
-                missing.append(f"{text}: there is no object of it{more}")
+                missing.append(f"{text}: it has no object{more}")
             else:
                 found.append(kv)
         revision, prefix = stored.revision, stored.prefix
     with standard_output() as write:
         if form == "details":
-            from etcd_actions.cli.formats.details import details  # noqa: PLC0415 (rich is slow)
+            from etcd_actions.cli.formats.details_text import details_text  # noqa: PLC0415 (rich is slow)
 
-            write(details(prefix, found, sys.stdout))
+            write(details_text(prefix, found, sys.stdout))
         elif form in ("table", "wide", "name"):
             write(formatter(form).format([stored_row(prefix, kv) for kv in found]))
         else:
@@ -100,7 +100,7 @@ async def get_actions(
 async def _watch(common: CommonOptions, actions: Sequence[str], form: str) -> int:
     from etcd_actions.cli.commands.watch import watch_selected  # noqa: PLC0415 (slow to import)
 
-    async with open_stored(common) as stored:
+    async with open_stored_objects(common) as stored:
         names = [await find_action(stored.names, text) for text in actions]
     paths = {name.path for name in names}
     runs = {name.of_run() for name in names}
@@ -144,5 +144,5 @@ def _stored_object(prefix: bytes, kv: KeyValue, revision: int) -> StoredObject:
 
 
 def _formatted(document: object, indent: int) -> bytes:
-    """A document on one line (``indent`` -1), or on many; stored JSON has white space."""
+    """A document as JSON on one line (``indent`` -1) or on many, whatever white space it has."""
     return msgspec.json.format(msgspec.json.encode(document), indent=indent) + b"\n"

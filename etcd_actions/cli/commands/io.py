@@ -22,7 +22,7 @@ from etcd_actions.cli.reader import action_identifier
 async def show_data(
     common: CommonOptions, text: str, *, inputs: bool, outputs: bool, output: str | None
 ) -> int:
-    """Print inputs and outputs; both unless one is requested."""
+    """Print the inputs and outputs of an action; both if none of the flags is set."""
     form = chosen_format(output, elsewhere="json")
     parse_name(text)
     async with open_reader(common, files=True) as reader:

@@ -18,9 +18,9 @@ from etcd_actions.cli.formats.standard_output import (
     name_lines,
     standard_output,
 )
-from etcd_actions.cli.names import Name, find_run, parse_name
+from etcd_actions.cli.names import Name, find_run, nearest_to_unknown, parse_name
 from etcd_actions.cli.options import CommonOptions
-from etcd_actions.cli.stored import Stored, open_stored
+from etcd_actions.cli.stored_objects import StoredObjects, open_stored_objects
 from etcd_actions.codecs import codec_of
 from etcd_actions.errors import ConfigError, DecodeError
 from etcd_actions.etcd.api import KeyValue, RangeResult
@@ -129,7 +129,7 @@ class NameLines:
         return name_lines(row.path for row in rows if isinstance(row, ActionRow))
 
 
-class Selection:
+class RowSelection:
     """Selects the rows of pages by a filter.
 
     Attributes:
@@ -137,7 +137,7 @@ class Selection:
             matches every action, since it cannot be applied to them.
     """
 
-    def __init__(self, stored: Stored, selected: Filter, limit: int | None) -> None:
+    def __init__(self, stored: StoredObjects, selected: Filter, limit: int | None) -> None:
         self.undecodable = 0
         self._stored = stored
         self._filter = None if selected.matches_all else selected
@@ -148,12 +148,10 @@ class Selection:
         """Whether the limit is reached."""
         return self._left == 0
 
-    def actions(self, page: RangeResult) -> Iterator[tuple[int, ActionRow]]:
-        """The actions of the next page, each after its create revision."""
-        for kv in page.kvs:
-            row = self._row(kv)
-            if isinstance(row, ActionRow):
-                yield kv.create_revision, row
+    def actions(self, page: RangeResult) -> Iterator[ActionRow]:
+        """The actions of the next page."""
+        rows = map(self._row, page.kvs)
+        return (row for row in rows if isinstance(row, ActionRow))
 
     def rows(self, page: RangeResult) -> list[ActionRow | UndecodableRow]:
         """The rows of the next page."""
@@ -209,26 +207,43 @@ async def list_actions(
             raise ConfigError("--limit: with --watch there is no last action: leave one out")
         if selected.labels:
             raise ConfigError("--label: changes have no labels: leave out --watch")
+        none = "no action matches yet: waiting for one"
+        if named is not None:
+            selected, near = await _existing(common, named, selected)
+            none = f"no action of {named} matches yet: waiting for one{near}"
         run = Name(run=selected.run or "", namespace=common.namespace or "")
-        return await watch_selected(common, form, selected.selects, run)
-    several = common.config.namespace_template is not None
+        return await watch_selected(common, form, selected.selects, run, none)
     undecodable = 0
     with standard_output() as write:
-        printer = _Printer(form, write, runs_of_projects=several)
-        async with open_stored(common) as stored:
+        printer = _Printer(form, write, qualify_runs=common.qualify_runs)
+        async with open_stored_objects(common) as stored:
             undecodable = await printer.print(stored, selected, limit)
             if named is not None and not printer.has_rows:
                 # The text may be the name of an action, or of nothing.
                 found = await stored.names.find(parse_name(named))
                 if all(each.run != selected.run for each in found):
-                    run = await find_run(stored.names, named)
-                    selected = replace(
-                        selected, run=run.run, project=run.project, domain=run.domain
-                    )
+                    selected = _only(selected, await find_run(stored.names, named))
                     undecodable = await printer.print(stored, selected, limit)
         printer.finish()
     warn_undecodable(undecodable, shown=selected.matches_all)
     return ExitCode.OK
+
+
+async def _existing(common: CommonOptions, named: str, selected: Filter) -> tuple[Filter, str]:
+    """The filter by the run that a text names, and the nearest names if there is no such run.
+
+    The text may name an action. The run may still start.
+    """
+    async with open_stored_objects(common) as stored:
+        found = await stored.names.find(parse_name(named))
+        if found and all(each.run != selected.run for each in found):
+            return _only(selected, await find_run(stored.names, named)), ""
+        return selected, await nearest_to_unknown(stored.names, named)
+
+
+def _only(selected: Filter, run: Name) -> Filter:
+    """The filter with a run that exists."""
+    return replace(selected, run=run.run, project=run.project, domain=run.domain)
 
 
 def _of_run(selected: Filter) -> Filter:
@@ -250,18 +265,18 @@ def _of_run(selected: Filter) -> Filter:
 class _Printer:
     """Prints the rows of listings as they are read; of a document the start with the first page."""
 
-    def __init__(self, form: str, write: Write, *, runs_of_projects: bool) -> None:
+    def __init__(self, form: str, write: Write, *, qualify_runs: bool) -> None:
         self._document = Document(form) if form in ("json", "yaml") else None
-        self._lines: Format = self._document or formatter(form, runs_of_projects=runs_of_projects)
+        self._lines: Format = self._document or formatter(form, qualify_runs=qualify_runs)
         self._write = write
         self._revision = 0
         self._is_started = False
         self.has_rows = False
 
-    async def print(self, stored: Stored, selected: Filter, limit: int | None) -> int:
+    async def print(self, stored: StoredObjects, selected: Filter, limit: int | None) -> int:
         """Print the selected actions; returns the number of values that cannot be decoded."""
         run = Name(selected.project or "", selected.domain or "", selected.run or "")
-        selection = Selection(stored, selected, limit)
+        selection = RowSelection(stored, selected, limit)
         async with stored.pages(run) as pages:
             async for page in pages:
                 self._revision = page.revision
@@ -297,7 +312,7 @@ def warn_undecodable(count: int, *, shown: bool) -> None:
         print_message(values if shown else omitted)
 
 
-def formatter(form: str, *, runs_of_projects: bool = False, follow: bool = False) -> Format:
+def formatter(form: str, *, qualify_runs: bool = False, follow: bool = False) -> Format:
     """Formats rows as they come, in each format that is not a document."""
     if form == "jsonl":
         return JsonLines()
@@ -305,6 +320,4 @@ def formatter(form: str, *, runs_of_projects: bool = False, follow: bool = False
         return NameLines()
     from etcd_actions.cli.formats.action_tables import ActionTable  # noqa: PLC0415 (rich is slow to import)
 
-    return ActionTable(
-        sys.stdout, runs_of_projects=runs_of_projects, wide=form == "wide", follow=follow
-    )
+    return ActionTable(sys.stdout, qualify_runs=qualify_runs, wide=form == "wide", follow=follow)

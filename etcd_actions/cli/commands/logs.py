@@ -23,9 +23,9 @@ from etcd_actions.cli.signals import open_stop
 from etcd_actions.errors import EtcdActionsError, NotFound
 
 _QUIET: Final = 1.0
-"""Seconds without a line after which all lines of a running attempt have arrived."""
+"""Seconds without a line after which all present lines of a running attempt have arrived."""
 _AHEAD: Final = 16
-"""Responses that are received before they are written."""
+"""The most responses that are received and not written yet."""
 
 
 async def show_log(
@@ -85,7 +85,16 @@ async def _show(
 async def _show_attempt(
     reader: Reader, name: Name, attempt: int, write: Write, to_the_end: bool, tail: int | None
 ) -> bool:
-    """Write the log of one attempt; returns whether it has lines."""
+    """Write the log of one attempt; returns whether it has lines.
+
+    Args:
+        reader: Opens the stream of lines.
+        name: The action.
+        attempt: The attempt.
+        write: Writes to standard output.
+        to_the_end: Whether to write until the attempt has ended, or only the present lines.
+        tail: The number of present lines that are written, the last ones; None for all.
+    """
     last: deque[str] = deque(maxlen=tail)
     is_behind = True
     has_lines = False
@@ -128,7 +137,7 @@ async def _receive(
     send: trio.MemorySendChannel[list[str]],
     failures: list[EtcdActionsError],
 ) -> None:
-    """Receive in a task of its own: a cancelled receipt would end the stream."""
+    """Receive lines in a task of its own, since the stream ends if a receipt is cancelled."""
     request = pb.TailLogsRequest(action_id=action_identifier(name), attempt=attempt)
     kind = pb.TailLogsResponse
     with send:

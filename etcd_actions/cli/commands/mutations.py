@@ -39,7 +39,7 @@ _FLOAT = r"[+-]?(?:[0-9]{1,400}(?:\.[0-9]{0,400})?|\.[0-9]{1,400})(?:[eE][+-]?[0
 
 
 async def enqueue_file(common: CommonOptions, file: str, output: str | None = None) -> int:
-    """Create the action that a file describes."""
+    """Create the action that a file describes; ``-`` is standard input."""
     common.config.check_one_namespace()
     # Abandoned, so that a pipe or a terminal does not delay the end.
     request = await trio.to_thread.run_sync(read_request, file, abandon_on_cancel=True)
@@ -62,7 +62,7 @@ async def abort_action(
     request = pb.AbortRequest(reason=reason)
     if by:
         request.aborted_by.user.id.subject = by
-    async with _open_at(common, action) as (backend, named):
+    async with _open_for_action(common, action) as (backend, named):
         request.action_id.CopyFrom(named)
         done = await backend.abort(request)
     path = _path(named)
@@ -76,7 +76,7 @@ async def abort_action(
         if not done.aborted:
             change.result = "unchanged"
             # Without a phase an earlier call aborted it, and its object is deleted.
-            text = f"it had ended already: {change.phase or 'ABORTED'}"
+            text = f"it had already ended: {change.phase or 'ABORTED'}"
     print_change(output, change, f"{path}: {text}")
     return ExitCode.OK
 
@@ -88,7 +88,7 @@ async def signal_condition(
     request = pb.SignalRequest(value=literal_of(value, kind))
     if by:
         request.signalled_by.user.id.subject = by
-    async with _open_at(common, action) as (backend, named):
+    async with _open_for_action(common, action) as (backend, named):
         request.action_id.CopyFrom(named)
         request.parent_action_name = named.name
         await backend.signal(request)
@@ -110,7 +110,7 @@ async def report_status(
     request = pb.UpdateRequest(attempt=attempt)
     request.status.phase = Phase[phase].value
     request.status.attempts = attempt
-    async with _open_at(common, action) as (backend, named):
+    async with _open_for_action(common, action) as (backend, named):
         request.action_id.CopyFrom(named)
         await backend.update(request, error, message)
     path = _path(named)
@@ -120,10 +120,13 @@ async def report_status(
 
 
 @asynccontextmanager
-async def _open_at(
+async def _open_for_action(
     common: CommonOptions, action: str
 ) -> AsyncIterator[tuple[Backend, ActionIdentifier]]:
-    """The backend, and the action that an argument names."""
+    """Open the backend, and look up the action that an argument names.
+
+    If the body raises NotFound, the error has the nearest names.
+    """
     parse_name(action)
     async with open_backend(common) as backend:
         named = await find_action(backend.names, action)

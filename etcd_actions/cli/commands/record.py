@@ -110,7 +110,7 @@ class _StartRevision(NamedTuple):
 
 
 class Convergence:
-    """Whether the changes so far lead to a known state.
+    """Compares the state that the changes so far lead to with a known one.
 
     Args:
         revision: The revision of the state.
@@ -142,7 +142,7 @@ class Convergence:
 
 
 class _RecordTarget:
-    """The file, which a thread writes."""
+    """The file or pipe that a record is written to, by a thread."""
 
     def __init__(self, name: str, descriptor: int) -> None:
         self.name = name
@@ -185,8 +185,8 @@ class _Recording:
         self._stop = stop
         self._settings = settings
         self._queue = ChangeQueue()
-        # Without a history the reflector itself reports the end of the list.
-        self._present = not settings.history
+        # Whether SYNCED is queued. Without a history the reflector does it at the end of its list.
+        self._is_synced = not settings.history
         self._convergence = Convergence(start.newest, start.state)
         # One range: its changes are delivered in the order of their revisions.
         self._reflector = Reflector(
@@ -218,7 +218,7 @@ class _Recording:
             nursery.start_soon(self._write, self._writer.header(header), written)
             nursery.start_soon(stop_when_unread, target.descriptor, self._stop)
             if settings.history:
-                nursery.start_soon(self._watch_convergence)
+                nursery.start_soon(self._detect_synced)
             with self._stop.interrupts():
                 # A history is synced later than its first list.
                 await self._reflector.run(
@@ -241,9 +241,9 @@ class _Recording:
     def dispatch(self, changes: Sequence[Change], /) -> None:
         """Queue changes."""
         self._queue.dispatch(changes)
-        if not self._present:
+        if not self._is_synced:
             self._convergence.apply(changes)
-            self._mark_present()
+            self._queue_synced()
 
     async def _write(self, header: bytes, written: trio.Event) -> None:
         """Write the changes of the queue until it or its reader ends."""
@@ -261,33 +261,39 @@ class _Recording:
         written.set()
         self._stop.request()
 
-    def _mark_present(self, *, by_revision: bool = True) -> None:
-        """Queue SYNCED, once, when the history has reached the newest revision of the start.
+    def _queue_synced(self, *, by_revision: bool = True) -> None:
+        """Queue SYNCED, once, if the history has reached the newest revision of the start.
 
-        Without ``by_revision`` the caller has another proof of that.
+        Args:
+            by_revision: False if the caller knows without the revision that it has.
         """
         newest, revision = self._start.newest, self._reflector.statistics().revision
-        if not self._present and (revision >= newest or not by_revision):
-            self._present = True
+        if not self._is_synced and (revision >= newest or not by_revision):
+            self._is_synced = True
             self._queue.started(max(revision, newest))
 
-    async def _watch_convergence(self) -> None:
-        """Queue SYNCED if none of our changes has the newest revision."""
+    async def _detect_synced(self) -> None:
+        """Queue SYNCED also if no change below the prefix has the newest revision of the start.
+
+        Then a progress notification shows it. If etcd's notifications are not reliable, the keys
+        show it, once no change has arrived for a while.
+        """
         last: tuple[int, int] | None = None
         quiet_since = 0.0
-        while not self._present:
+        while not self._is_synced:
             await trio.sleep(_CHECK_INTERVAL)
-            self._mark_present()
+            self._queue_synced()
             now = self._reflector.statistics()
             at = (now.events, sum(now.reconnects.values()))
             if at != last or not now.streaming:
                 last, quiet_since = at, trio.current_time()
             quiet = trio.current_time() - quiet_since > _QUIET
             if quiet and self._convergence.complete and not self._start.reliable_progress:
-                self._mark_present(by_revision=False)
+                self._queue_synced(by_revision=False)
 
 
 async def _find_start(etcd: Etcd, keys: KeyRange, *, history: bool) -> _StartRevision:
+    """Read the revision at which the recording starts, and the state that it has to reach."""
     oldest = await find_oldest_revision(etcd, keys) if history else 0
     found = await etcd.range(keys, keys_only=history, count_only=not history)
     try:
@@ -307,6 +313,7 @@ async def _find_start(etcd: Etcd, keys: KeyRange, *, history: bool) -> _StartRev
 def _up_to_synced(
     items: list[Change | SyncedRow],
 ) -> tuple[list[Change | SyncedRow], bool]:
+    """The items up to SYNCED, and whether that is among them."""
     for index, item in enumerate(items):
         if isinstance(item, SyncedRow):
             return items[: index + 1], True

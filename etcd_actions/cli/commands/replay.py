@@ -21,7 +21,7 @@ from etcd_actions.cli.exit_codes import ExitCode, print_message
 from etcd_actions.cli.formats.standard_output import check_input_open
 from etcd_actions.cli.options import CommonOptions
 from etcd_actions.cli.printing import output_by_print
-from etcd_actions.cli.signals import at_once, open_stop
+from etcd_actions.cli.signals import before_forced_exit, open_stop
 from etcd_actions.errors import InputError, OutcomeUnknown, Unavailable
 from etcd_actions.etcd import Etcd
 from etcd_actions.etcd.api import (
@@ -287,5 +287,5 @@ def _progress(descriptor: int) -> Iterator[Progress]:
     console = Console(stderr=True, _environ=sane_environment(os.environ))
     with Bar(*columns, console=console, transient=True, redirect_stdout=False) as bar:
         task = bar.add_task("replaying", total=total, done=0)
-        with at_once(bar.stop):
+        with before_forced_exit(bar.stop):
             yield lambda offset, done: bar.update(task, completed=offset, done=done)

@@ -23,7 +23,7 @@ from etcd_actions.cli.exit_codes import ExitCode, print_message
 from etcd_actions.cli.formats.standard_output import check_output_open, standard_output
 from etcd_actions.cli.names import Name, find_run
 from etcd_actions.cli.options import CommonOptions
-from etcd_actions.cli.reader import Reader, action_identifier
+from etcd_actions.cli.reader import ACTIONS_AT_ONCE, Reader, action_identifier
 from etcd_actions.errors import ConfigError, InputError, NotFound
 from etcd_actions.model import Phase
 from etcd_actions.page.report import report_document
@@ -34,9 +34,6 @@ MOST_DETAILED: Final = 2_000
 
 # Reads of details at a time.
 _AT_ONCE: Final = 8
-# Actions of one message.
-_IN_A_MESSAGE: Final = 200
-
 _FAILED: Final = (Phase.FAILED, Phase.TIMED_OUT, Phase.ABORTED)
 
 
@@ -149,11 +146,11 @@ def _interest(action: runs_pb.Action) -> tuple[bool, bool, bool]:
 
 
 def _messages(actions: list[runs_pb.Action]) -> list[str]:
-    """The actions as the stream of a run sends them."""
+    """The actions as the stream of a run sends them; the last message is not full."""
     messages = []
-    for start in range(0, len(actions), _IN_A_MESSAGE):
+    for start in range(0, len(actions) + 1, ACTIONS_AT_ONCE):
         message = WatchActionsResponse()
-        for action in actions[start : start + _IN_A_MESSAGE]:
+        for action in actions[start : start + ACTIONS_AT_ONCE]:
             message.enriched_actions.add().action.CopyFrom(action)
         messages.append(base64.b64encode(message.SerializeToString()).decode())
     return messages

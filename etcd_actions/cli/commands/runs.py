@@ -30,7 +30,7 @@ from etcd_actions.cli.names import Name
 from etcd_actions.cli.options import CommonOptions
 from etcd_actions.cli.reader import Reader
 from etcd_actions.cli.signals import open_stop
-from etcd_actions.cli.stored import open_stored
+from etcd_actions.cli.stored_objects import open_stored_objects
 from etcd_actions.config.settings import SERVICE
 from etcd_actions.errors import ConfigError, NotFound
 from etcd_actions.model import ROOT_ACTION, Phase
@@ -112,7 +112,7 @@ class RunFilter:
 
 
 class RunList(msgspec.Struct, frozen=True):
-    """The JSON output."""
+    """The output as one document."""
 
     runs: list[RunRow]
 
@@ -195,7 +195,7 @@ class _Printer:
 async def _listed(
     reader: Reader, request: pb.ListRunsRequest, limit: int | None
 ) -> tuple[list[RunRow], bool]:
-    """The runs of a request, up to a limit, and whether there are no more."""
+    """The rows of a request, up to a limit, and whether these are all."""
     rows: list[RunRow] = []
     while True:
         rest = _PAGE if limit is None else min(_PAGE, limit - len(rows))
@@ -222,7 +222,7 @@ async def _without_records(
     """The runs of an etcd on which no process has written records, by their roots, newest first."""
     now = datetime.now(UTC)
     rows: list[RunRow] = []
-    async with open_stored(common) as stored, stored.pages(Name()) as pages:
+    async with open_stored_objects(common) as stored, stored.pages(Name()) as pages:
         async for page in pages:
             for root in (stored_row(stored.prefix, kv) for kv in page.kvs):
                 if isinstance(root, ActionRow) and root.action == ROOT_ACTION:
@@ -251,7 +251,7 @@ def _run_of(root: ActionRow) -> RunRow:
 
 
 async def count_actions(reader: Reader, rows: Sequence[RunRow]) -> list[RunRow]:
-    """The rows with the numbers of actions, except where the objects have expired."""
+    """The rows with the numbers of actions; rows of runs whose objects have expired stay as is."""
     counted = list(rows)
     limiter = trio.CapacityLimiter(_COUNTED_AT_ONCE)
 
@@ -277,7 +277,7 @@ async def count_actions(reader: Reader, rows: Sequence[RunRow]) -> list[RunRow]:
 async def _follow(reader: Reader, selected: RunFilter, printed: _Printer, oldest: str) -> None:
     """Print the runs that change or are new, until a signal or the end of the output's reader."""
 
-    def accept(response: pb.WatchRunsResponse) -> bool:
+    def on_item(response: pb.WatchRunsResponse) -> bool:
         now = datetime.now(UTC)
         rows = [
             row
@@ -291,7 +291,7 @@ async def _follow(reader: Reader, selected: RunFilter, printed: _Printer, oldest
     async with open_stop() as stop, trio.open_nursery() as nursery:
         nursery.start_soon(stop_when_unread, sys.stdout.fileno(), stop)
         with stop.interrupts():
-            await follow("runs", lambda: reader.watch_runs(request), accept)
+            await follow("runs", lambda: reader.watch_runs(request), on_item)
         nursery.cancel_scope.cancel("the end is requested")
 
 

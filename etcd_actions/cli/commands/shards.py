@@ -23,7 +23,7 @@ async def list_shards(common: CommonOptions, output: str | None) -> int:
     async with common.open_etcd() as etcd:
         keyspace = Keyspace(common.prefix)
         for scope in await shard_scopes(etcd, keyspace, common.namespace):
-            _add(found, scope or _ALL, await read_shards(etcd, keyspace, scope))
+            _add_scope(found, scope or _ALL, await read_shards(etcd, keyspace, scope))
     print_rows(form, found.shards, found, lambda wide: _table(found.shards, wide=wide))
     if form in ("table", "wide"):
         for member in found.members:
@@ -45,24 +45,25 @@ async def remove_shards(common: CommonOptions) -> int:
     return ExitCode.OK
 
 
-def _add(found: ShardList, scope: str, snapshot: ShardsSnapshot) -> None:
+def _add_scope(found: ShardList, scope: str, snapshot: ShardsSnapshot) -> None:
+    """Add the shards, members and problems of one namespace, or of all together."""
     view = snapshot.view
-    for shard, actions, checkpoint, problem in (
-        (each.state, each.actions, each.checkpoint, each.problem) for each in snapshot.shards
-    ):
+    for report in snapshot.shards:
+        state = report.state
+        shard = state.shard
         found.shards.append(
             ShardRow(
                 scope=scope,
-                id=str(shard.shard),
-                start=shard.shard.range.start.decode(errors="backslashreplace"),
-                end=shard.shard.range.end.decode(errors="backslashreplace"),
-                owner=shard.owner,
-                target=shard.target,
-                ready=shard.ready,
-                actions=actions,
-                checkpoint=checkpoint,
-                behind=snapshot.revision - checkpoint if checkpoint else 0,
-                problem=problem,
+                id=str(shard),
+                start=shard.range.start.decode(errors="backslashreplace"),
+                end=shard.range.end.decode(errors="backslashreplace"),
+                owner=state.owner,
+                target=state.target,
+                ready=state.ready,
+                actions=report.actions,
+                checkpoint=report.checkpoint,
+                behind=snapshot.revision - report.checkpoint if report.checkpoint else 0,
+                problem=report.problem,
             )
         )
     owners = list(view.owners.values())
@@ -79,6 +80,6 @@ def _add(found: ShardList, scope: str, snapshot: ShardsSnapshot) -> None:
 
 
 def _table(rows: Sequence[ShardRow], *, wide: bool) -> bytes:
-    from etcd_actions.cli.formats.shard_table import ShardRows  # noqa: PLC0415 (rich is slow)
+    from etcd_actions.cli.formats.shard_table import ShardListTable  # noqa: PLC0415 (rich is slow)
 
-    return ShardRows(sys.stdout, wide=wide).format(rows)
+    return ShardListTable(sys.stdout, wide=wide).format(rows)

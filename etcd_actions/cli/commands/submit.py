@@ -20,7 +20,7 @@ import trio
 from etcd_actions._internal.quoting import quoted
 from etcd_actions.app.executor import sdk_python
 from etcd_actions.app.stop import Stop
-from etcd_actions.cli.commands.attach import SUCCESSES, continues, follow_run
+from etcd_actions.cli.commands.attach import SUCCESSES, continues_message, follow_run
 from etcd_actions.cli.commands.submit_endpoint import open_run_endpoint
 from etcd_actions.cli.exit_codes import ExitCode, print_message
 from etcd_actions.cli.formats.changes import Change, print_change
@@ -71,8 +71,8 @@ class Submission:
 
 async def submit_program(common: CommonOptions, submission: Submission, output: str | None) -> int:
     """Create the run, follow it, and return the exit code."""
-    by_change = output in ("name", "json")
-    if by_change and not submission.detach:
+    prints_change = output in ("name", "json")
+    if prints_change and not submission.detach:
         raise ConfigError(f"--output {output}: it is for --detach; give table or jsonl")
     form = chosen_format(output, elsewhere="jsonl")
     common.config.check_one_namespace()
@@ -97,7 +97,7 @@ async def submit_program(common: CommonOptions, submission: Submission, output: 
                 let_finish()
                 if submission.detach:
                     change = Change(name=name, result="created")
-                    print_change(output if by_change else None, change, f"run {name}")
+                    print_change(output if prints_change else None, change, f"run {name}")
                     return ExitCode.OK
                 print_message(f"run {name}")
                 return await _follow(endpoint.reader, run, form, stop, sdk)
@@ -118,7 +118,7 @@ async def _follow(reader: Reader, run: Name, form: str, stop: Stop, sdk: _Sdk) -
         with stop.interrupts():
             ended.append(await follow_run(reader, run, printer))
         if not ended:
-            print_message(continues(run))
+            print_message(continues_message(run))
             return ExitCode.OK
         if ended[0].phase not in SUCCESSES:
             reason = ended[0].error or "no reason given"

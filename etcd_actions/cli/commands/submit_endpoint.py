@@ -13,6 +13,7 @@ import trio
 from etcd_actions.blobs import BlobStore, open_blob_store
 from etcd_actions.cli.backends import open_etcd_reader, open_reader
 from etcd_actions.cli.options import CommonOptions
+from etcd_actions.cli.service_address import address_of_service
 from etcd_actions.config import Config, settings
 from etcd_actions.embedded.data_directory import default_data_dir
 from etcd_actions.errors import ConfigError
@@ -52,9 +53,8 @@ async def open_run_endpoint(
         EtcdError: etcd does not respond.
     """
     config = common.config
-    service = config[settings.SERVICE]
-    if service is not None:
-        connection = _connection(config, service)
+    if config[settings.SERVICE] is not None:
+        connection = _connection(config, await address_of_service(config))
         async with open_reader(common) as reader:
             yield RunEndpoint(reader, connection)
         return

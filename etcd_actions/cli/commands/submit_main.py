@@ -223,7 +223,7 @@ def native(name: str, text: str, kind: Any, literal_type: Any) -> Any:
                 given = datetime.fromisoformat(text)
         converter = FlyteLiteralConverter(literal_type, kind)
         value = converter.convert(None, None, converter.click_type.convert(given, None, None))
-        return completed(value, kind)
+        return with_declared_types(value, kind)
     except click.ClickException as error:
         reason = error.format_message()
     except Exception as error:
@@ -232,23 +232,23 @@ def native(name: str, text: str, kind: Any, literal_type: Any) -> Any:
     raise Refused(f"--input {name}={text}: no {_type_name(kind)}: {reason}")
 
 
-def completed(value: Any, kind: Any) -> Any:
+def with_declared_types(value: Any, kind: Any) -> Any:
     """The value with times and enumerations in place of their texts in JSON."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
         others = [each for each in arguments if each is not type(None)]
-        return completed(value, others[0]) if len(others) == 1 else value
+        return with_declared_types(value, others[0]) if len(others) == 1 else value
     if origin is list and isinstance(value, list) and arguments:
-        return [completed(each, arguments[0]) for each in value]
+        return [with_declared_types(each, arguments[0]) for each in value]
     if origin is dict and isinstance(value, dict) and arguments:
-        return {key: completed(each, arguments[1]) for key, each in value.items()}
+        return {key: with_declared_types(each, arguments[1]) for key, each in value.items()}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         hints = typing.get_type_hints(type(value))
         fields = {each.name: getattr(value, each.name) for each in dataclasses.fields(value)}
         changed = {
             name: new
             for name, old in fields.items()
-            if (new := completed(old, hints.get(name))) is not old and new != old
+            if (new := with_declared_types(old, hints.get(name))) is not old and new != old
         }
         return dataclasses.replace(value, **changed) if changed else value
     # Some classes do not support isinstance: Any, in some versions, and protocols.

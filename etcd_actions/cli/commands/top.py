@@ -12,7 +12,7 @@ from flyteidl2.common.list_pb2 import Sort
 from flyteidl2.workflow import run_service_pb2 as pb
 
 from etcd_actions.cli.backends import open_reader
-from etcd_actions.cli.cluster import Cluster, ClusterSource, open_cluster
+from etcd_actions.cli.cluster import ClusterSample, ClusterSource, open_cluster
 from etcd_actions.cli.commands.runs import count_actions
 from etcd_actions.cli.exit_codes import ExitCode, print_message
 from etcd_actions.cli.formats.frames import Frame
@@ -44,7 +44,7 @@ async def show_top(
         output: ``json``, ``yaml`` or ``jsonl`` for programs; None for people.
     """
     check_output_open()
-    lives = sys.stdout.isatty() and not once and output in (None, "table", "jsonl")
+    is_live = sys.stdout.isatty() and not once and output in (None, "table", "jsonl")
     async with (
         open_stop() as stop,
         open_reader(common) as reader,
@@ -60,19 +60,22 @@ async def show_top(
                 try:
                     before, frame = await _frame(reader, cluster, before)
                 except (ServiceUnavailable, Unavailable) as error:
-                    if not lives:
+                    if not is_live:
                         raise
                     print_message(str(error))
                 else:
-                    write(_formatted(frame, output, lives=lives))
-                if not lives:
+                    write(_formatted(frame, output, is_live=is_live))
+                if not is_live:
                     break
                 await trio.sleep(interval)
         nursery.cancel_scope.cancel("the last frame is printed")
     return ExitCode.OK
 
 
-async def _frame(reader: Reader, source: ClusterSource, before: Cluster) -> tuple[Cluster, Frame]:
+async def _frame(
+    reader: Reader, source: ClusterSource, before: ClusterSample
+) -> tuple[ClusterSample, Frame]:
+    """Take the next sample; returns it, and the frame with the rates since an earlier sample."""
     cluster = await source.sample()
     request = pb.ListRunsRequest(org="")
     request.request.limit = _PAGE
@@ -99,11 +102,11 @@ async def _frame(reader: Reader, source: ClusterSource, before: Cluster) -> tupl
     )
 
 
-def _formatted(frame: Frame, output: str | None, *, lives: bool) -> bytes:
+def _formatted(frame: Frame, output: str | None, *, is_live: bool) -> bytes:
     if output in (None, "table"):
         from etcd_actions.cli.formats.frame_text import frame_text  # noqa: PLC0415 (rich is slow)
 
-        return frame_text(frame, sys.stdout, lives=lives)
+        return frame_text(frame, sys.stdout, is_live=is_live)
     if output == "yaml":
         return as_yaml(frame)
     encoded = msgspec.json.encode(frame)

@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import sys
 from collections import Counter, defaultdict
-from operator import itemgetter
 from typing import TypeAlias
 
 import msgspec
 
-from etcd_actions.cli.commands.list_actions import Filter, Selection, warn_undecodable
+from etcd_actions.cli.commands.list_actions import Filter, RowSelection, warn_undecodable
 from etcd_actions.cli.exit_codes import ExitCode
 from etcd_actions.cli.formats.action_tree import TreeLine, TreeRow, build_forest
 from etcd_actions.cli.formats.rows import ActionRow
 from etcd_actions.cli.formats.standard_output import chosen_format, print_rows
 from etcd_actions.cli.names import Name, find_run, nearest, parse_name
 from etcd_actions.cli.options import CommonOptions
-from etcd_actions.cli.stored import Stored, open_stored
+from etcd_actions.cli.stored_objects import StoredObjects, open_stored_objects
 from etcd_actions.errors import NotFound
 from etcd_actions.model import canonical_name
 
-Groups: TypeAlias = defaultdict[tuple[str, str, str], list[tuple[int, ActionRow]]]
-"""Actions, each after its create revision, by project, domain and namespace."""
+Groups: TypeAlias = defaultdict[tuple[str, str, str], list[ActionRow]]
+"""Actions by project, domain and namespace."""
 
 
 class Tree(msgspec.Struct, frozen=True):
@@ -34,7 +33,7 @@ class Tree(msgspec.Struct, frozen=True):
 
 
 class Trees(msgspec.Struct, frozen=True):
-    """The JSON output, which is flat: many readers of JSON cannot nest as deep as actions."""
+    """The JSON output. It is flat, since many readers of JSON cannot nest as deep as actions."""
 
     run: str
     revision: int
@@ -49,7 +48,7 @@ async def show_tree(common: CommonOptions, run: str, output: str | None = None) 
     form = chosen_format(output, elsewhere="json")
     parsed = parse_name(run)
     groups: Groups = defaultdict(list)
-    async with open_stored(common) as stored:
+    async with open_stored_objects(common) as stored:
         selected = Filter(
             run=parsed.run or parsed.object,
             project=parsed.project or None,
@@ -70,8 +69,7 @@ async def show_tree(common: CommonOptions, run: str, output: str | None = None) 
         name, revision = selected.run or "", stored.revision
     trees: list[Tree] = []
     drawn: list[list[TreeLine]] = []
-    for (project, domain, namespace), rows_found in sorted(groups.items()):
-        rows = [row for _, row in sorted(rows_found, key=itemgetter(0))]
+    for (project, domain, namespace), rows in sorted(groups.items()):
         drawn.append(build_forest(rows, name))
         actions = [line.row for line in drawn[-1] if line.row is not None]
         trees.append(Tree(namespace, project, domain, actions))
@@ -87,26 +85,23 @@ async def show_tree(common: CommonOptions, run: str, output: str | None = None) 
     return ExitCode.OK
 
 
-async def _read(
-    stored: Stored,
-    selected: Filter,
-    groups: Groups,
-) -> Selection:
-    selection = Selection(stored, selected, None)
+async def _read(stored: StoredObjects, selected: Filter, groups: Groups) -> RowSelection:
+    """Read the selected actions into groups; the result has the number of undecodable values."""
+    selection = RowSelection(stored, selected, None)
     run = Name(selected.project or "", selected.domain or "", selected.run or "")
     async with stored.pages(run) as pages:
         async for page in pages:
-            for created, row in selection.actions(page):
-                groups[row.project, row.domain, row.namespace].append((created, row))
+            for row in selection.actions(page):
+                groups[row.project, row.domain, row.namespace].append(row)
     return selection
 
 
 def _has_action(groups: Groups, name: Name) -> bool:
-    """Whether the actions have the one of a parsed name; of a run, whether there are any."""
+    """Whether the groups have the action of a parsed name, or for a run any action."""
     if not name.action:
         return bool(groups)
     named = canonical_name(name.run, name.action)
-    rows = (row for each in groups.values() for _, row in each)
+    rows = (row for each in groups.values() for row in each)
     return any(canonical_name(name.run, row.action or "") == named for row in rows)
 
 

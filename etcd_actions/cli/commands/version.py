@@ -63,9 +63,9 @@ async def show_versions(common: CommonOptions, output: str, client: bool) -> int
     if not client:
         try:
             if has_service:
-                found.service, found.etcd = await _of_service(common)
+                found.service, found.etcd = await _service_versions(common)
             else:
-                found.etcd = await _of_etcd(common)
+                found.etcd = await _etcd_version(common)
         except (ConfigError, EmbeddedEtcdError, EtcdError, ServiceError) as error:
             found.etcd_error = str(error)
     with standard_output() as write:
@@ -76,14 +76,14 @@ async def show_versions(common: CommonOptions, output: str, client: bool) -> int
     return ExitCode.OK
 
 
-async def _of_etcd(common: CommonOptions) -> str:
+async def _etcd_version(common: CommonOptions) -> str:
     with trio.move_on_after(_WITHIN):
         async with common.open_etcd() as etcd:
             return (await etcd.status()).version
     raise EtcdError(f"no response within {_WITHIN:g} s")
 
 
-async def _of_service(common: CommonOptions) -> tuple[str, str]:
+async def _service_versions(common: CommonOptions) -> tuple[str, str]:
     with trio.move_on_after(_WITHIN):
         return await service_versions(common)
     raise ServiceUnavailable(f"the service: no response within {_WITHIN:g} s")

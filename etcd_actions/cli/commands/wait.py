@@ -37,7 +37,7 @@ async def wait_for_phase(
     parse_name(text)
     seen: list[runs_pb.ActionDetails] = []
 
-    def accept(details: runs_pb.ActionDetails) -> bool:
+    def on_item(details: runs_pb.ActionDetails) -> bool:
         seen[:] = [details]
         phase = phase_of(details.status.phase)
         return phase in phases or phase.is_terminal
@@ -46,7 +46,7 @@ async def wait_for_phase(
         async with open_reader(common) as reader:
             name = await find_action(reader.names, text)
             async with with_nearest(reader.names, text):
-                await follow(name.path, lambda: reader.watch_action(name), accept)
+                await follow(name.path, lambda: reader.watch_action(name), on_item)
     phase = phase_of(seen[0].status.phase) if seen else None
     if scope.cancelled_caught:
         state = "was not read" if phase is None else f"is {phase.name}"

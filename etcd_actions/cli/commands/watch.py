@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import structlog
@@ -12,7 +12,7 @@ import trio
 from etcd_actions.app.stop import Stop
 from etcd_actions.change_history.synced import SyncedRow
 from etcd_actions.cli.commands.list_actions import NameLines, formatter
-from etcd_actions.cli.exit_codes import ExitCode, unwritable
+from etcd_actions.cli.exit_codes import ExitCode, print_message, unwritable
 from etcd_actions.cli.formats.change_queue import ChangeQueue
 from etcd_actions.cli.formats.rows import Row, RowMaker
 from etcd_actions.cli.formats.standard_output import (
@@ -33,35 +33,55 @@ from etcd_actions.model import run_key_prefix
 from etcd_actions.storage.watched_keys import watched_keys
 from etcd_actions.watch import Reflector, ReflectorSettings
 
-# Seconds in which the output must accept the changes before the signal.
+# Seconds after a signal for the reader of the output to accept the changes before the signal.
 _DRAIN = 5.0
 
 _log = structlog.get_logger(__name__)
 
 
 Selects = Callable[[Row], bool]
-"""Whether a row is printed."""
-
+"""Returns whether a row is printed."""
 
 ALL = Name()
 """All runs."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Watching:
-    """The selection and the format of the printed changes.
+class WatchOptions:
+    """Which changes are printed, and how.
 
     Attributes:
         lines: Formats the rows.
-        selects: Whether a row is printed.
+        selects: Returns whether a row is printed.
         run: The only run; with empty names all runs.
+        if_none: A message for standard error if no present state is selected; empty for none.
         prev_kv: Whether etcd is to send the value before a deletion.
     """
 
     lines: Format
     selects: Selects = lambda _: True
     run: Name = ALL
+    if_none: str = ""
     prev_kv: bool = False
+
+
+class NoneYet:
+    """Prints a message once if none of the present states was selected.
+
+    Args:
+        message: The message; empty for none.
+    """
+
+    def __init__(self, message: str) -> None:
+        self._message = message
+
+    def note(self, made: Sequence[Row], selected: Sequence[Row]) -> None:
+        """Note the next rows, and those of them that are printed."""
+        if selected:
+            self._message = ""
+        elif self._message and any(isinstance(each, SyncedRow) for each in made):
+            print_message(self._message)
+            self._message = ""
 
 
 async def watch_until_signal(common: CommonOptions, output: str | None, prev_kv: bool) -> int:
@@ -71,25 +91,32 @@ async def watch_until_signal(common: CommonOptions, output: str | None, prev_kv:
     if form in ("table", "wide"):
         from etcd_actions.cli.formats.action_tables import ChangeTable  # noqa: PLC0415 (rich is slow)
 
-        several = common.config.namespace_template is not None
-        lines = ChangeTable(sys.stdout, runs_of_projects=several, wide=form == "wide")
-    return await watch(common, Watching(lines=lines, prev_kv=prev_kv))
+        lines = ChangeTable(sys.stdout, qualify_runs=common.qualify_runs, wide=form == "wide")
+    return await watch(common, WatchOptions(lines=lines, prev_kv=prev_kv))
 
 
-async def watch_selected(common: CommonOptions, form: str, selects: Selects, run: Name) -> int:
+async def watch_selected(
+    common: CommonOptions, form: str, selects: Selects, run: Name, if_none: str = ""
+) -> int:
     """Write the selected actions, and each that changes, in a format of ``list``.
+
+    Args:
+        common: The options of every command.
+        form: The format.
+        selects: Whether a row is printed.
+        run: The only run; with empty names all runs.
+        if_none: A message for standard error if there is no such action yet.
 
     Raises:
         ConfigError: The format is one document.
     """
     if form in ("json", "yaml", "details"):
         raise ConfigError(f"--output {form} has an end: with --watch give table, name or jsonl")
-    several = common.config.namespace_template is not None
-    lines = formatter(form, runs_of_projects=several, follow=True)
-    return await watch(common, Watching(lines=lines, selects=selects, run=run))
+    lines = formatter(form, qualify_runs=common.qualify_runs, follow=True)
+    return await watch(common, WatchOptions(lines=lines, selects=selects, run=run, if_none=if_none))
 
 
-async def watch(common: CommonOptions, watching: Watching) -> int:
+async def watch(common: CommonOptions, watching: WatchOptions) -> int:
     """Write the selected changes until a signal, or until the reader of the output has ended."""
     if common.config[SERVICE] is not None:
         from etcd_actions.cli.commands.watch_service import watch_service  # noqa: PLC0415 (slow)
@@ -133,15 +160,17 @@ async def watch(common: CommonOptions, watching: Watching) -> int:
 async def _write(
     queue: ChangeQueue,
     rows: RowMaker,
-    watching: Watching,
+    watching: WatchOptions,
     descriptor: int,
     stop: Stop,
     written: trio.Event,
 ) -> None:
     """Write the changes of the queue until it or its reader ends."""
+    none_yet = NoneYet(watching.if_none)
     while items := await queue.pop():
         made = [each if isinstance(each, SyncedRow) else rows.row(each) for each in items]
         selected = [row for row in made if watching.selects(row)]
+        none_yet.note(made, selected)
         if not selected:
             continue
         try:

@@ -16,7 +16,7 @@ import trio
 from etcd_actions.change_history.synced import SyncedRow
 from etcd_actions.cli.backends import open_service
 from etcd_actions.cli.calls import OPERATIONS
-from etcd_actions.cli.commands.watch import Watching
+from etcd_actions.cli.commands.watch import NoneYet, WatchOptions
 from etcd_actions.cli.exit_codes import ExitCode
 from etcd_actions.cli.following import follow
 from etcd_actions.cli.formats.rows import Row, update_row
@@ -27,7 +27,7 @@ from etcd_actions.model import ActionUpdate
 from etcd_actions.server._pb import etcd_actions_operations_pb2 as pb
 
 
-async def watch_service(common: CommonOptions, watching: Watching) -> int:
+async def watch_service(common: CommonOptions, watching: WatchOptions) -> int:
     """Write the selected changes until a signal, or until the reader of the output has ended."""
     run = watching.run
     request = pb.WatchUpdatesRequest(project=run.project, domain=run.domain)
@@ -36,10 +36,12 @@ async def watch_service(common: CommonOptions, watching: Watching) -> int:
     async with open_stop() as stop, open_service(common) as service, trio.open_nursery() as nursery:
         nursery.start_soon(stop_when_unread, sys.stdout.fileno(), stop)
         with standard_output() as write, stop.interrupts():
-            changes = _Changes()
+            changes, none_yet = _Changes(), NoneYet(watching.if_none)
 
-            def accept(response: pb.WatchUpdatesResponse) -> bool:
-                rows = [row for row in changes.rows(response) if watching.selects(row)]
+            def on_item(response: pb.WatchUpdatesResponse) -> bool:
+                made = changes.rows(response)
+                rows = [row for row in made if watching.selects(row)]
+                none_yet.note(made, rows)
                 if rows:
                     write(watching.lines.format(rows))
                 return False
@@ -48,7 +50,7 @@ async def watch_service(common: CommonOptions, watching: Watching) -> int:
                 changes.begin_again()
                 return service.stream(OPERATIONS, "WatchUpdates", request, pb.WatchUpdatesResponse)
 
-            await follow("actions", opened, accept)
+            await follow("actions", opened, on_item)
         nursery.cancel_scope.cancel("the output has ended")
     return ExitCode.OK
 

@@ -30,7 +30,7 @@ async def work_until_signal(common: CommonOptions) -> int:
     forbid_reading()
     containment = Containment()
     count_failed_lines(containment)
-    grace = config[DRAIN_DELAY] + max(config[GRACE], LEAST_GRACE) + Worker.FOR_LEAVING
+    grace = config[DRAIN_DELAY] + max(config[GRACE], LEAST_GRACE) + Worker.ENDS_WITHIN
     async with open_stop(grace) as stop:
         worker = Worker(config, connection, stop, containment, lines_dropped)
         counts = await worker.run()

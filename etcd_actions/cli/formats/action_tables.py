@@ -25,7 +25,8 @@ _PHASES = {
     "QUEUED": "dim",
 }
 _CHANGES = {"ADDED": "green", "MODIFIED": "", "DELETED": "red"}
-_LEAST_OF_LABEL = 12
+# The least width of a name with its guides, the lines that show its depth.
+_LEAST_LABEL_WIDTH = 12
 
 
 class RowTable(Table[Row]):
@@ -41,15 +42,19 @@ class RowTable(Table[Row]):
 
 
 class ChangeTable(RowTable):
-    """The table of ``watch``; with ``runs_of_projects`` runs have their project and domain."""
+    """The table of ``watch``.
 
-    def __init__(
-        self, file: IO[str], *, runs_of_projects: bool = False, wide: bool = False
-    ) -> None:
+    Args:
+        file: The output.
+        qualify_runs: Whether the name of a run has its project and domain before it.
+        wide: Whether to show the columns of ``-o wide``, too.
+    """
+
+    def __init__(self, file: IO[str], *, qualify_runs: bool = False, wide: bool = False) -> None:
         columns: tuple[Column[ActionRow], ...] = (
             Column("REVISION", lambda row: Cell(_number(row.revision), "dim"), 8, right=True),
             Column("CHANGE", lambda row: Cell(row.type, _CHANGES.get(row.type, "")), 3),
-            *_action_columns(runs_of_projects),
+            *_action_columns(qualify_runs),
             *_ages(datetime.now(UTC), only_wide=True),
             _DETAIL,
         )
@@ -57,19 +62,27 @@ class ChangeTable(RowTable):
 
 
 class ActionTable(RowTable):
-    """The table of ``list`` and ``get``, with the ages at ``now``; see :class:`ChangeTable`."""
+    """The table of ``list`` and ``get``.
+
+    Args:
+        file: The output.
+        now: The time at which ages end; None for the present.
+        qualify_runs: See :class:`ChangeTable`.
+        wide: See :class:`ChangeTable`.
+        follow: Whether rows come one by one, see :class:`Table`.
+    """
 
     def __init__(
         self,
         file: IO[str],
         now: datetime | None = None,
         *,
-        runs_of_projects: bool = False,
+        qualify_runs: bool = False,
         wide: bool = False,
         follow: bool = False,
     ) -> None:
         columns: tuple[Column[ActionRow], ...] = (
-            *_action_columns(runs_of_projects),
+            *_action_columns(qualify_runs),
             *_ages(now),
             _DETAIL,
         )
@@ -126,10 +139,10 @@ class TreeTable(Table[ActionRow]):
         return self._terminal.render(lines, wrap=True)
 
     def _label(self, row: ActionRow) -> Cell:
-        """The guides and the name; guides are cut, and names are not."""
+        """The name after the lines that show its depth, of which the first ones may be cut."""
         label = printable(self._labels[row.key or row.action].label)
         name = cell_len(printable(row.action or ""))
-        most = max(_LEAST_OF_LABEL, self._terminal.width * 2 // 3, name + 1)
+        most = max(_LEAST_LABEL_WIDTH, self._terminal.width * 2 // 3, name + 1)
         return Cell(cut_left(label, most), "bold")
 
 
@@ -155,9 +168,9 @@ _TRY_AND_RECORDED: tuple[Column[ActionRow], ...] = (
 )
 
 
-def _action_columns(runs_of_projects: bool) -> tuple[Column[ActionRow], ...]:
+def _action_columns(qualify_runs: bool) -> tuple[Column[ActionRow], ...]:
     def run(row: ActionRow) -> Cell:
-        named = (row.project, row.domain, row.run) if runs_of_projects and row.run else (row.run,)
+        named = (row.project, row.domain, row.run) if qualify_runs and row.run else (row.run,)
         return Cell("/".join(filter(None, named)) or row.name)
 
     return (
@@ -172,7 +185,7 @@ def _action_columns(runs_of_projects: bool) -> tuple[Column[ActionRow], ...]:
 
 
 def _ages(now: datetime | None, *, only_wide: bool = False) -> tuple[Column[ActionRow], ...]:
-    """How long an action exists; with ``-o wide`` when it was created, and when it ended."""
+    """The columns of times: the age, and with ``-o wide`` when the action was created and ended."""
 
     def shown(row: ActionRow) -> Cell:
         return Cell(age(row.created_at, now or datetime.now(UTC)), "dim")

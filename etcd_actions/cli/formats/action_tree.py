@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import NamedTuple
 
 import msgspec
 
+from etcd_actions.cli.formats.natural_order import NaturalKey, natural_key
 from etcd_actions.cli.formats.rows import ActionRow
+from etcd_actions.errors import DecodeError
 from etcd_actions.model import ROOT_ACTION
+from etcd_actions.model.taskaction import parse_time
 
 # A deeper level has only the last of its guides: a chain of thousands has megabytes of guides.
 _WIDEST_GUIDES = 120
@@ -43,13 +49,14 @@ class _Node:
 
 
 def build_forest(rows: Sequence[ActionRow], run: str) -> list[TreeLine]:
-    """Order the actions of a run depth first, with the guides before each name.
+    """Order the actions of a run depth first, with guides, the lines of the tree, before names.
 
-    The root comes first, children in the order of ``rows``; then the actions whose parent is
-    missing, below a line for that; last the actions that are their own ancestors. The root can
-    also have the name of the run.
+    The root comes first. Siblings are in the order of their creation, and those of one second in
+    the order of their names, with the numbers in these by value, as on the page. Then come the
+    actions whose parent is missing, below a line for that; last those that are their own
+    ancestors. The root can also have the name of the run.
     """
-    nodes = [_Node(row) for row in rows]
+    nodes = [_Node(row) for row in sorted(rows, key=_order)]
     by_name: dict[str, _Node] = {}
     for node in nodes:
         by_name.setdefault(node.row.action or "", node)
@@ -71,7 +78,7 @@ def build_forest(rows: Sequence[ActionRow], run: str) -> list[TreeLine]:
     lines: list[TreeLine] = []
     for root in roots:
         _layout(lines, [root])
-    for name, children in sorted(orphans.items()):
+    for name, children in sorted(orphans.items(), key=lambda each: natural_key(each[0])):
         lines.append(TreeLine(f"{name} (missing)", None))
         _layout(lines, children, below=True)
     for node in nodes:
@@ -80,8 +87,17 @@ def build_forest(rows: Sequence[ActionRow], run: str) -> list[TreeLine]:
     return lines
 
 
+def _order(row: ActionRow) -> tuple[float, NaturalKey]:
+    """The sort key of siblings; those without a readable time of creation come last."""
+    created: datetime | None = None
+    with suppress(DecodeError):
+        created = parse_time(row.created_at, "created_at")
+    milliseconds = math.inf if created is None else round(created.timestamp() * 1000)
+    return milliseconds, natural_key(row.action or "")
+
+
 def _layout(lines: list[TreeLine], tops: list[_Node], *, below: bool = False) -> None:
-    """Add nodes and all below them; with ``below`` they are children of the last line."""
+    """Add lines for nodes and all below them; with ``below`` as children of the last line."""
     waiting = _with_guides(tops, "", 0) if below else [(top, "", "", 0) for top in tops]
     while waiting:
         node, head, guides, depth = waiting.pop()
@@ -112,7 +128,7 @@ def _with_guides(
 
 
 def _in_cycle(node: _Node) -> _Node:
-    """The first ancestor that is met twice."""
+    """The first node that appears twice on the way up from a node below a cycle."""
     seen: set[int] = set()
     while id(node) not in seen and node.parent is not None:
         seen.add(id(node))

@@ -12,7 +12,7 @@ import trio
 from etcd_actions.change_history.synced import SyncedRow
 from etcd_actions.watch import Change
 
-# Above either the reflector waits: the output is slower than etcd.
+# Above either limit the reflector waits: the output is slower than etcd.
 _MOST_PENDING = 20_000
 _MOST_PENDING_BYTES = 64 * 1024 * 1024
 # Seconds between warnings about a slow output.
@@ -50,11 +50,11 @@ class ChangeQueue:
         self._filled.set()
 
     async def wait_list_capacity(self) -> None:
-        """Return when there is capacity for another page of a list."""
+        """Return once the reflector may read another page of a list."""
         await self.wait_stream_capacity()
 
     async def wait_stream_capacity(self) -> None:
-        """Return when there is capacity."""
+        """Return once the reflector may receive more changes of a stream."""
         if self._is_full() and trio.current_time() > self._next_warning:
             _log.warning("output_too_slow", pending=len(self._pending))
             self._next_warning = trio.current_time() + _WARNING_INTERVAL

@@ -17,13 +17,13 @@ _TITLE_WIDTH = 14
 _LINES_KEPT_FREE = 1
 
 
-def frame_text(frame: Frame, file: IO[str], *, lives: bool) -> bytes:
+def frame_text(frame: Frame, file: IO[str], *, is_live: bool) -> bytes:
     """The lines of a frame.
 
     Args:
         frame: The frame.
         file: The output.
-        lives: Whether it replaces the screen, and is cut to it.
+        is_live: Whether it replaces the screen, and is cut to it.
     """
     terminal = Terminal(file)
     lines: list[Line] = [[Cell(f"etcd-actions top  {frame.at}", "bold")]]
@@ -44,6 +44,6 @@ def frame_text(frame: Frame, file: IO[str], *, lives: bool) -> bytes:
         lines += RunTable(file, datetime.now(UTC)).lines(frame.active)
     else:
         lines.append([Cell("no run is active", "dim")])
-    if not lives:
+    if not is_live:
         return terminal.render(lines, wrap=True)
     return _HOME_AND_CLEAR + terminal.render(lines[: terminal.height - _LINES_KEPT_FREE])

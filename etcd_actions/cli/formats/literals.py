@@ -23,7 +23,7 @@ def plain_values(data: Inputs | Outputs) -> dict[str, Any]:
 
 
 def plain_value(literal: Literal, depth: int = 0) -> Any:
-    """The value of a literal; a part that is nested too deeply is a text that says so."""
+    """The value of a literal; a part that is nested too deeply is replaced by a text."""
     if depth > _DEEPEST:
         return "(nested too deeply)"
     match literal.WhichOneof("value"):

@@ -107,7 +107,7 @@ def error_of(details: pb.ActionDetails) -> ErrorState | None:
 
 
 def phase_of(number: int) -> Phase:
-    """A phase by Flyte's number: queued if it is not set, running if it is of a later version."""
+    """The phase of Flyte's number: QUEUED if it is not set, RUNNING if it is not known here."""
     try:
         return Phase(number) or Phase.QUEUED
     except ValueError:

@@ -31,8 +31,8 @@ class ActionRow(msgspec.Struct, frozen=True, gc=False, kw_only=True, omit_defaul
     """A state of an action, or its deletion.
 
     ``type`` is the kind of the change, or ACTION for a stored state. A field that is None is
-    unknown: no readable value of a deleted key was seen. Only ``parent`` is also None for the
-    root of a run. The service does not deliver the fields of :data:`OF_ETCD`.
+    unknown, since no value of a deleted key could be decoded; ``parent`` is also None for the root
+    of a run. Rows by the service lack the fields of :data:`OF_ETCD`.
     """
 
     type: str
@@ -98,7 +98,7 @@ class RowMaker:
         self._cached: dict[bytes, bytes] = {}
 
     def row(self, change: Change) -> Row:
-        """The row of a change; one that cannot be decoded has a row of its own."""
+        """The row of a change; an UndecodableRow if the value cannot be decoded."""
         key, revision = change.key, change.mod_revision
         try:
             parse_key(self._prefix, key)
@@ -156,7 +156,7 @@ class RowMaker:
 
 
 def stored_row(prefix: bytes, kv: KeyValue) -> ActionRow | UndecodableRow:
-    """The row of a stored value; one that cannot be decoded has a row of its own."""
+    """The row of a stored value; an UndecodableRow if it cannot be decoded."""
     key, revision = kv.key, kv.mod_revision
     try:
         parse_key(prefix, key)

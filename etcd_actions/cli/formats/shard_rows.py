@@ -10,15 +10,15 @@ class ShardRow(msgspec.Struct, kw_only=True, frozen=True):
 
     Attributes:
         scope: The namespace that the shards divide; ``*`` for all.
-        start: The first suffix ``<namespace>/<name>`` of its keys.
-        end: The first suffix behind it; empty for no end.
+        start: The first suffix ``<namespace>/<name>`` of its range.
+        end: The first suffix after its range; empty if the range has no end.
         owner: The member that records and marks its actions.
         target: The member that should own it.
         ready: The members whose watch of it has listed.
         actions: Number of its objects.
-        checkpoint: Each deletion up to this revision was reported.
+        checkpoint: The revision up to which each deletion was reported; 0 for none.
         behind: Revisions of etcd since the checkpoint, also those of other keys.
-        problem: What is wrong; empty if nothing is.
+        problem: The problem; empty for none.
     """
 
     scope: str
@@ -40,7 +40,7 @@ class ShardRow(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class MemberRow(msgspec.Struct, kw_only=True, frozen=True):
-    """A process that takes part, since when, and how many shards it owns."""
+    """A member: the process, since when it is one, and the number of shards that it owns."""
 
     scope: str
     name: str
@@ -49,7 +49,7 @@ class MemberRow(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class ShardList(msgspec.Struct, frozen=True):
-    """The JSON output."""
+    """The output of ``shards list`` as one document."""
 
     shards: list[ShardRow]
     members: list[MemberRow]

@@ -1,4 +1,4 @@
-"""The table of shards."""
+"""The table of ``shards list``."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from etcd_actions.cli.formats.shard_rows import ShardRow
 from etcd_actions.cli.formats.table import Cell, Column, Table
 
 
-class ShardRows(Table[ShardRow]):
-    """The table of ``shards list``."""
+class ShardListTable(Table[ShardRow]):
+    """Formats shards, one a line."""
 
     def __init__(self, file: IO[str], *, wide: bool = False) -> None:
         columns: tuple[Column[ShardRow], ...] = (

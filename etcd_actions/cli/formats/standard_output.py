@@ -129,7 +129,7 @@ def print_rows(
     table: Callable[[bool], bytes],
     write: Write | None = None,
 ) -> None:
-    """Print rows in any of :data:`~etcd_actions.cli.printing.FORMATS`.
+    """Print rows in any of :data:`~etcd_actions.cli.output_options.FORMATS`.
 
     Args:
         form: The format.

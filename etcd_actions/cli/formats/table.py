@@ -25,8 +25,8 @@ from etcd_actions.model.taskaction import parse_time
 
 _UNLIMITED = 1_000_000
 _GAP = "  "
-# Below this width a column that may be cut is omitted.
-_LEAST_OF_CUT = 8
+# A column that may be cut is omitted if less than this width is left for it.
+_LEAST_CUT_WIDTH = 8
 # The header is repeated before it leaves the screen.
 _LINES_BELOW_HEADER = 2
 
@@ -41,7 +41,7 @@ class Cell(NamedTuple):
 
 
 Line = list[Cell]
-"""Cells next to each other, without gaps."""
+"""A line of output: its cells are next to each other, without gaps."""
 
 
 class Column(NamedTuple, Generic[RowT]):
@@ -50,7 +50,8 @@ class Column(NamedTuple, Generic[RowT]):
     Attributes:
         title: Its header.
         cell: Returns its cell of a row.
-        rank: The column of the greatest rank is omitted first; a column of rank 0 never.
+        rank: The order in which columns are omitted from a table that is too wide: the greatest
+            rank first. A column of rank 0 is never omitted.
         right: Whether its texts are right-aligned.
         cuts: Whether its texts may be cut before the column is omitted.
         wide: Whether only ``-o wide`` shows it.
@@ -65,9 +66,9 @@ class Column(NamedTuple, Generic[RowT]):
 
 
 class Terminal:
-    """Lines for a file, as wide as its terminal is at that moment.
+    """Formats lines for a file, as wide as its terminal is at that moment.
 
-    Styles are shown on a terminal only, and not with ``NO_COLOR``.
+    Styles are used on a terminal only, and not with ``NO_COLOR``.
     """
 
     def __init__(self, file: IO[str]) -> None:
@@ -112,7 +113,7 @@ class Terminal:
 
 
 class Table(Generic[RowT]):
-    """Formats rows; the header comes first, and again when other columns are shown.
+    """Formats rows below a header, which is repeated when the shown columns change.
 
     Args:
         file: The output.
@@ -145,30 +146,27 @@ class Table(Generic[RowT]):
 
     def lines(self, rows: Sequence[RowT]) -> list[Line]:
         """Rows as lines, below the header if it is due."""
-        made: list[Line | list[Cell]] = []
-        cells: list[list[Cell]] = []
+        # For each row either its line without columns, or its cells.
+        made: list[tuple[Line | None, list[Cell]]] = []
         for row in rows:
             special = self._special(row)
-            if special is None:
-                cells.append(self._cells(row))
-            made.append(cells[-1] if special is None else special)
-        with_columns = {id(each) for each in cells}
+            made.append((special, [] if special is not None else self._cells(row)))
         for index in range(len(self._columns)):
-            texts = (_width(row[index].text) for row in cells)
-            self._needed[index] = max(self._needed[index], max(texts, default=0))
+            widths = (_width(cells[index].text) for _, cells in made if cells)
+            self._needed[index] = max(self._needed[index], max(widths, default=0))
         shown = self._layout()
         lines: list[Line] = []
-        for each in made:
+        for special, cells in made:
             if self._is_header_due(shown):
                 lines.append(self._header(shown))
             self._below_header += 1
-            lines.append(self._line(each, shown) if id(each) in with_columns else each)
+            lines.append(self._line(cells, shown) if special is None else special)
         if not self._shown:
             lines.append(self._header(shown))
         return lines
 
     def _special(self, row: RowT) -> Line | None:
-        """The line of a row that has no columns; None for one that has."""
+        """The line of a row that is not divided into columns; None for all others."""
         return None
 
     def _cells(self, row: RowT) -> list[Cell]:
@@ -178,7 +176,7 @@ class Table(Generic[RowT]):
         ]
 
     def _layout(self) -> list[tuple[int, int]]:
-        """The shown columns, each with its width."""
+        """The indexes of the shown columns, each with its width."""
         widths = dict(enumerate(self._needed))
         by_rank = sorted(
             (index for index, column in enumerate(self._columns) if column.rank),
@@ -189,7 +187,7 @@ class Table(Generic[RowT]):
             if excess <= 0:
                 break
             rest = widths[index] - excess
-            if self._columns[index].cuts and rest >= _LEAST_OF_CUT:
+            if self._columns[index].cuts and rest >= _LEAST_CUT_WIDTH:
                 widths[index] = rest
             else:
                 del widths[index]
@@ -206,6 +204,7 @@ class Table(Generic[RowT]):
         return self._line([Cell(column.title, "bold") for column in self._columns], shown)
 
     def _line(self, cells: Sequence[Cell], shown: Sequence[tuple[int, int]]) -> Line:
+        """The shown cells of a row, padded to their columns."""
         line: Line = []
         for index, width in shown:
             column, cell = self._columns[index], cells[index]
@@ -222,7 +221,7 @@ class Table(Generic[RowT]):
 
 
 def sane_environment(variables: Mapping[str, str]) -> dict[str, str]:
-    """The variables, without an invalid size of the terminal: rich would fail on it."""
+    """The variables without COLUMNS and LINES that are no sizes, on which rich would fail."""
     return {
         name: text
         for name, text in variables.items()
@@ -231,7 +230,7 @@ def sane_environment(variables: Mapping[str, str]) -> dict[str, str]:
 
 
 def aligned(lines: Sequence[Sequence[str]]) -> list[str]:
-    """Lines whose cells are below each other; a line can have fewer cells than others."""
+    """Pad the cells of lines to columns; a line can have fewer cells than others."""
     widths = [max(map(_width, column)) for column in zip_longest(*lines, fillvalue="")]
     return [
         _GAP.join(
@@ -242,7 +241,10 @@ def aligned(lines: Sequence[Sequence[str]]) -> list[str]:
 
 
 def age(since: str, now: datetime, until: str = "") -> str:
-    """The time from one stored time to another, else to now; empty if one is unreadable."""
+    """The time from ``since`` to ``until``, or to now if that is empty, such as ``3m5s``.
+
+    It is empty if ``since`` is missing, or if one of them cannot be parsed.
+    """
     try:
         began, ended = parse_time(since, ""), parse_time(until, "")
     except DecodeError:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from etcd_actions.cli.flags import epilog, group
 from etcd_actions.cli.options import with_resolution
-from etcd_actions.cli.printing import output_option
+from etcd_actions.cli.output_options import output_option
 from etcd_actions.config import Resolution
 
 

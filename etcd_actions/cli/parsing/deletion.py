@@ -10,8 +10,8 @@ import click
 from etcd_actions.cli.flags import command
 from etcd_actions.cli.number_types import AGE, COUNT
 from etcd_actions.cli.options import CommonOptions, with_settings
+from etcd_actions.cli.output_options import change_output_option
 from etcd_actions.cli.parsing.run_async import run_async
-from etcd_actions.cli.printing import change_output_option
 from etcd_actions.config.settings import FILES
 from etcd_actions.model import Phase
 
@@ -73,7 +73,7 @@ def gc(common: CommonOptions, *, output: str | None, **flags: Any) -> int:
     a reference. At the end the command prints the counts. The service collects the same by itself,
     by --retain-runs and --retain-uploads.
     """
-    from etcd_actions.cli.commands.gc import Collection, collect_garbage, parse_kinds  # noqa: PLC0415
+    from etcd_actions.cli.commands.gc import GarbageCollection, collect_garbage, parse_kinds  # noqa: PLC0415
 
     kinds = parse_kinds(flags.pop("kinds"))
-    return run_async(collect_garbage, common, Collection(kinds=kinds, **flags), output)
+    return run_async(collect_garbage, common, GarbageCollection(kinds=kinds, **flags), output)

@@ -7,8 +7,8 @@ import click
 from etcd_actions.cli.flags import command
 from etcd_actions.cli.number_types import COUNT
 from etcd_actions.cli.options import CommonOptions, with_settings
+from etcd_actions.cli.output_options import change_output_option
 from etcd_actions.cli.parsing.run_async import run_async
-from etcd_actions.cli.printing import change_output_option
 from etcd_actions.config.settings import BACKEND
 from etcd_actions.model import Phase
 

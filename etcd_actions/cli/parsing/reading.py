@@ -9,9 +9,9 @@ import click
 from etcd_actions.cli.flags import command
 from etcd_actions.cli.number_types import COUNT, SECONDS
 from etcd_actions.cli.options import CommonOptions, with_settings
+from etcd_actions.cli.output_options import FORMATS, output_option
 from etcd_actions.cli.parsing.labels import label_option, parse_labels
 from etcd_actions.cli.parsing.run_async import run_async
-from etcd_actions.cli.printing import FORMATS, output_option
 from etcd_actions.config.settings import BACKEND
 from etcd_actions.model import Phase
 

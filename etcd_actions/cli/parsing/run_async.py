@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import TypeVar, TypeVarTuple
 
-from etcd_actions.cli.process_setup import collect_from_now
+from etcd_actions.cli.process_setup import resume_garbage_collection
 
 T = TypeVar("T")
 Arguments = TypeVarTuple("Arguments")
@@ -19,5 +19,5 @@ def run_async(
     # Its import is a third of the cost of the shortest command.
     import trio  # noqa: PLC0415
 
-    collect_from_now()
+    resume_garbage_collection()
     return trio.run(function, *arguments)

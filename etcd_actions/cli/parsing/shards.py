@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from etcd_actions.cli.flags import epilog, group
 from etcd_actions.cli.options import CommonOptions, with_settings
+from etcd_actions.cli.output_options import FORMATS, output_option
 from etcd_actions.cli.parsing.run_async import run_async
-from etcd_actions.cli.printing import FORMATS, output_option
 from etcd_actions.config.settings import COMMON
 
 

@@ -36,6 +36,9 @@ from etcd_actions.http2 import (
 
 _LEADER: Metadata = (("hasleader", "true"),)
 _WATCH = "/etcdserverpb.Watch/Watch"
+# A service has no part of etcd for workers, or does not accept the token: another service may, and
+# the file may have another token by now.
+_OF_THE_SERVICE = (Code.FAILED_PRECONDITION, Code.UNAUTHENTICATED)
 
 
 def grpc_connections(
@@ -93,8 +96,7 @@ class GrpcConnection(MemberConnection):
                 or not failure.connected
                 or (failure.code is Code.DEADLINE_EXCEEDED and not rpc.writes)
                 or is_member_error(failure.details)
-                # Its file may have another one by now.
-                or (self._shown and failure.code is Code.UNAUTHENTICATED)
+                or (self._shown and failure.code in _OF_THE_SERVICE)
             ):
                 self.broken = True
             raise errors.from_failure(failure, what=what, writes=rpc.writes) from None

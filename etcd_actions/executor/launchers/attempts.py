@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from typing import Final
 
 import trio
@@ -24,11 +25,12 @@ from etcd_actions.executor.attempts.start_errors import (
 from etcd_actions.executor.launchers.launcher import (
     Launcher,
     LauncherUnavailable,
+    Look,
     SharedLauncher,
     State,
 )
 
-# Starts of a supervisor that ends at once.
+# How often a start is tried whose supervisor ends at once.
 _TRIES: Final = 3
 # Seconds for the file system of the outputs.
 _FILES_WITHIN: Final = 60.0
@@ -45,7 +47,7 @@ _LOOK_GROWS: Final = 1.2
 # Seconds between two reads of a log that the launcher has.
 _LOG_EVERY: Final = 2.0
 UNIT: Final = "attempt"
-"""The kind of the boundary."""
+"""The kind of the unit in which an attempt is examined, see the containment."""
 
 
 class Attempts:
@@ -54,7 +56,7 @@ class Attempts:
     Args:
         launcher: Starts their commands.
         log_bytes: The most bytes of a log that is copied from the launcher.
-        containment: Its boundaries.
+        containment: The boundary of each look at an attempt, and of each copy of a log.
 
     Attributes:
         started: Number of attempts that were started.
@@ -98,7 +100,7 @@ class Attempts:
                 self.adopted += 1
                 return
             try:
-                await _prepare(place, command)
+                await _prepare(place, command, lock)
                 if await self._launcher.start(place, command, lock):
                     place.note_started()
                     self.started += 1
@@ -114,7 +116,7 @@ class Attempts:
         the outputs that it may have.
 
         Raises:
-            NotStarted: It may run, and that cannot be known now.
+            NotStarted: It is not known now whether it runs, or that it does cannot be noted.
         """
         if not isinstance(self._launcher, SharedLauncher) or place.was_started:
             return
@@ -124,9 +126,7 @@ class Attempts:
             place.make()
             place.note_object()
         except LauncherUnavailable as error:
-            failure = NotStarted.because(str(error), by_machine=True)
-            failure.may_run = True
-            raise failure from error
+            raise NotStarted.unknown(str(error)) from error
         except OSError as error:
             raise of_os_error(place.path, error, "state") from error
         place.note_started()
@@ -140,23 +140,17 @@ class Attempts:
             place: The attempt.
             launched: Set once its command runs, or has ended.
         """
-        within, waited, read_log = 0.0, False, trio.current_time()
+        within, was_pending, read_log = 0.0, False, trio.current_time()
         while True:
             since = trio.current_time()
-            with self._containment.unit(UNIT, place.name) as unit:
-                try:
-                    seen = await self._launcher.look(place, within=within)
-                except LauncherUnavailable:
-                    seen = None
-            if unit.failed:
-                seen = None
+            seen = await self._look(place, within)
             if seen is not None and seen.state is State.PENDING:
-                waited = True
+                was_pending = True
             elif seen is not None:
-                if waited:
-                    # Its time counts from now on.
+                if was_pending:
+                    # The time limit of the attempt counts from now on.
                     place.note_start(0.0)
-                    waited = False
+                    was_pending = False
                 if launched is not None:
                     launched.set()
             if seen is not None and seen.state is State.ENDED:
@@ -171,8 +165,15 @@ class Attempts:
         place.note_end(seen.exit_code, seen.reason)
 
     async def end(self, place: AttemptDirectory) -> None:
-        """End an attempt; returns once no process of it lives, or it was left."""
+        """End an attempt; returns once no process of it lives, or that takes too long."""
         await self._launcher.stop(place)
+
+    async def _look(self, place: AttemptDirectory, within: float) -> Look | None:
+        """The state of an attempt; None if it cannot be known now."""
+        seen: Look | None = None
+        with self._containment.unit(UNIT, place.name), suppress(LauncherUnavailable):
+            seen = await self._launcher.look(place, within=within)
+        return seen
 
     async def _read_log(self, place: AttemptDirectory) -> None:
         """Copy the log into the attempt's directory, if the launcher has it."""
@@ -205,8 +206,10 @@ async def _lock(place: AttemptDirectory) -> int | None:
         await trio.sleep(_LOCK_EVERY)
 
 
-async def _prepare(place: AttemptDirectory, command: Command) -> None:
+async def _prepare(place: AttemptDirectory, command: Command, lock: int) -> None:
     """Check the command, and take and clear its directory of outputs.
+
+    After a cancellation the attempt stays locked until its directory of outputs is cleared.
 
     Raises:
         NotStarted, OutputsInUse: See :meth:`Attempts.begin`.
@@ -221,12 +224,31 @@ async def _prepare(place: AttemptDirectory, command: Command) -> None:
         raise NotStarted.because(str(error)) from error
     except OSError as error:
         raise of_os_error(place.path, error, "state") from error
+    # The thread takes the lock. An abandoned one keeps it to its end, so that it removes nothing
+    # that a later start of the attempt has written.
+    held = [os.dup(lock)]
     try:
-        await in_thread(_FILES_WITHIN, command.outputs, clear, command.outputs)
+        await in_thread(_FILES_WITHIN, command.outputs, _clear, command.outputs, held)
     except UnusableFile as error:
         raise NotStarted.because(str(error)) from error
     except OSError as error:
         raise of_os_error(command.outputs, error, "outputs") from error
+    finally:
+        with suppress(IndexError):
+            os.close(held.pop())
+
+
+def _clear(outputs: Outputs, held: list[int]) -> None:
+    """Clear a directory of outputs, then close the attempt's lock."""
+    try:
+        lock = held.pop()
+    except IndexError:
+        # It was abandoned before it began.
+        return
+    try:
+        clear(outputs)
+    finally:
+        os.close(lock)
 
 
 async def _take_outputs(place: AttemptDirectory, outputs: Outputs) -> None:

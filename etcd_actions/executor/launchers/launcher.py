@@ -43,11 +43,14 @@ class Look(NamedTuple):
 
 
 class LauncherUnavailable(Exception):
-    """The launcher's engine does not answer now; the call is repeated. The launcher reports it."""
+    """The launcher's engine does not answer now. The launcher logs it; the call is repeated."""
 
 
 class Launcher(Protocol):
-    """Starts attempts, and reports how they end. Attempts live on without it."""
+    """Starts attempts, and reports how they end. Attempts continue when it is closed.
+
+    A cancelled call may have taken effect.
+    """
 
     async def start(self, place: AttemptDirectory, command: Command, lock: int) -> bool:
         """Start an attempt; a second start of the same one starts nothing.
@@ -55,14 +58,14 @@ class Launcher(Protocol):
         Args:
             place: The attempt: its name is ``place.name``, its directory ``place.path``.
             command: Its arguments, environment, directory and resources.
-            lock: The descriptor of its lock. While a process has it, the attempt lives for each
-                other executor with this state directory.
+            lock: The descriptor of its lock. While a process has it open, every other executor
+                with this state directory takes the attempt for running.
 
         Returns:
             False if no process of it was started, and another try may help at once.
 
         Raises:
-            NotStarted: No process of it runs; ``by_machine`` is whether it starts later.
+            NotStarted: No process of it runs, or that is unknown; see the error's attributes.
         """
         ...
 
@@ -77,14 +80,14 @@ class Launcher(Protocol):
         ...
 
     async def stop(self, place: AttemptDirectory) -> None:
-        """End an attempt; returns once no process of it lives, or it was left and that is logged.
+        """End an attempt: its processes get SIGTERM, and after a grace SIGKILL.
 
-        Its processes get SIGTERM, and after a grace SIGKILL.
+        It returns once no process of it lives. If that takes too long, it logs that, and returns.
         """
         ...
 
     async def logs(self, place: AttemptDirectory) -> bytes | None:
-        """The log so far, or its end; None if the attempt's directory has it.
+        """The log so far, or its last part; None if the attempt's directory already has it.
 
         Raises:
             LauncherUnavailable: It cannot be read now.

@@ -28,16 +28,20 @@ T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
 UNIT: Final = "ray"
-"""The kind of its unit, see :mod:`etcd_actions._internal.containment`."""
+"""The kind of the unit that is parked, see :mod:`etcd_actions._internal.containment`."""
 
 _BACKOFF: Final = Backoff(initial=0.5, cap=15.0)
-# Seconds until a job that does not stop is left.
+# Seconds after the grace for a job to stop; then a task of its own continues to stop it.
 _STOPPED_WITHIN: Final = 30.0
+# Seconds between two looks at a job that is being stopped.
 _LOOK_EVERY: Final = 0.5
-# JSON may take six bytes for a character.
-_MOST_LOG_FACTOR: Final = 6
-_MOST_MESSAGE: Final = 2000
+# The bytes that JSON may take for one byte of a log.
+_JSON_BYTES_PER_BYTE: Final = 6
+# Characters of Ray's reason for the end of a job.
+_LONGEST_REASON: Final = 2000
+# The beginning of the submission ids of attempts.
 _PREFIX: Final = "etcd-actions-"
+# The beginning of a shell command that runs in a new directory, which it removes at its end.
 _IN_OWN_DIRECTORY: Final = (
     "d=$(mktemp -d) && trap 'rm -rf \"$d\"' EXIT && trap 'exit 143' TERM && cd \"$d\" && "
 )
@@ -53,7 +57,7 @@ class RayLauncher:
         nursery: Runs the tasks that stop jobs which did not end in time.
         kill_grace: Seconds between SIGTERM and SIGKILL.
         log_bytes: The most bytes of a log that are read.
-        containment: Its boundary, in which it is parked while Ray does not answer.
+        containment: Has the unit that is parked while Ray does not answer.
     """
 
     def __init__(
@@ -76,38 +80,36 @@ class RayLauncher:
         self._report = seldom(_log, "ray_unavailable", address=settings.address)
 
     async def start(self, place: AttemptDirectory, command: Command, lock: int) -> bool:
-        """See :meth:`Launcher.start`. The lock ends with this call: Ray has the job's state."""
+        """See :meth:`Launcher.start`. The lock is not needed after this call: Ray has the state."""
         name = job_name(place)
         try:
             try:
                 await self._call(self._jobs.submit, self._request(name, command))
             except RayRefused as error:
-                # An earlier call, whose answer was lost, may have submitted it.
+                # It may be refused because an earlier call, whose answer was lost, submitted it.
                 if await self._call(self._jobs.look, name) is None:
                     by_machine = error.status >= 500
                     raise NotStarted.because(str(error), by_machine=by_machine) from error
         except LauncherUnavailable as error:
-            failure = NotStarted.because(str(error), by_machine=True)
-            # An abort has to stop it, unless a later call finds that it does not run.
-            failure.may_run = True
-            raise failure from error
+            # Ray may have accepted the job.
+            raise NotStarted.unknown(str(error)) from error
         return True
 
     async def look(self, place: AttemptDirectory, *, within: float) -> Look:
-        """See :meth:`Launcher.look`. It sleeps first, and calls once."""
+        """See :meth:`Launcher.look`. It sleeps for ``within`` seconds, and then calls once."""
         await trio.sleep(within)
         job = await self._call(self._jobs.look, job_name(place))
         if job is None:
             reason = "Ray does not know the job any more: its head lost its state"
             return Look(State.ENDED, reason=f"{reason}, or the job was deleted")
-        return _look(job)
+        return _state_of(job)
 
     async def finds(self, place: AttemptDirectory) -> bool:
         """See :meth:`SharedLauncher.finds`."""
         return await self._call(self._jobs.look, job_name(place)) is not None
 
     async def stop(self, place: AttemptDirectory) -> None:
-        """See :meth:`Launcher.stop`: a job that does not end within 30 s is stopped later."""
+        """See :meth:`Launcher.stop`. If a job does not end in time, a task continues to stop it."""
         with trio.move_on_after(self._kill_grace + _STOPPED_WITHIN):
             await self._stop(place)
             return
@@ -115,8 +117,8 @@ class RayLauncher:
         self._nursery.start_soon(self._stop, place)
 
     async def logs(self, place: AttemptDirectory) -> bytes | None:
-        """See :meth:`Launcher.logs`. A node that does not answer is no failure of the head."""
-        return await self._jobs.logs(job_name(place), self._log_bytes * _MOST_LOG_FACTOR)
+        """See :meth:`Launcher.logs`. A failure parks nothing: the job's node may be the cause."""
+        return await self._jobs.logs(job_name(place), self._log_bytes * _JSON_BYTES_PER_BYTE)
 
     async def _stop(self, place: AttemptDirectory) -> None:
         """Request the end of a job until it has ended, with a back-off.
@@ -138,7 +140,13 @@ class RayLauncher:
             await trio.sleep(_BACKOFF.delay(failures))
 
     async def _call(self, call: Callable[[*Ts], Awaitable[T]], *args: *Ts) -> T:
-        """Make a call; while Ray does not answer only one is made at a time, with a back-off."""
+        """Make a call. While Ray does not answer, make one at a time, with a back-off.
+
+        Raises:
+            LauncherUnavailable: Ray did not answer this call, or the last one, of which the
+                back-off has not ended.
+            RayRefused: Ray answered with an error.
+        """
         now = trio.current_time()
         if now < self._not_before:
             raise LauncherUnavailable(self._failure)
@@ -196,7 +204,7 @@ def job_name(place: AttemptDirectory) -> str:
 
 
 def _entrypoint(command: Command, settings: RaySettings) -> str:
-    """A line for the shell of the node."""
+    """The command line that the shell of the job's node runs."""
     arguments = command.arguments
     if arguments[0] == SDK_COMMAND and settings.python is not None and not command.packages:
         arguments = [str(settings.python.with_name(SDK_COMMAND)), *arguments[1:]]
@@ -206,7 +214,12 @@ def _entrypoint(command: Command, settings: RaySettings) -> str:
     return _IN_OWN_DIRECTORY + line
 
 
-def _look(job: RayJob) -> Look:
+def _state_of(job: RayJob) -> Look:
+    """The state of an attempt by the state of its job.
+
+    Raises:
+        LauncherUnavailable: Ray reports a status that is not known here.
+    """
     ended_at = None if job.end_time is None else job.end_time / 1000
     match job.status:
         case "PENDING":
@@ -219,6 +232,6 @@ def _look(job: RayJob) -> Look:
             return Look(State.ENDED, None, ended_at, "the job was stopped in Ray")
         case "FAILED":
             why = f"Ray ended the job: {job.error_type or 'FAILED'}: {job.message or ''}"
-            return Look(State.ENDED, job.driver_exit_code, ended_at, why[:_MOST_MESSAGE])
+            return Look(State.ENDED, job.driver_exit_code, ended_at, why[:_LONGEST_REASON])
         case other:
             raise LauncherUnavailable(f"Ray reports an unknown status {other[:80]!r}")

@@ -28,11 +28,12 @@ else:
 _SUPERVISOR = "supervisor"
 _LOST = "lost"
 _CODE = "WorkerLost"
-# Seconds between two rounds.
-_AGAIN = 0.5
+# Seconds between two rounds, each of which ends the attempts that run.
+_ROUND_EVERY = 0.5
 # Seconds until a supervisor that does not end its attempt is killed itself.
 _PATIENCE = 2.0
-_TRIES = 20
+# The most rounds after the worker has ended.
+_MOST_ROUNDS = 20
 _OPEN = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
 
@@ -47,7 +48,7 @@ def main() -> None:
         left = until - _now()
         if left <= 0:
             end_all(state_dir)
-            left = _AGAIN
+            left = _ROUND_EVERY
         select.select([0], [], [], None if math.isinf(left) else left)
         try:
             part = os.read(0, 65536)
@@ -58,10 +59,10 @@ def main() -> None:
         *lines, data = (data + part).split(b"\n")
         if lines:
             until = float(lines[-1])
-    for _ in range(_TRIES):
+    for _ in range(_MOST_ROUNDS):
         if not end_all(state_dir):
             break
-        time.sleep(_AGAIN)
+        time.sleep(_ROUND_EVERY)
 
 
 def end_all(state_dir: str) -> int:
@@ -79,7 +80,7 @@ def end_all(state_dir: str) -> int:
     left = found
     while left and time.monotonic() - began < _PATIENCE:
         time.sleep(0.02)
-        # Not those that the worker started since: it has renewed its claims.
+        # Without attempts that the worker started in the meantime: it has renewed its claims.
         running = set(_running(state_dir))
         left = [each for each in found if each in running]
     for _, process in left:

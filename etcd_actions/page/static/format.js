@@ -107,3 +107,40 @@ export function ago(ms, now = Date.now()) {
 export function plural(number, noun) {
   return `${number.toLocaleString()} ${noun}${number === 1 ? "" : "s"}`;
 }
+
+/** The order of names, with the numbers in them by value: a2 comes before a10. */
+export function compareNames(one, other) {
+  let at = 0;
+  let there = 0;
+  while (at < one.length && there < other.length) {
+    const isNumber = isDigit(one, at);
+    if (isNumber !== isDigit(other, there)) return isNumber ? -1 : 1;
+    if (!isNumber) {
+      if (one[at] !== other[there]) return one[at] < other[there] ? -1 : 1;
+      at += 1;
+      there += 1;
+      continue;
+    }
+    const [number, end] = numberAt(one, at);
+    const [otherNumber, otherEnd] = numberAt(other, there);
+    if (number.length !== otherNumber.length) return number.length - otherNumber.length;
+    if (number !== otherNumber) return number < otherNumber ? -1 : 1;
+    at = end;
+    there = otherEnd;
+  }
+  const rest = one.length - at - (other.length - there);
+  // Names that differ only in zeros before their numbers are in the order of their text.
+  return rest || (one < other ? -1 : Number(one > other));
+}
+
+function isDigit(text, at) {
+  return text[at] >= "0" && text[at] <= "9";
+}
+
+/** The number at a place, without zeros before it, and the place after it. */
+function numberAt(text, at) {
+  while (text[at] === "0") at += 1;
+  let end = at;
+  while (end < text.length && isDigit(text, end)) end += 1;
+  return [text.slice(at, end), end];
+}

@@ -11,6 +11,9 @@ import { endOf, nodeOf, Tree } from "./tree.js";
 
 const SERVICE = "flyteidl2.workflow.RunService";
 const MOST_ANNOUNCED = 20;
+// All actions come in messages of so many; the last one has fewer.
+const ACTIONS_AT_ONCE = 200;
+const BETWEEN_PARTS = 150;
 
 /** The view of a run; see runsView. `dialog(options)` asks the user something. */
 export function runView({ main, run, query, replace, status, signal, dialog }) {
@@ -23,6 +26,7 @@ export function runView({ main, run, query, replace, status, signal, dialog }) {
   let details = null;
   let isComplete = false;
   let needsRows = false;
+  let drawnAt = -Infinity;
   let critical = new Set();
   let criticalOf = -1;
   let criticalAt = 0;
@@ -196,6 +200,7 @@ export function runView({ main, run, query, replace, status, signal, dialog }) {
       }
       if (how === "connecting" || how === "lost") isComplete = false;
       if (how === "live") loadDetails();
+      if (how === "ended") complete();
     },
     each: (response) => {
       const actions = response.enriched_actions || [];
@@ -210,12 +215,21 @@ export function runView({ main, run, query, replace, status, signal, dialog }) {
         }
         if (node.name === "a0" && before !== null && before.phase !== node.phase && isTerminal(node.phase)) loadDetails();
       }
-      if (actions.length < 200) isComplete = true;
-      redraw(needsRows);
+      if (actions.length < ACTIONS_AT_ONCE) complete();
+      // While a large run arrives, its rows are arranged some times a second only.
+      if (isComplete || performance.now() - drawnAt > BETWEEN_PARTS) redraw(needsRows);
     },
   });
   rows.frame.focus({ preventScroll: true });
   if (chosen) choose(chosen);
+
+  /** All actions are there. */
+  function complete() {
+    isComplete = true;
+    needsRows ||= !tree.isComplete;
+    tree.complete();
+    redraw();
+  }
 
   /** What only the run's own details have: labels, who started it, why it failed. */
   async function loadDetails() {
@@ -261,6 +275,7 @@ export function runView({ main, run, query, replace, status, signal, dialog }) {
     if (needsRows) {
       needsRows = false;
       rows.set(tree.rows(collapsed, matcher()));
+      drawnAt = performance.now();
     }
     if (showsCritical && criticalOf !== tree.version && (now - criticalAt > 500 || critical.size === 0)) {
       critical = tree.criticalPath(now);
@@ -286,7 +301,7 @@ export function runView({ main, run, query, replace, status, signal, dialog }) {
       const title = failure.code === "not_found" ? "There is no such run" : "The run cannot be shown";
       return [h("h2", {}, title), h("p", {}, failure.message), h("p", {}, viewLink("/", {}, "All runs"))];
     }
-    if (tree.size > 0) return [h("h2", {}, "No action meets the filter")];
+    if (tree.size > 0 && tree.isComplete) return [h("h2", {}, "No action meets the filter")];
     return [h("h2", {}, "Loading…")];
   }
 

@@ -18,7 +18,8 @@ export function runSummary({ run, onPhase, onAction }) {
     const { root } = tree;
     if (root !== null) showBadge(phase, root.phase);
     const done = tree.ended;
-    setText(counted, tree.size === 0 ? "" : `${done.toLocaleString()} of ${plural(tree.size, "action")} ended`);
+    const loading = tree.isComplete ? "" : ", loading…";
+    setText(counted, tree.size === 0 ? "" : `${done.toLocaleString()} of ${plural(tree.size, "action")} ended${loading}`);
     showProgress(tree);
     showChips(tree, chosenPhase);
     showFacts(root, details, now);

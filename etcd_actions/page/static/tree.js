@@ -1,5 +1,5 @@
 // The actions of a run, by parent; kept up to date one action at a time.
-import { isTerminal, phaseOf } from "./format.js";
+import { compareNames, isTerminal, phaseOf } from "./format.js";
 
 const KINDS = { 1: "task", 2: "trace", 3: "condition" };
 
@@ -31,7 +31,14 @@ export class Tree {
     this.counts = {};
     this.order = [];
     this.isStale = false;
+    this.isComplete = false;
     this.version = 0;
+  }
+
+  /** Note that all actions were taken: from now on one whose parent is missing is shown at the top. */
+  complete() {
+    this.isStale ||= !this.isComplete;
+    this.isComplete = true;
   }
 
   get size() {
@@ -72,11 +79,13 @@ export class Tree {
     const tops = [];
     for (const node of this.nodes.values()) {
       const parent = node.parent !== node.name && this.nodes.has(node.parent) ? node.parent : null;
-      if (parent === null) tops.push(node.name);
-      else if (this.children.has(parent)) this.children.get(parent).push(node.name);
+      if (parent === null) {
+        // Its parent may be among those to come: until then it has no place.
+        if (this.isComplete || node.parent === "") tops.push(node.name);
+      } else if (this.children.has(parent)) this.children.get(parent).push(node.name);
       else this.children.set(parent, [node.name]);
     }
-    const byStart = (a, b) => this.startOf(a) - this.startOf(b) || (a < b ? -1 : 1);
+    const byStart = (a, b) => this.startOf(a) - this.startOf(b) || compareNames(a, b);
     // The service sends them in the order of their start, mostly.
     const inOrder = (names) => names.every((name, at) => at === 0 || byStart(names[at - 1], name) < 0);
     for (const names of [...this.children.values(), tops]) if (!inOrder(names)) names.sort(byStart);
@@ -95,7 +104,7 @@ export class Tree {
     };
     tops.forEach(walk);
     // Parents that go round are below no root: each is shown at the top, once.
-    if (seen.size < this.nodes.size) for (const name of this.nodes.keys()) if (!seen.has(name)) walk(name);
+    if (this.isComplete && seen.size < this.nodes.size) for (const name of this.nodes.keys()) if (!seen.has(name)) walk(name);
   }
 
   /**

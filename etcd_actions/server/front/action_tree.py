@@ -36,7 +36,7 @@ class _Node(msgspec.Struct, frozen=True, weakref=True, eq=False):
     revision: int = 0
 
 
-class Nodes:
+class SharedNodes:
     """The newest states of actions, each kept while a stream uses it, shared by all streams.
 
     Attributes:
@@ -76,11 +76,11 @@ class ActionTree:
     """
 
     def __init__(
-        self, org: str, matches: Predicate[Row] | None, shared: Nodes | None = None
+        self, org: str, matches: Predicate[Row] | None, shared: SharedNodes | None = None
     ) -> None:
         self._org = org
         self._matches = matches
-        self._shared = shared or Nodes()
+        self._shared = shared or SharedNodes()
         self._nodes: dict[bytes, _Node] = {}
         self._keys: dict[str, bytes] = {}
         self._children: dict[str, Counter[int]] = {}
@@ -93,9 +93,15 @@ class ActionTree:
         return changed
 
     def put_known(self, key: bytes, revision: int) -> set[bytes] | None:
-        """The same for a state that another stream read; None if none holds it."""
+        """The same for a state that another stream read; None if none holds it.
+
+        Also None if this stream has sent a newer state: that may be of a replaced store.
+        """
+        before = self._nodes.get(key)
         node = self._shared.get(key, revision, self._org)
-        return None if node is None else self._put(key, node)
+        if node is None or (before is not None and before.revision > revision):
+            return None
+        return self._put(key, node)
 
     def end(self, update: ActionUpdate) -> set[bytes]:
         """Note a deleted object: an action that ran is aborted. Returns the keys likewise."""
@@ -121,9 +127,10 @@ class ActionTree:
                 changed |= self.end(update)
         return changed
 
-    def keys(self) -> list[bytes]:
-        """The keys of all actions."""
-        return list(self._nodes)
+    @property
+    def is_empty(self) -> bool:
+        """Whether it has no action."""
+        return not self._nodes
 
     def messages(self, keys: Iterable[bytes]) -> list[EnrichedAction]:
         """The messages of actions, with the number of their children by phase."""

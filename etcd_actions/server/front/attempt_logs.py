@@ -49,7 +49,7 @@ _SIGN_OF_LIFE: Final = 10.0
 
 
 class Log(Protocol):
-    """A log that grows.
+    """A log that may still grow, read from its beginning.
 
     Attributes:
         has_gap: Whether bytes are missing before those that were read last.
@@ -60,7 +60,7 @@ class Log(Protocol):
     written: float
 
     async def read(self) -> bytes:
-        """Return the next bytes; none if there are none now."""
+        """Return the next bytes; empty if there are none now."""
         ...
 
     async def has_ended(self) -> bool:
@@ -93,16 +93,16 @@ HistoryOf = Callable[[ActionId], Awaitable["ActionHistory | None"]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Logs:
+class LogSources:
     """The sources of logs, and of the actions that they belong to.
 
     Attributes:
         client: Reads the actions.
-        source: The logs; None if no executor runs here.
+        source: The logs of this machine's executor; None if it has none.
         shared: The logs of workers; None if they cannot be read here.
         history: Reads the history of deleted actions; None if none is stored.
-        most_open: Logs that are read at once, at most: each takes a descriptor. None for a share
-            of the descriptors that the process may have.
+        most_open: The most logs that are open at a time, each of which takes a descriptor; None
+            for an eighth of the descriptors that the process may have, at most 1,000.
     """
 
     client: ActionsClient
@@ -113,8 +113,8 @@ class Logs:
 
 
 @dataclass(frozen=True)
-class _LogRequest:
-    """The requested attempt, and its state.
+class _RequestedAttempt:
+    """The attempt whose log is requested, and its state when the action was last read.
 
     Attributes:
         action_id: The action.
@@ -153,14 +153,14 @@ class LogService:
     """DataProxyService's TailLogs.
 
     Args:
-        logs: See :class:`Logs`.
+        logs: See :class:`LogSources`.
         streams: The open streams.
         keepalive: Seconds of silence after which a stream is sent an empty response.
     """
 
     descriptor = pb.DESCRIPTOR.services_by_name["DataProxyService"]
 
-    def __init__(self, logs: Logs, streams: Streams, keepalive: float) -> None:
+    def __init__(self, logs: LogSources, streams: Streams, keepalive: float) -> None:
         self._logs = logs
         self._streams = streams
         self._keepalive = min(keepalive, _SIGN_OF_LIFE)
@@ -193,7 +193,7 @@ class LogService:
                         raise Refusal(Code.FAILED_PRECONDITION, f"the log: {error}") from error
                     else:
                         return
-                await self._check_whether_here(target, began)
+                await self._refuse_if_elsewhere(target, began)
                 if trio.current_time() - quiet_since >= self._keepalive:
                     quiet_since = trio.current_time()
                     yield pb.TailLogsResponse()
@@ -202,7 +202,7 @@ class LogService:
                     target = await self._refreshed(target)
 
     @asynccontextmanager
-    async def _opened(self, target: _LogRequest) -> AsyncIterator[Log]:
+    async def _opened(self, target: _RequestedAttempt) -> AsyncIterator[Log]:
         """Open a log, unless too many are open; raises FileNotFoundError if there is none."""
         if self._open >= self._most_open:
             raise Refusal(
@@ -212,11 +212,12 @@ class LogService:
         self._open += 1
         try:
             async with AsyncExitStack() as stack:
-                yield await self._entered(stack, target)
+                yield await self._open_log(stack, target)
         finally:
             self._open -= 1
 
-    async def _entered(self, stack: AsyncExitStack, target: _LogRequest) -> Log:
+    async def _open_log(self, stack: AsyncExitStack, target: _RequestedAttempt) -> Log:
+        """Open the log here, else the one that a worker shares; FileNotFoundError for none."""
         source, shared = self._logs.source, self._logs.shared
         if source is not None:
             own = source.open(target.incarnation, target.attempt)
@@ -230,7 +231,7 @@ class LogService:
         return await stack.enter_async_context(shared.open(target.outputs))
 
     async def _follow(
-        self, stream: Stream, log: Log, target: _LogRequest
+        self, stream: Stream, log: Log, target: _RequestedAttempt
     ) -> AsyncGenerator[pb.TailLogsResponse, None]:
         lines = _Lines()
         pause, check_at = _READ_SOON, trio.current_time() + _CHECK_EVERY
@@ -267,7 +268,7 @@ class LogService:
             await stream.wait(pause)
             pause = min(pause * 2, _READ_LATER)
 
-    async def _find(self, action_id: ActionId, attempt: int) -> _LogRequest:
+    async def _find(self, action_id: ActionId, attempt: int) -> _RequestedAttempt:
         """Read the action, or its history.
 
         Raises:
@@ -282,10 +283,10 @@ class LogService:
             last = history.attempts[-1].number if history.attempts else 1
             key = self._logs.client.key_of(action_id)
             incarnation = Incarnation(key, history.create_revision, history.uid)
-            return _LogRequest(action_id, incarnation, attempt or last, True, True, last)
+            return _RequestedAttempt(action_id, incarnation, attempt or last, True, True, last)
         return _of_action(action_id, attempt, action)
 
-    async def _refreshed(self, target: _LogRequest) -> _LogRequest:
+    async def _refreshed(self, target: _RequestedAttempt) -> _RequestedAttempt:
         """The present state of the same incarnation."""
         try:
             action = await self._logs.client.get_task_action(target.action_id)
@@ -295,12 +296,15 @@ class LogService:
             return replace(target, has_ended=True)
         return _of_action(target.action_id, target.attempt, action)
 
-    async def _check_whether_here(self, target: _LogRequest, began: float) -> None:
-        """Raise Refusal, with the place of the log, if it will not be on this machine.
+    async def _refuse_if_elsewhere(self, target: _RequestedAttempt, began: float) -> None:
+        """Refuse a request for a log that will not be on this machine.
 
         Args:
             target: The attempt.
-            began: When it was requested.
+            began: When it was requested, on trio's clock.
+
+        Raises:
+            Refusal: NOT_FOUND, with the place of the log.
         """
         what = f"attempt {target.attempt} of {describe(target.action_id)}"
         if target.attempt > target.attempts and target.has_ended:
@@ -326,10 +330,10 @@ class LogService:
         raise Refusal(Code.NOT_FOUND, f"the log of {what} is not on {here}: {where}")
 
 
-def _of_action(action_id: ActionId, attempt: int, action: StoredAction) -> _LogRequest:
+def _of_action(action_id: ActionId, attempt: int, action: StoredAction) -> _RequestedAttempt:
     present = max(action.attempts, 1)
     attempt = attempt or present
-    return _LogRequest(
+    return _RequestedAttempt(
         action_id,
         action.incarnation,
         attempt,
@@ -342,7 +346,7 @@ def _of_action(action_id: ActionId, attempt: int, action: StoredAction) -> _LogR
 
 
 class _Lines:
-    """Splits bytes into lines; one that is too long is split into several."""
+    """Splits bytes into lines, and lines above :data:`LONGEST_LINE` into parts."""
 
     def __init__(self) -> None:
         self._rest = b""

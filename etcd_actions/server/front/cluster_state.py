@@ -65,7 +65,7 @@ class Lag(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterSources:
-    """The sources of the state that belong to packages above this one.
+    """Functions of packages above this one that return parts of the state.
 
     Attributes:
         members: Returns the states of etcd's members; the first call takes 4 s at most.
@@ -81,7 +81,7 @@ class ClusterSources:
 
 
 class ClusterState:
-    """Samples the state for all streams; without a stream it does nothing.
+    """Samples the state while a stream is open, once for all streams.
 
     Args:
         client: Its statistics are shown.
@@ -113,7 +113,7 @@ class ClusterState:
         self.samples = 0
 
     async def lines(self) -> Lines:
-        """The state for one client, every two seconds until it leaves."""
+        """The state for one client, every two seconds until it disconnects."""
         with self._streams.open_for_page() as stream:
             while not stream.has_ended:
                 sample = await self._sampled()
@@ -216,7 +216,7 @@ class ClusterState:
 
 
 def _action(dead_letter: DeadLetter) -> str:
-    """The action of a dead letter; the key of one that cannot be read."""
+    """The path of a dead letter's action; its key if it cannot be decoded."""
     if dead_letter.unreadable:
         return dead_letter.dead_letter_key.decode(errors="backslashreplace")
     found = dead_letter.action_id

@@ -13,17 +13,17 @@ from etcd_actions.registry.projects import Projects
 from etcd_actions.registry.registry import Registry
 from etcd_actions.runs.run_index import RunIndex
 from etcd_actions.server.application import Calls, Route
-from etcd_actions.server.front.attempt_logs import Logs, LogService
+from etcd_actions.server.front.attempt_logs import LogService, LogSources
 from etcd_actions.server.front.cluster_state import ClusterSources, ClusterState
 from etcd_actions.server.front.data_proxy_service import DataProxy
-from etcd_actions.server.front.earlier_names import LegacyDataProxy, LegacyLogs
+from etcd_actions.server.front.legacy_methods import LegacyDataProxy, LegacyLogs
 from etcd_actions.server.front.local_files import LocalFiles
 from etcd_actions.server.front.page_streams import PageStream, run_changes
 from etcd_actions.server.front.platform_services import (
+    AppService,
     ClusterService,
     IdentityService,
     ImageService,
-    NoApps,
     TriggerService,
 )
 from etcd_actions.server.front.project_service import ProjectService, ProjectSettings
@@ -31,7 +31,7 @@ from etcd_actions.server.front.refused_methods import refuse_others
 from etcd_actions.server.front.run_counts import RunCounts
 from etcd_actions.server.front.run_data import RunBlobs
 from etcd_actions.server.front.run_deletion import RunDeletion
-from etcd_actions.server.front.run_lists import Paused, RunLists
+from etcd_actions.server.front.run_lists import FindPaused, RunLists
 from etcd_actions.server.front.run_messages import RunMessages
 from etcd_actions.server.front.run_methods import DeployedTasks, RunService
 from etcd_actions.server.front.stored_objects import StoredObjects
@@ -57,7 +57,7 @@ class FrontDoor:
         logs: Reads the logs of attempts.
         index: All runs; None serves no lists of them.
         registry: The deployed tasks; None serves none.
-        paused: See :data:`Paused`.
+        paused: See :data:`FindPaused`.
         projects: The projects and domains.
         projects_with_runs: Returns the names of projects that have runs.
         builds: Builds images; None: no image has to be built.
@@ -71,10 +71,10 @@ class FrontDoor:
     signer: UrlSigner | None = None
     reads_local_files: bool = False
     max_upload_bytes: int = 5 << 30
-    logs: Logs | None = None
+    logs: LogSources | None = None
     index: RunIndex | None = None
     registry: Registry | None = None
-    paused: Paused | None = None
+    paused: FindPaused | None = None
     projects: ProjectSettings = field(default_factory=ProjectSettings)
     projects_with_runs: Callable[[], Iterable[str]] = tuple
     builds: ImageBuilds | None = None
@@ -134,7 +134,7 @@ class FrontDoor:
         yield IdentityService()
         yield ImageService(None if self.builds is None else self.builds.find)
         yield TriggerService()
-        yield NoApps()
+        yield AppService()
 
     def page_streams(self, calls: Calls, streams: Streams) -> Iterable[Route]:
         """The streams of the page."""

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from etcd_actions.web import Message, Receive, Send
 
 Lines = AsyncGenerator[object, None]
-"""What a stream sends, each as a line of JSON; None is an empty line."""
+"""The values that a stream sends, each as a line of JSON; None is an empty line."""
 
 _HEADERS: Final = (
     (b"content-type", b"application/x-ndjson"),
@@ -50,7 +50,7 @@ _STATUSES: Final = {
 
 
 class PageStream:
-    """A route; see :class:`~etcd_actions.server.application.Route`.
+    """The route of one stream; see :class:`~etcd_actions.server.application.Route`.
 
     Args:
         path: Its path.
@@ -72,22 +72,13 @@ class PageStream:
         return path == self._path
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        """Answer one request."""
-        if scope["method"] != "GET":
-            await respond(send, HTTPStatus.METHOD_NOT_ALLOWED, b"use GET\n", _HEADERS[1:])
+        """Answer one request: with the lines, or with a JSON object that has the error."""
+        if (unusable := await _unusable(scope, receive)) is not None:
+            status, text = unusable
+            await respond(send, status, text, _HEADERS[1:])
             return
-        sites = [value for name, value in scope["headers"] if name.lower() == _SITE]
-        if any(site not in _OWN_SITES for site in sites):
-            await respond(
-                send, HTTPStatus.FORBIDDEN, b"use the page of this service\n", _HEADERS[1:]
-            )
-            return
-        # The server reports the client's end only after the body was read. The body is empty.
-        body = await receive()
-        if body["type"] != "http.request" or body.get("body") or body.get("more_body"):
-            await respond(send, HTTPStatus.BAD_REQUEST, b"send no body\n", _HEADERS[1:])
-            return
-        is_started, began = False, trio.current_time()
+        began = trio.current_time()
+        response = _Response(send)
         refusal: Refusal | None = Refusal(Code.INTERNAL, "it failed: see the log of the service")
         disconnected: ClientDisconnected | None = None
         with self._client.containment.unit("request", f"page {self._path}"):
@@ -95,12 +86,7 @@ class PageStream:
                 await self._calls.admit_request(scope)
                 async with aclosing(self._lines()) as lines:
                     async for line in lines:
-                        if not is_started:
-                            is_started = True
-                            start = {"type": "http.response.start", "status": 200}
-                            await send({**start, "headers": list(_HEADERS)})
-                        data = b"\n" if line is None else json.dumps(line).encode() + b"\n"
-                        await send({"type": "http.response.body", "body": data, "more_body": True})
+                        await response.send_line(line)
                 refusal = None
             except Refusal as raised:
                 refusal = raised
@@ -112,20 +98,60 @@ class PageStream:
         self._calls.count(self._path, "ok" if refusal is None else refusal.code.value, began)
         if disconnected is not None:
             raise disconnected
-        if is_started or refusal is None:
-            await send({"type": "http.response.body", "body": b""})
+        await response.end(refusal)
+
+
+async def _unusable(scope: Message, receive: Receive) -> tuple[HTTPStatus, bytes] | None:
+    """The status and text for a request that no stream answers; None if one may."""
+    if scope["method"] != "GET":
+        return HTTPStatus.METHOD_NOT_ALLOWED, b"use GET\n"
+    sites = [value for name, value in scope["headers"] if name.lower() == _SITE]
+    if any(site not in _OWN_SITES for site in sites):
+        return HTTPStatus.FORBIDDEN, b"use the page of this service\n"
+    # The server reports the client's end only after the body was read. The body is empty.
+    body = await receive()
+    if body["type"] != "http.request" or body.get("body") or body.get("more_body"):
+        return HTTPStatus.BAD_REQUEST, b"send no body\n"
+    return None
+
+
+class _Response:
+    """The response to one request: lines of JSON, or an error.
+
+    Args:
+        send: ASGI's.
+    """
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._is_started = False
+
+    async def send_line(self, line: object) -> None:
+        """Send a line, after the headers; None is an empty line."""
+        if not self._is_started:
+            self._is_started = True
+            start = {"type": "http.response.start", "status": 200}
+            await self._send({**start, "headers": list(_HEADERS)})
+        data = b"\n" if line is None else json.dumps(line).encode() + b"\n"
+        await self._send({"type": "http.response.body", "body": data, "more_body": True})
+
+    async def end(self, refusal: Refusal | None) -> None:
+        """End the lines; if there are none because of a refusal, send that instead."""
+        if self._is_started or refusal is None:
+            await self._send({"type": "http.response.body", "body": b""})
             return
         status = _STATUSES.get(refusal.code, HTTPStatus.SERVICE_UNAVAILABLE)
         error = json.dumps({"code": refusal.code.value, "message": refusal.message}).encode()
-        await respond(send, status, error, _HEADERS[1:], kind="application/json")
+        await respond(self._send, status, error, _HEADERS[1:], kind="application/json")
 
 
 def run_changes(
     index: RunIndex, streams: Streams, messages: RunMessages, keepalive: float
 ) -> Callable[[], Lines]:
-    """Each run that changes or is new, in its latest state; not the runs that exist at the start.
+    """Make the stream of runs that change or are new, each in its latest state.
 
-    A client lists runs once it has the first line, so it misses no change.
+    It does not send the runs that exist at the start. A client lists these once it has the first
+    line, so it misses no change.
     """
 
     async def lines() -> Lines:

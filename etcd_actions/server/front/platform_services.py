@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 
+import structlog
 from connectrpc.code import Code
 from flyteidl2.app import app_payload_pb2, app_service_pb2
 from flyteidl2.auth import identity_pb2
@@ -19,8 +20,10 @@ from etcd_actions.runs.run_record import ANONYMOUS
 from etcd_actions.server.caller import CALLER
 from etcd_actions.server.error_codes import Refusal
 
+_log = structlog.get_logger(__name__)
+
 FindImage = Callable[[str], Awaitable[str | None]]
-"""Returns the full name of an image by ``NAME:TAG``; None for one that has to be built first."""
+"""Returns the full name of the image ``NAME:TAG``; None if it has to be built first."""
 
 
 class IdentityService:
@@ -48,7 +51,7 @@ class ClusterService:
     async def select_cluster(
         self, request: cluster_pb.SelectClusterRequest
     ) -> cluster_pb.SelectClusterResponse:
-        """Name no endpoint, which the SDK reads as the one that it called.
+        """Return no endpoint: the SDK then uses the one that it called.
 
         Raises:
             Refusal: For inputs of a trigger. The SDK then sends them with the trigger, which is
@@ -62,17 +65,18 @@ class ClusterService:
 class ImageService:
     """Answers the builder ``remote`` of the SDK.
 
-    If the SDK gets no name for an image, it builds the image. It accepts any name unchanged, and
-    sets it as the image of the task's container. The tag is a digest of the image's layers.
+    If the SDK gets no name for an image, it requests a build. It uses any name unchanged as the
+    image of the task's container. The tag is a digest of the image's layers.
 
     Args:
-        find: See :data:`FindImage`; None: every image exists under its own name.
+        find: See :data:`FindImage`; None if every image exists under its own name.
     """
 
     descriptor = image_service_pb2.DESCRIPTOR.services_by_name["ImageService"]
 
     def __init__(self, find: FindImage | None = None) -> None:
         self._find = find
+        self._has_warned = False
 
     async def get_image(self, request: image_pb.GetImageRequest) -> image_pb.GetImageResponse:
         """The full name of an image.
@@ -84,6 +88,14 @@ class ImageService:
         name = request.id.name
         if not name:
             raise InvalidArgument("id.name", "it is empty: name an image, such as NAME:TAG")
+        if self._find is None and not self._has_warned:
+            # A task whose packages are missing can fail only at their import.
+            self._has_warned = True
+            _log.warning(
+                "images_not_built",
+                image=name,
+                remedy="run --executor local or ray, without --images off, for packages of images",
+            )
         full = name if self._find is None else await self._find(name)
         if full is None:
             raise NotFound(f"image {name!r} is not built yet")
@@ -108,8 +120,8 @@ class TriggerService:
         raise NotFound(f"trigger {request.name.name!r}: there are no triggers here")
 
 
-class NoApps:
-    """Lists no apps, which the SDK's terminal interface requests."""
+class AppService:
+    """Lists no apps, for the SDK's terminal interface; methods that deploy one are refused."""
 
     descriptor = app_service_pb2.DESCRIPTOR.services_by_name["AppService"]
 

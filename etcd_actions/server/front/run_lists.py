@@ -34,8 +34,11 @@ if TYPE_CHECKING:
     from etcd_actions.model import Keyspace
     from etcd_actions.server.streams import Streams
 
-Paused = Callable[[Iterable[RunEntry]], Awaitable[Collection[bytes]]]
-"""Returns the keys of those of some runs below which a condition waits for a signal."""
+FindPaused = Callable[[Iterable[RunEntry]], Awaitable[Collection[bytes]]]
+"""Returns the record keys of paused runs, in which a condition waits for a signal.
+
+It gets the runs to examine, and may also return others.
+"""
 
 _SNAPSHOT: Final = 200
 """Runs of one message of a snapshot."""
@@ -53,7 +56,7 @@ class RunLists:
         index: All runs.
         streams: The open streams.
         keepalive: Seconds of silence after which a stream is sent a message without runs.
-        paused: See :data:`Paused`; None: only a root that is paused itself counts.
+        paused: See :data:`FindPaused`; with None only a run whose root is in PAUSED is paused.
         messages: Encodes the messages; all ports share it.
     """
 
@@ -64,7 +67,7 @@ class RunLists:
         index: RunIndex,
         streams: Streams,
         keepalive: float,
-        paused: Paused | None = None,
+        paused: FindPaused | None = None,
         messages: RunMessages | None = None,
     ) -> None:
         self._index = index
@@ -75,38 +78,38 @@ class RunLists:
 
     async def list_runs(self, request: pb.ListRunsRequest) -> pb.ListRunsResponse:
         """A page of the runs of a scope, the newest first by default."""
-        runs, only = _scope(request)
+        runs, version = _scope(request)
         paused = request.paused_actions_only
         query = parse(
             request.request,
             RUN_FIELDS,
             identity=_identity,
             default=CREATED,
-            scope=msgspec.json.encode([runs, only, paused]),
+            scope=msgspec.json.encode([runs, version, paused]),
         )
         await self._index.ready()
         if request.WhichOneof("scope_by") == "trigger_name":
             # Triggers are not served here, so none has created a run.
             return pb.ListRunsResponse()
         descending = query.descending_by(CREATED)
-        waiting = await self._paused(self._open_runs(runs, only)) if paused else ()
+        waiting = await self._paused(self._open_runs(runs, version)) if paused else ()
         portions = self._index.portions(
             runs,
             descending=descending is not False,
             after=None if descending is None else _index_place(query),
             first=query.limit + 1,
         )
-        narrowed = self._narrowed(portions, only, waiting if paused else None)
+        selected = self._selected(portions, version, waiting if paused else None)
         take = take_sorted if descending is None else take_in_order
-        page = await take(query, narrowed)
+        page = await take(query, selected)
         return self._messages.listed(page.rows, page.token)
 
     async def watch_runs(self, request: pb.WatchRunsRequest) -> AsyncIterator[pb.WatchRunsResponse]:
         """The runs of a target, the newest first, then each run that changes or is new.
 
-        A run that changes often is sent in its latest state; a deleted one is not mentioned.
+        A run that changes often is sent in its latest state; a deleted one is not sent.
         """
-        runs, only = _target(request)
+        runs, version = _target(request)
         with self._streams.open() as stream:
             await self._index.ready()
             with self._index.watch(runs) as watch:
@@ -116,7 +119,7 @@ class RunLists:
                         if stream.has_ended:
                             return
                         entries = portion[start : start + _SNAPSHOT]
-                        if chosen := [each for each in entries if _is_of(each, only)]:
+                        if chosen := [each for each in entries if _is_shown(each, version)]:
                             yield self._messages.watched(chosen)
                         await trio.lowlevel.checkpoint()
                 sent_at = trio.current_time()
@@ -126,46 +129,46 @@ class RunLists:
                     changed = await stream.receive(watch, max(0.0, silence))
                     if stream.has_ended:
                         return
-                    chosen = [each for each in changed or () if _is_of(each, only)]
+                    chosen = [each for each in changed or () if _is_shown(each, version)]
                     if changed is not None and not chosen and silence > 0:
                         continue
                     self._streams.sent += len(chosen)
                     yield self._messages.watched(chosen)
                     sent_at = trio.current_time()
 
-    def _open_runs(self, runs: RunScope, only: str | None) -> list[RunEntry]:
-        """The runs of a scope, as the caller may read them, that have not ended."""
+    def _open_runs(self, runs: RunScope, version: str | None) -> list[RunEntry]:
+        """The runs of a scope that have not ended, and that the client may read."""
         portions = self._index.portions(runs, descending=True)
         entries = (entry for portion in portions for entry in portion)
-        return [each for each in entries if each.ended is None and _is_of(each, only)]
+        return [each for each in entries if each.ended is None and _is_shown(each, version)]
 
-    def _narrowed(
+    def _selected(
         self,
         portions: Iterable[Sequence[RunEntry]],
-        only: str | None,
+        version: str | None,
         waiting: Collection[bytes] | None,
     ) -> Iterable[Sequence[RunEntry]]:
-        """Only the runs of one version of a task, or paused ones, if the request selects these.
+        """The runs that the client may read, and that the request selects.
 
         Args:
             portions: The runs.
-            only: The version; None for any.
-            waiting: The runs below which a condition waits; None if the paused ones are not
-                selected.
+            version: The only version of their task; None for all.
+            waiting: The keys of runs in which a condition waits, if only paused runs are selected;
+                None for all runs.
         """
-        if only is None and waiting is None and CALLER.get().projects is None:
+        if version is None and waiting is None and CALLER.get().projects is None:
             return portions
 
         def is_meant(entry: RunEntry) -> bool:
-            if not _is_of(entry, only):
+            if not _is_shown(entry, version):
                 return False
             return waiting is None or phase_of(entry) == _PAUSED or entry.key in waiting
 
         return ([entry for entry in portion if is_meant(entry)] for portion in portions)
 
 
-def paused_runs(client: ActionsClient, keys: Keyspace) -> Paused:
-    """The runs below which a condition waits: by the watch of a client, else by their objects."""
+def paused_runs(client: ActionsClient, keys: Keyspace) -> FindPaused:
+    """Find paused runs by the watch of a client, and for runs that it lacks by their objects."""
 
     async def paused(runs: Iterable[RunEntry]) -> Collection[bytes]:
         found = set[bytes]()
@@ -177,9 +180,11 @@ def paused_runs(client: ActionsClient, keys: Keyspace) -> Paused:
 
         async def read() -> None:
             for entry in unwatched:
-                listing = await client.list_run_actions(_run_of(entry))
-                if any(map(_waits, listing.actions)):
-                    found.add(entry.key)
+                # As above: any client may have stored the record.
+                with suppress(InvalidArgument):
+                    listing = await client.list_run_actions(_run_of(entry))
+                    if any(map(_waits, listing.actions)):
+                        found.add(entry.key)
 
         async with trio.open_nursery() as nursery:
             for _ in range(_READ_AT_A_TIME):
@@ -216,7 +221,8 @@ def _index_place(query: Query[RunEntry]) -> Place | None:
         raise InvalidArgument("request.token", "it is not of this list") from None
 
 
-def _is_of(entry: RunEntry, version: str | None) -> bool:
+def _is_shown(entry: RunEntry, version: str | None) -> bool:
+    """Whether a run has a version of its task, None for any, and the client may read it."""
     # The task of a run may belong to another project.
     return (version is None or entry.task.version == version) and CALLER.get().may_use(
         entry.project
@@ -224,7 +230,7 @@ def _is_of(entry: RunEntry, version: str | None) -> bool:
 
 
 def _scope(request: pb.ListRunsRequest) -> tuple[RunScope, str | None]:
-    """The list of the index, and the version of a task to select."""
+    """The scope of a list, as the index has it, and the only version of a task; None for all."""
     which = request.WhichOneof("scope_by")
     if which == "org":
         return None, None
@@ -242,7 +248,7 @@ def _scope(request: pb.ListRunsRequest) -> tuple[RunScope, str | None]:
 
 
 def _target(request: pb.WatchRunsRequest) -> tuple[RunScope, str | None]:
-    """The same for a stream."""
+    """The same as :func:`_scope`, for a stream."""
     which = request.WhichOneof("target")
     if which == "org":
         return None, None

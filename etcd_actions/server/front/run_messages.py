@@ -1,7 +1,7 @@
-"""Messages with runs: each state of a run is encoded once, for all lists and streams.
+"""Encodes messages with runs: each state of a run once, for all lists and streams.
 
-All clients get the same form of a run. Encoded forms are cached; a message is joined of such forms,
-which costs a fiftieth of encoding it.
+All clients get the same encoded form of a run. The forms are cached, and a message is joined from
+them, which costs a fiftieth of encoding the message.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from etcd_actions.server.front.run_views import run_message
 
 MOST_BYTES: Final = 8 * 1024 * 1024
 """The most bytes of cached forms, with the overhead of each."""
-_OF_ONE: Final = 1024
+_FORM_OVERHEAD: Final = 1024
 """The overhead of a cached form, in bytes."""
 
 
@@ -84,4 +84,4 @@ class RunMessages:
 
 
 def _size(form: _Form) -> int:
-    return len(form.encoded) + _OF_ONE
+    return len(form.encoded) + _FORM_OVERHEAD

@@ -24,7 +24,7 @@ from etcd_actions.runs.reading import Found, RunReader
 from etcd_actions.server.caller import CALLER
 from etcd_actions.server.front import action_views
 from etcd_actions.server.front.action_lists import FIELDS, ActionLists
-from etcd_actions.server.front.action_tree import ActionTree, Nodes
+from etcd_actions.server.front.action_tree import ActionTree, SharedNodes
 from etcd_actions.server.front.attempt_messages import attempts_of
 from etcd_actions.server.front.run_streams import Follower
 from etcd_actions.server.required import require
@@ -77,7 +77,7 @@ class RunService:
         self._reader = RunReader(client)
         self._creator = RunCreator(client, data, deployed, builds=builds)
         self._lists = ActionLists(self._reader)
-        self._nodes = Nodes()
+        self._nodes = SharedNodes()
         self._follower = Follower(client, self._reader, streams, keepalive)
 
     async def create_run(self, request: pb.CreateRunRequest) -> pb.CreateRunResponse:

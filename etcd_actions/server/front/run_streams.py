@@ -8,7 +8,9 @@ than the change that caused it; streams of the same action share one read.
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from datetime import UTC, datetime
+from itertools import islice
 from typing import Final
 
 import msgspec
@@ -22,7 +24,7 @@ from etcd_actions.errors import NotFound
 from etcd_actions.follow.subscriptions import SnapshotEnd, Subscription
 from etcd_actions.model import ROOT_ACTION, ActionId, ActionUpdate, Phase, canonical_name
 from etcd_actions.model.conditions import write_phase
-from etcd_actions.runs.reading import Actions, Found, RunReader
+from etcd_actions.runs.reading import Found, Part, Root, RunReader, Unread
 from etcd_actions.runs.run_record import RunRecord
 from etcd_actions.server.front.action_tree import ActionTree
 from etcd_actions.server.front.shared_reads import SharedReads
@@ -30,8 +32,11 @@ from etcd_actions.server.streams import Stream, Streams
 
 Item = ActionUpdate | SnapshotEnd
 
-_MOST_AT_ONCE: Final = 200
-"""The most actions in one message."""
+MOST_AT_ONCE: Final = 200
+"""The most actions in one message of all actions of a run."""
+
+TURN: Final = 64
+"""Actions that are converted before other tasks run."""
 
 
 class Follower:
@@ -52,7 +57,8 @@ class Follower:
         self._streams = streams
         self._keepalive = keepalive
         self._found: SharedReads[Found] = SharedReads()
-        self._listings: SharedReads[Actions] = SharedReads()
+        self._roots: SharedReads[Root] = SharedReads()
+        self._parts: SharedReads[Part] = SharedReads()
 
     async def action(self, action_id: ActionId) -> AsyncGenerator[Found]:
         """The states of an action, up to its terminal state.
@@ -104,10 +110,12 @@ class Follower:
             return found
 
     async def run(self, run: ActionId, tree: ActionTree) -> AsyncGenerator[list[EnrichedAction]]:
-        """All actions of a run, then the changed ones, several at once if there are many.
+        """All actions of a run, the root first, then the changed ones.
 
-        After a silence it returns no actions. It ends without an error when the client left, and
-        when the service ends.
+        Lists of all actions have :data:`MOST_AT_ONCE` of them, and the last one has fewer, maybe
+        none. Each is returned as soon as it is read; a parent is returned again with the counts of
+        its children in later ones. After a silence it returns no actions. It ends without an error
+        when the client left, and when the service ends.
 
         Args:
             run: The run.
@@ -120,18 +128,13 @@ class Follower:
         run = ActionId(run.project, run.domain, run.run, ROOT_ACTION)
         subscription = self._client.subscribe_run(run.run_id, snapshot=False)
         async with self._streams.follow(subscription) as (stream, updates):
-            listing = await self._listings.get(run, lambda: self._reader.actions(run))
-            for at in range(0, len(listing.actions), _MOST_AT_ONCE):
-                tree.put(listing.actions[at : at + _MOST_AT_ONCE], listing.record)
-                # Others are answered between the parts of a large run.
-                await trio.lowlevel.checkpoint()
-            replaced, revision = updates.replaced, listing.revision
-            del listing
-            everything = tree.keys()
-            for at in range(0, max(1, len(everything)), _MOST_AT_ONCE):
-                self._streams.sent += 1
-                yield tree.messages(everything[at : at + _MOST_AT_ONCE])
-            del everything
+            # All changes since this read are updates, also those during the reads of the parts.
+            root = await self._roots.get(run, lambda: self._reader.root(run))
+            replaced, revision = updates.replaced, root.revision
+            async with aclosing(self._all(stream, run, root, tree)) as parts:
+                async for part in parts:
+                    self._streams.sent += 1
+                    yield part
             while not stream.has_ended:
                 try:
                     items = await self._several(stream, updates)
@@ -146,13 +149,44 @@ class Follower:
                     self._streams.sent += 1
                     yield tree.messages(changed)
 
+    async def _all(
+        self, stream: Stream, run: ActionId, root: Root, tree: ActionTree
+    ) -> AsyncGenerator[list[EnrichedAction]]:
+        """All actions of a run, read and converted part by part; see :meth:`run`."""
+        waiting: dict[bytes, None] = {}
+        if root.action is not None:
+            waiting |= dict.fromkeys(tree.put([root.action], root.record))
+        unread: Unread | None = self._reader.unread(run)
+        while unread is not None:
+            part = await self._part(run, unread)
+            unread = part.unread
+            for at in range(0, len(part.actions), TURN):
+                changed = tree.put(part.actions[at : at + TURN], root.record)
+                waiting |= dict.fromkeys(sorted(changed))
+                # Others are answered in between.
+                await trio.lowlevel.checkpoint()
+                while len(waiting) >= MOST_AT_ONCE:
+                    full = list(islice(waiting, MOST_AT_ONCE))
+                    for key in full:
+                        del waiting[key]
+                    yield tree.messages(full)
+                if stream.has_ended:
+                    return
+        if tree.is_empty and root.record is None:
+            raise NotFound(f"there is no run {run.project}/{run.domain}/{run.run}")
+        yield tree.messages(waiting)
+
+    async def _part(self, run: ActionId, unread: Unread) -> Part:
+        """The next part of a run's actions, shared with the streams that need the same one."""
+        return await self._parts.get((run, unread), lambda: self._reader.part(run, unread))
+
     async def _several(self, stream: Stream, updates: Subscription[Item]) -> list[ActionUpdate]:
         """The available updates; none after a silence, and at the end of the stream."""
         item = await stream.receive(updates, self._keepalive)
         if item is None:
             return []
         items = [item]
-        while len(items) < _MOST_AT_ONCE:
+        while len(items) < MOST_AT_ONCE:
             try:
                 items.append(updates.receive_nowait())
             except (trio.WouldBlock, trio.EndOfChannel):

@@ -1,8 +1,8 @@
 """Uploads and downloads by plain HTTP, at signed URLs.
 
-The signature of a URL is the proof that its client may use it: no token is needed. An upload is
-stored as it arrives. The number of transfers at once is limited; the bodies of others are not read
-until they have their turn.
+The signature of a URL proves that its client may use it: no token is needed. An upload is stored as
+it arrives. The number of transfers at once is limited; the bodies of further uploads are read when
+an earlier transfer has ended.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ STORED: Final = "stored/"
 LOCAL: Final = "local/"
 """The start of paths of other files of this machine, which end with their paths."""
 
-# The most uploads, and downloads, at a time; others wait.
+# The most uploads, and the most downloads, at a time; others wait.
 _UPLOADS: Final = 32
 _DOWNLOADS: Final = 128
 _PATIENCE: Final = 300.0
@@ -64,7 +64,7 @@ _log = structlog.get_logger(__name__)
 
 
 class _Failed(Exception):
-    """The response is an error status and a sentence."""
+    """The request has failed: the response is a status and the message."""
 
     def __init__(self, status: HTTPStatus, reason: str, *headers: tuple[bytes, bytes]) -> None:
         super().__init__(reason)
@@ -209,7 +209,7 @@ class Transfers:
         headers = [
             *_SAFE,
             (b"accept-ranges", b"bytes"),
-            *_described(PurePosixPath(grant.path)),
+            *_content_headers(PurePosixPath(grant.path)),
             (b"content-length", b"%d" % (end - start)),
         ]
         if status is HTTPStatus.PARTIAL_CONTENT:
@@ -233,7 +233,11 @@ class Transfers:
 
 @asynccontextmanager
 async def _turn(semaphore: trio.Semaphore) -> AsyncIterator[None]:
-    """Wait for capacity, at most :data:`_PATIENCE`; then raise _Failed with 503."""
+    """Wait for capacity, and occupy it while the context is open.
+
+    Raises:
+        _Failed: 503 if there is none within :data:`_PATIENCE`.
+    """
     with trio.move_on_after(_PATIENCE) as scope:
         await semaphore.acquire()
     if scope.cancelled_caught:
@@ -293,9 +297,12 @@ def _md5(text: bytes) -> bytes:
 
 
 def _range(header: bytes | None, size: int) -> tuple[int, int, HTTPStatus]:
-    """The offsets of the first byte and after the last, and the status.
+    """The range of bytes to send, its end excluded, and the status of the response.
 
-    Anything but a single range of bytes is ignored, as RFC 9110 allows.
+    A header other than a single range of bytes is ignored, as RFC 9110 allows.
+
+    Raises:
+        _Failed: 416 if the file has none of the requested bytes.
     """
     found = _RANGE.fullmatch((header or b"").decode("latin-1").strip())
     if found is None or found[1] == found[2] == "":
@@ -316,8 +323,8 @@ def _range(header: bytes | None, size: int) -> tuple[int, int, HTTPStatus]:
     return start, end, HTTPStatus.PARTIAL_CONTENT
 
 
-def _described(path: PurePosixPath) -> Iterator[tuple[bytes, bytes]]:
-    """The headers about a file's type and name."""
+def _content_headers(path: PurePosixPath) -> Iterator[tuple[bytes, bytes]]:
+    """The headers content-type and content-disposition of a file."""
     shown = _TYPES.get(path.suffix.lower())
     yield b"content-type", (shown or "application/octet-stream").encode()
     kind = "attachment" if shown is None else "inline"

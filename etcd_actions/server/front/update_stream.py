@@ -17,7 +17,7 @@ from etcd_actions.server.streams import Streams
 
 
 class UpdateStream:
-    """See the module's text.
+    """The method WatchUpdates of our own service, for commands that follow actions.
 
     Args:
         client: Its watch is shared by all streams.

@@ -1,13 +1,12 @@
-"""The restricted etcd that the service offers to workers, as etcd's own gRPC methods.
+"""Serves a restricted etcd to workers, by the paths of etcd's own gRPC methods.
 
-A worker needs reads, transactions, leases, watches, and the version of etcd. Each request is
-checked by :class:`~etcd_actions.server.workers.rights.WorkerRights`, and sent over a connection of
-its own, so that neither its answers nor its streams delay those of the service.
+A worker has a token of the service, and no user of etcd.
+:mod:`~etcd_actions.server.workers.etcd_methods` has the methods. This module admits the workers,
+limits what those with one name do at a time, and translates errors.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from http import HTTPStatus
 from typing import Final
@@ -17,7 +16,6 @@ import trio
 from connectrpc.code import Code
 
 from etcd_actions._internal.containment import Containment
-from etcd_actions._internal.owned_tasks import owned_tasks
 from etcd_actions.errors import (
     Compacted,
     EtcdActionsError,
@@ -25,21 +23,17 @@ from etcd_actions.errors import (
     FutureRevision,
     InvalidRequest,
     LeaseNotFound,
+    NotForWorkers,
     PermissionDenied,
     RequestTooLarge,
     Unauthenticated,
-    Unavailable,
 )
-from etcd_actions.etcd.api import Lease, WatchCreate, WatchStream
-from etcd_actions.etcd.client import EtcdClient
 from etcd_actions.server.application import Calls
 from etcd_actions.server.error_codes import Refusal
 from etcd_actions.server.methods import guarded
-from etcd_actions.server.streams import CONNECTION, Stream, Streams
-from etcd_actions.server.workers import wire
-from etcd_actions.server.workers.grpc_exchange import Response, messages
-from etcd_actions.server.workers.leases import MOST_LEASES, LiveLeases, is_lease_of, new_lease_id
-from etcd_actions.server.workers.rights import WorkerRights, check_lease
+from etcd_actions.server.streams import Streams
+from etcd_actions.server.workers.etcd_methods import WITHIN, NamedWorkers, WorkerEtcd, busy
+from etcd_actions.server.workers.grpc_exchange import Response, request_messages
 from etcd_actions.web import (
     ClientDisconnected,
     Message,
@@ -49,31 +43,14 @@ from etcd_actions.web import (
     take_endless_body,
 )
 
-LARGEST_ANSWER: Final = 16 * 1024 * 1024
-"""Bytes of an answer of etcd: a list of larger pages gets smaller ones."""
-STREAM_WINDOW: Final = 1024 * 1024
-"""Bytes of a watch stream that wait for a worker that does not read."""
-MOST_CALLS: Final = 16
-"""The most calls of one name at a time; others wait."""
 MOST_WAITING: Final = 1_000
 """The most calls of one name that wait."""
 MOST_STREAMS: Final = 64
 """The most watch streams of one name."""
-MOST_WATCHERS: Final = 16
-"""The most watchers of one stream."""
-LONGEST_STREAM: Final = 3600.0
-"""Seconds: then a worker opens another stream, by which its token is checked again."""
 
 _PATH: Final = "/etcdserverpb."
+# The most bytes of the request of a unary call.
 _LARGEST_REQUEST: Final = 2 * 1024 * 1024
-"""Bytes of a request; of a message on a watch stream, the next one."""
-_LARGEST_WATCH: Final = 64 * 1024
-_MOST_KEYS: Final = 20_000
-"""The most keys of one read."""
-_LONGEST_LEASE: Final = 9_000_000_000
-"""Seconds: the longest time to live that etcd accepts."""
-_WITHIN: Final = 30.0
-"""Seconds for a call with its answer, and for a worker to read some messages of a stream."""
 _METHODS: Final = frozenset(
     {
         "KV/Range",
@@ -85,9 +62,8 @@ _METHODS: Final = frozenset(
         "Watch/Watch",
     }
 )
-_TOO_LARGE: Final = "an answer of more than"
 _CODES: Final[tuple[tuple[type[EtcdError], Code], ...]] = (
-    (PermissionDenied, Code.PERMISSION_DENIED),
+    (NotForWorkers, Code.PERMISSION_DENIED),
     (LeaseNotFound, Code.NOT_FOUND),
     (Compacted, Code.OUT_OF_RANGE),
     (FutureRevision, Code.OUT_OF_RANGE),
@@ -98,183 +74,12 @@ _CODES: Final[tuple[tuple[type[EtcdError], Code], ...]] = (
 _log = structlog.get_logger(__name__)
 
 
-class _Worker:
-    """The calls in progress, the leases and the streams of all workers with one name."""
-
-    def __init__(self, name: str, client: str) -> None:
-        self.name = name
-        self.client = client
-        self.calls = trio.Semaphore(MOST_CALLS)
-        self.leases = LiveLeases()
-        self.streams: dict[Stream, None] = {}
-
-    def owns(self, lease: int) -> bool:
-        """Whether a lease is one of theirs."""
-        return is_lease_of(self.name, lease)
-
-
-class WorkerEtcd:
-    """Implements the methods on an etcd.
-
-    Args:
-        etcd: A connection with the limits above.
-        rights: Checks each request.
-    """
-
-    def __init__(self, etcd: EtcdClient, rights: WorkerRights) -> None:
-        self._etcd = etcd
-        self._rights = rights
-        self._unary: dict[str, Callable[[_Worker, bytes], Awaitable[bytes]]] = {
-            "KV/Range": self._range,
-            "KV/Txn": self._txn,
-            "Lease/LeaseGrant": self._grant,
-            "Lease/LeaseKeepAlive": self._keep_alive,
-            "Lease/LeaseRevoke": self._revoke,
-            "Maintenance/Status": self._status,
-        }
-
-    async def unary(self, method: str, worker: _Worker, body: bytes) -> bytes:
-        """The answer to a request.
-
-        Raises:
-            Refusal: There is no such method for workers.
-            EtcdError: The request is not allowed, or etcd refused it.
-        """
-        function = self._unary.get(method)
-        if function is None:
-            raise Refusal(Code.PERMISSION_DENIED, f"permission denied: workers have no {method}")
-        return await function(worker, body)
-
-    async def _range(self, _: _Worker, body: bytes) -> bytes:
-        request = wire.range_request(body)
-        self._rights.check_read(request.keys)
-        limit = min(request.limit or _MOST_KEYS, _MOST_KEYS)
-        while True:
-            try:
-                found = await self._etcd.range(
-                    request.keys,
-                    revision=request.revision,
-                    limit=0 if request.count_only else limit,
-                    keys_only=request.keys_only,
-                    count_only=request.count_only,
-                )
-            except Unavailable as error:
-                if _TOO_LARGE not in str(error) or limit == 1:
-                    raise
-                # A reader of pages accepts a shorter one.
-                limit //= 2
-            else:
-                return wire.range_response(found).SerializeToString()
-
-    async def _txn(self, worker: _Worker, body: bytes) -> bytes:
-        request = wire.txn_request(body)
-        self._rights.check_txn(request, worker.owns)
-        return wire.txn_response(await self._etcd.txn(request)).SerializeToString()
-
-    async def _grant(self, worker: _Worker, body: bytes) -> bytes:
-        ttl = wire.grant_request(body)
-        if not 0 < ttl <= _LONGEST_LEASE:
-            raise InvalidRequest(f"a lease of {ttl} seconds")
-        if not worker.leases.has_space(trio.current_time()):
-            raise _busy(f"{worker.name} has {MOST_LEASES} leases, the most allowed")
-        lease = await self._etcd.lease_grant(ttl, lease_id=new_lease_id(worker.name))
-        worker.leases.lives(lease.id, trio.current_time() + lease.ttl)
-        return wire.grant_response(lease).SerializeToString()
-
-    async def _keep_alive(self, worker: _Worker, body: bytes) -> bytes:
-        lease_id = wire.lease_request(body)
-        check_lease(lease_id, worker.owns)
-        try:
-            lease = await self._etcd.lease_keep_alive(lease_id)
-        except LeaseNotFound:
-            worker.leases.ended(lease_id)
-            lease = Lease(lease_id, 0)
-        else:
-            worker.leases.lives(lease_id, trio.current_time() + lease.ttl)
-        return wire.keep_alive_response(lease).SerializeToString()
-
-    async def _revoke(self, worker: _Worker, body: bytes) -> bytes:
-        lease_id = wire.lease_request(body)
-        check_lease(lease_id, worker.owns)
-        await self._etcd.lease_revoke(lease_id)
-        worker.leases.ended(lease_id)
-        return b""
-
-    async def _status(self, _: _Worker, __: bytes) -> bytes:
-        return wire.status_response(await self._etcd.status()).SerializeToString()
-
-    async def watch(
-        self, worker: _Worker, stream: Stream, receive: Receive, response: Response, calls: Calls
-    ) -> None:
-        """Serve one watch stream, until either side ends it.
-
-        Raises:
-            Refusal: Why this side ended it.
-            EtcdError: A request is not allowed, or etcd ended it.
-            ClientDisconnected: The worker reads too slowly.
-        """
-        failure: list[Exception] = []
-
-        async def read_requests(watch: WatchStream) -> None:
-            live: set[int] = set()
-            try:
-                async with aclosing(messages(receive, _LARGEST_WATCH)) as requests:
-                    async for body in requests:
-                        calls.take(worker.client)
-                        self._request(watch, live, body)
-            except (Refusal, EtcdError) as error:
-                failure.append(error)
-                stream.end()
-
-        async with self._etcd.watch() as watch, owned_tasks("a worker's stream") as nursery:
-            nursery.start_soon(read_requests, watch)
-            await _send_responses(watch, stream, response)
-            nursery.cancel_scope.cancel("the stream has ended")
-        if failure:
-            raise failure[0]
-        if CONNECTION.get().is_lost:
-            return
-        raise Refusal(Code.UNAVAILABLE, "the stream ends here: open another one")
-
-    def _request(self, watch: WatchStream, live: set[int], body: bytes) -> None:
-        request = wire.watch_request(body)
-        if isinstance(request, WatchCreate):
-            self._rights.check_read(request.keys)
-            live.add(request.watch_id)
-            if len(live) > MOST_WATCHERS:
-                raise Refusal(
-                    Code.RESOURCE_EXHAUSTED, f"a stream has at most {MOST_WATCHERS} watchers"
-                )
-            watch.create(request)
-        elif request is None:
-            watch.request_progress()
-        else:
-            live.discard(request)
-            watch.cancel(request)
-
-
-async def _send_responses(watch: WatchStream, stream: Stream, response: Response) -> None:
-    """Send etcd's responses to a worker, for :data:`LONGEST_STREAM` at most."""
-    until = trio.current_time() + LONGEST_STREAM
-    while (left := until - trio.current_time()) > 0:
-        try:
-            received = await stream.receive(watch, left)
-        except trio.EndOfChannel:
-            return
-        if received is None:
-            return
-        with trio.move_on_after(_WITHIN) as scope:
-            await response.messages(map(wire.watch_response, received))
-        if scope.cancelled_caught:
-            raise ClientDisconnected(f"it has not read some messages within {_WITHIN:g} s")
-
-
 class WorkerAccess:
-    """The route; see :class:`~etcd_actions.server.application.Route`.
+    """The route of etcd's methods; see :class:`~etcd_actions.server.application.Route`.
 
     Args:
-        etcd: The methods; None refuses all, with the reason.
-        calls: Admits workers, and counts their calls by etcd's names.
+        etcd: The methods; None refuses each call with the reason.
+        calls: Admits workers, and counts their calls by etcd's names of the methods.
         streams: The open streams.
         containment: The boundary of each call.
     """
@@ -286,7 +91,7 @@ class WorkerAccess:
         self._calls = calls
         self._streams = streams
         self._containment = containment
-        self._workers: dict[str, _Worker] = {}
+        self._named: dict[str, NamedWorkers] = {}
 
     def answers(self, path: str) -> bool:
         """Whether a request for a path is answered here."""
@@ -310,14 +115,22 @@ class WorkerAccess:
         except EtcdActionsError as error:
             refusal = _refusal(error)
         except ClientDisconnected:
-            self._calls.count(_name(method), Code.UNAVAILABLE.value, began)
+            self._calls.count(_counted_as(method), Code.UNAVAILABLE.value, began)
             raise
-        self._calls.count(_name(method), "ok" if refusal is None else refusal.code.value, began)
+        code = "ok" if refusal is None else refusal.code.value
+        self._calls.count(_counted_as(method), code, began)
         await response.end(refusal)
 
     async def _answer(
         self, method: str, scope: Message, receive: Receive, response: Response
     ) -> None:
+        """Admit the worker, and serve its call or its watch stream within the limits of its name.
+
+        Raises:
+            Refusal: The worker is not admitted, or the call exceeds a limit.
+            EtcdError: The request is not allowed, or etcd refused it.
+            ClientDisconnected: The worker left, or reads too slowly.
+        """
         if self._etcd is None:
             raise Refusal(
                 Code.FAILED_PRECONDITION,
@@ -329,61 +142,77 @@ class WorkerAccess:
         except Refusal as error:
             if error.code is not Code.RESOURCE_EXHAUSTED:
                 raise
-            raise _busy(error.message) from None
-        worker = self._workers.setdefault(
-            identity.subject, _Worker(identity.subject, identity.client)
+            raise busy(error.message) from None
+        workers = self._named.setdefault(
+            identity.subject, NamedWorkers(identity.subject, identity.client)
         )
         if method == "Watch/Watch":
             take_endless_body(scope)
-            with self._streams.open() as stream:
-                _make_space(worker)
-                worker.streams[stream] = None
-                try:
-                    await self._etcd.watch(worker, stream, receive, response, self._calls)
-                finally:
-                    worker.streams.pop(stream, None)
-            return
-        if worker.calls.statistics().tasks_waiting >= MOST_WAITING:
-            raise _busy(f"{MOST_WAITING} calls of {worker.name} wait")
-        with trio.move_on_after(_WITHIN) as limit:
-            async with worker.calls, aclosing(messages(receive, _LARGEST_REQUEST)) as bodies:
+            await self._watch(self._etcd, workers, receive, response)
+        else:
+            await self._call(self._etcd, method, workers, receive, response)
+
+    async def _watch(
+        self, etcd: WorkerEtcd, workers: NamedWorkers, receive: Receive, response: Response
+    ) -> None:
+        with self._streams.open() as stream:
+            _end_oldest_stream(workers)
+            workers.streams[stream] = None
+            try:
+                await etcd.watch(workers, stream, receive, response, self._calls)
+            finally:
+                workers.streams.pop(stream, None)
+
+    async def _call(
+        self,
+        etcd: WorkerEtcd,
+        method: str,
+        workers: NamedWorkers,
+        receive: Receive,
+        response: Response,
+    ) -> None:
+        if workers.calls.statistics().tasks_waiting >= MOST_WAITING:
+            raise busy(f"{MOST_WAITING} calls of {workers.name} wait")
+        with trio.move_on_after(WITHIN) as limit:
+            bodies = request_messages(receive, _LARGEST_REQUEST)
+            async with workers.calls, aclosing(bodies):
                 body = await anext(bodies, None)
                 if body is None:
                     raise ClientDisconnected("it left before its request was complete")
-                await response.messages([await self._etcd.unary(method, worker, body)])
+                await response.send_messages([await etcd.unary(method, workers, body)])
         if limit.cancelled_caught:
-            raise Refusal(Code.UNAVAILABLE, "it took too long")
+            raise Refusal(
+                Code.UNAVAILABLE, f"no answer within {WITHIN:g} s: the request may have been done"
+            )
 
 
-def _make_space(worker: _Worker) -> None:
-    """End the oldest stream of a name that has the most allowed: its worker may be gone."""
-    if len(worker.streams) >= MOST_STREAMS:
-        oldest = next(iter(worker.streams))
-        del worker.streams[oldest]
+def _end_oldest_stream(workers: NamedWorkers) -> None:
+    """If a name has the most streams, end the oldest one: its worker may be gone."""
+    if len(workers.streams) >= MOST_STREAMS:
+        oldest = next(iter(workers.streams))
+        del workers.streams[oldest]
         oldest.end()
         _log.warning(
             "worker_stream_ended",
-            name=worker.name,
+            name=workers.name,
             reason=f"it has {MOST_STREAMS} streams, the most allowed",
             remedy="give some of its workers a token with another name",
         )
 
 
-def _name(method: str) -> str:
-    """The name by which a call is counted: one of etcd's, or one for all others."""
+def _counted_as(method: str) -> str:
+    """The name by which a call is counted: the method, or ``etcd`` for an unknown one."""
     return method if method in _METHODS else "etcd"
-
-
-def _busy(reason: str) -> Refusal:
-    # By this text of etcd's a client knows that nothing was done.
-    return Refusal(Code.RESOURCE_EXHAUSTED, f"etcdserver: too many requests: {reason}")
 
 
 def _refusal(error: EtcdActionsError) -> Refusal:
     """The refusal that a worker gets for an error; its client recognises etcd's text in it."""
+    # About the user of the service, and not about the worker: another service may have another one.
     if isinstance(error, Unauthenticated):
-        # It is about the user of the service, and not about the worker.
         return Refusal(Code.UNAVAILABLE, "etcd does not accept the user of the service")
+    if isinstance(error, PermissionDenied) and not isinstance(error, NotForWorkers):
+        lacks = str(error).rpartition("permission denied: ")[2]
+        return Refusal(Code.UNAVAILABLE, f"the service lacks a permission in etcd: {lacks}")
     for kind, code in _CODES:
         if isinstance(error, kind):
             return Refusal(code, str(error))

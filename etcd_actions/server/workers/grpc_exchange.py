@@ -17,19 +17,20 @@ from etcd_actions.http2 import Code as Status
 from etcd_actions.server.error_codes import Refusal
 from etcd_actions.web import Message, Receive, Send
 
+# The bytes before each message: whether it is compressed, and its size.
 _PREFIX: Final = struct.Struct(">BI")
 _HEADERS: Final = ((b"content-type", b"application/grpc"),)
 _PRINTABLE: Final = "".join(map(chr, range(0x20, 0x7F))).replace("%", "")
-# Characters of a reason.
-_LONGEST: Final = 2_000
+# The most characters of a reason.
+_LONGEST_REASON: Final = 2_000
 
 
-async def messages(receive: Receive, most: int) -> AsyncGenerator[bytes]:
-    """The messages of a client, until it ends its side, or left.
+async def request_messages(receive: Receive, most: int) -> AsyncGenerator[bytes]:
+    """The messages of a client, until it ends its side or disconnects.
 
     Args:
         receive: ASGI's.
-        most: The most bytes of a message.
+        most: The most bytes of one message.
 
     Raises:
         Refusal: A message is compressed or too large.
@@ -65,14 +66,14 @@ class Response:
         self._send = send
         self._is_started = False
 
-    async def messages(self, sent: Iterable[bytes]) -> None:
-        """Send messages together.
+    async def send_messages(self, messages: Iterable[bytes]) -> None:
+        """Send messages in one frame, after the headers.
 
         Raises:
             ClientDisconnected: The client has read nothing for too long.
         """
         await self._start()
-        parts = [part for each in sent for part in (_PREFIX.pack(0, len(each)), each)]
+        parts = [part for each in messages for part in (_PREFIX.pack(0, len(each)), each)]
         await self._send({"type": "http.response.body", "body": b"".join(parts), "more_body": True})
 
     async def end(self, refusal: Refusal | None) -> None:
@@ -81,7 +82,7 @@ class Response:
         code, reason = Status.OK, ""
         if refusal is not None:
             code = Status.__members__.get(refusal.code.name, Status.UNKNOWN)
-            reason = refusal.message[:_LONGEST]
+            reason = refusal.message[:_LONGEST_REASON]
         trailers = [(b"grpc-status", b"%d" % code)]
         if reason:
             trailers.append((b"grpc-message", quote(reason, safe=_PRINTABLE).encode()))

@@ -1,7 +1,7 @@
-"""etcd's messages, on the side of a server: requests as values, results as messages.
+"""etcd's messages as a server has them: it parses requests into values, and encodes results.
 
-A request to etcd is built from the value, and not from the message. So it has only the fields that
-are checked.
+What is sent to etcd is built from the parsed value, and not from the worker's message. So it has
+only the fields that were checked.
 """
 
 from __future__ import annotations
@@ -38,8 +38,10 @@ from etcd_actions.etcd.rpc import RangeRequest
 
 _Message = TypeVar("_Message", bound=Message)
 
-MOST_PARTS: Final = 5_000
+MOST_PARTS: Final = 2_000
 """The most compares and operations of a transaction: a group of 100 has some hundreds."""
+MOST_IN_RANGES: Final = 20_000
+"""The most keys that the reads of ranges in a transaction return together."""
 
 _OPERANDS: Final = {
     CompareTarget.VERSION: "version",
@@ -51,7 +53,7 @@ _OPERANDS: Final = {
 
 
 def range_request(body: bytes) -> RangeRequest:
-    """A read; raises InvalidRequest."""
+    """Parse a read; raises InvalidRequest."""
     message = _parsed(pb.RangeRequest, body)
     return RangeRequest(
         _keys(message.key, message.range_end),
@@ -63,26 +65,44 @@ def range_request(body: bytes) -> RangeRequest:
 
 
 def txn_request(body: bytes) -> Txn:
-    """A transaction; raises InvalidRequest."""
-    return _txn(_parsed(pb.TxnRequest, body), [MOST_PARTS])
+    """Parse a transaction, and limit its reads of ranges; raises InvalidRequest."""
+    message = _parsed(pb.TxnRequest, body)
+    ranges = _count_ranges(message, [MOST_PARTS])
+    return _txn(message, MOST_IN_RANGES // max(1, ranges))
+
+
+def is_cut(result: TxnResult) -> bool:
+    """Whether a read of a range in a transaction has more keys than its limit."""
+    return any(
+        is_cut(each) if isinstance(each, TxnResult) else isinstance(each, RangeResult) and each.more
+        for each in result.responses
+    )
 
 
 def grant_request(body: bytes) -> int:
-    """The seconds of a new lease; raises InvalidRequest."""
+    """Parse the request of a lease; returns its time to live in seconds; raises InvalidRequest."""
     return _parsed(pb.LeaseGrantRequest, body).TTL
 
 
 def lease_request(body: bytes) -> int:
-    """The id of a lease, to renew or to end it; raises InvalidRequest."""
+    """Parse the request to renew or end a lease; returns its id; raises InvalidRequest."""
+    # LeaseKeepAliveRequest has the same field.
     return _parsed(pb.LeaseRevokeRequest, body).ID
 
 
 def watch_request(body: bytes) -> WatchCreate | int | None:
-    """A new watcher, the id of one to cancel, or None for progress; raises InvalidRequest."""
+    """Parse a request on a watch stream; raises InvalidRequest.
+
+    Returns:
+        A watcher to create, the id of one to cancel, or None for a progress notification.
+    """
     message = _parsed(pb.WatchRequest, body)
     match message.WhichOneof("request_union"):
         case "create_request":
             request = message.create_request
+            if request.watch_id <= 0:
+                # etcd would choose the id, so the watchers could not be counted.
+                raise InvalidRequest("a watcher of a worker needs an id above 0")
             return WatchCreate(
                 request.watch_id,
                 _keys(request.key, request.range_end),
@@ -95,7 +115,10 @@ def watch_request(body: bytes) -> WatchCreate | int | None:
         case "progress_request":
             return None
         case _:
-            raise InvalidRequest("a request of a watch is of no known kind")
+            raise InvalidRequest(
+                "a request on a watch stream neither creates nor cancels a watcher, and does not "
+                "request progress"
+            )
 
 
 def range_response(result: RangeResult) -> pb.RangeResponse:
@@ -123,7 +146,7 @@ def grant_response(lease: Lease) -> pb.LeaseGrantResponse:
 
 
 def keep_alive_response(lease: Lease) -> pb.LeaseKeepAliveResponse:
-    """The answer to a renewal; a TTL of 0 says that there is no such lease."""
+    """The answer to a renewal; a time to live of 0 means that there is no such lease."""
     return pb.LeaseKeepAliveResponse(ID=lease.id, TTL=lease.ttl)
 
 
@@ -160,15 +183,34 @@ def _keys(start: bytes, end: bytes) -> KeyRange:
     return KeyRange(start, end) if end else KeyRange.of_key(start)
 
 
-def _txn(message: pb.TxnRequest, left: list[int]) -> Txn:
-    """``left`` has the number of parts that may follow."""
+def _count_ranges(message: pb.TxnRequest, left: list[int]) -> int:
+    """The number of reads of ranges; ``left`` has the number of parts that may follow."""
     left[0] -= len(message.compare) + len(message.success) + len(message.failure)
     if left[0] < 0:
         raise InvalidRequest(f"a transaction of a worker has at most {MOST_PARTS} parts")
+    ranges = 0
+    for branch in (message.success, message.failure):
+        for each in branch:
+            match each.WhichOneof("request"):
+                case "request_range":
+                    ranges += not _is_one_key(each.request_range.key, each.request_range.range_end)
+                case "request_txn":
+                    ranges += _count_ranges(each.request_txn, left)
+                case _:
+                    pass
+    return ranges
+
+
+def _is_one_key(start: bytes, end: bytes) -> bool:
+    return not end or end == start + b"\0"
+
+
+def _txn(message: pb.TxnRequest, limit: int) -> Txn:
+    """Convert a transaction; ``limit`` is the most keys that each read of a range returns."""
     return Txn(
         [_compare(each) for each in message.compare],
-        [_operation(each, left) for each in message.success],
-        [_operation(each, left) for each in message.failure],
+        [_operation(each, limit) for each in message.success],
+        [_operation(each, limit) for each in message.failure],
     )
 
 
@@ -176,18 +218,25 @@ def _compare(message: pb.Compare) -> Compare:
     try:
         target, result = CompareTarget(message.target), CompareResult(message.result)
     except ValueError as error:
-        raise InvalidRequest(f"a compare of an unknown kind: {error}") from None
+        raise InvalidRequest(f"a compare has an unknown target or result: {error}") from None
     operand: int | bytes = getattr(message, _OPERANDS[target])
     return Compare(message.key, target, result, operand, message.range_end)
 
 
-def _operation(message: pb.RequestOp, left: list[int]) -> Operation:
+def _operation(message: pb.RequestOp, limit: int) -> Operation:
     match message.WhichOneof("request"):
         case "request_range":
             read = message.request_range
             if read.revision or read.count_only:
-                raise InvalidRequest("a read within a transaction has no revision, and has keys")
-            return Get(_keys(read.key, read.range_end), max(0, read.limit), read.keys_only)
+                raise InvalidRequest(
+                    "a read within a transaction of a worker may set neither revision nor "
+                    "count_only: leave them out"
+                )
+            if _is_one_key(read.key, read.range_end):
+                limit = 0
+            elif read.limit > 0:
+                limit = min(limit, read.limit)
+            return Get(_keys(read.key, read.range_end), limit, read.keys_only)
         case "request_put":
             put = message.request_put
             return Put(put.key, put.value, put.lease)
@@ -195,9 +244,12 @@ def _operation(message: pb.RequestOp, left: list[int]) -> Operation:
             delete = message.request_delete_range
             return Delete(_keys(delete.key, delete.range_end))
         case "request_txn":
-            return _txn(message.request_txn, left)
+            return _txn(message.request_txn, limit)
         case _:
-            raise InvalidRequest("an operation of a transaction is of no known kind")
+            raise InvalidRequest(
+                "an operation of a transaction is neither a read, a put, a deletion nor a "
+                "transaction"
+            )
 
 
 def _response(result: OperationResult) -> pb.ResponseOp:

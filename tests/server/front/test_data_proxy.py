@@ -183,7 +183,7 @@ async def test_inputs_need_a_project(door: Door) -> None:
             ("content_length", {"content_length": MOST + 1}),
             ("content_length", {"content_length": -1}),
         ],
-        5,
+        2,
     ),
 )
 async def test_a_hostile_upload_is_refused_by_its_field(
@@ -249,13 +249,16 @@ async def test_files_elsewhere_on_this_machine_are_read_by_their_names_only(
 
 @pytest.mark.parametrize(
     "uri",
-    [
-        "/etc/passwd",
-        "s3://other/inputs.pb",
-        "file:///etc/shadow",
-        "/x/../etc/inputs.pb\0",
-        "nonsense",
-    ],
+    first_everyday(
+        [
+            "/etc/passwd",
+            "s3://other/inputs.pb",
+            "file:///etc/shadow",
+            "/x/../etc/inputs.pb\0",
+            "nonsense",
+        ],
+        2,
+    ),
 )
 async def test_inputs_that_are_not_ours_are_not_read(
     door: Door, client: ActionsClient, uri: str

@@ -43,7 +43,7 @@ def fifo(path: Path) -> None:
     os.mkfifo(path)
 
 
-@pytest.mark.parametrize("make", first_everyday([directory, symlink, fifo], 2))
+@pytest.mark.parametrize("make", first_everyday([directory, symlink, fifo]))
 @pytest.mark.parametrize("where", ["stored", "local"])
 async def test_what_is_no_file_is_not_found_and_not_tried_again(
     door: Door,

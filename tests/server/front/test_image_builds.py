@@ -21,6 +21,7 @@ from tests.images.test_builds import image, inputs
 from tests.server.clients import Failed
 from tests.server.conftest import LOOPBACK
 from tests.server.front.run_calls import RunsAsker, run_id
+from tests.support.everyday import first_everyday
 
 pytestmark = pytest.mark.memory(jumps=False)
 
@@ -79,12 +80,15 @@ async def test_a_build_is_checked_kept_and_run_in_its_own_image(
 
 @pytest.mark.parametrize(
     ("data", "text"),
-    [
-        (SYSTEM, r"it installs packages of the system: 'vim'"),
-        (b"\xff", "definition"),
-        (None, "there is nothing at"),
-        (ImageSpec(base_image="x" * (2 << 20)).SerializeToString(), "bytes"),
-    ],
+    first_everyday(
+        [
+            (SYSTEM, r"it installs packages of the system: 'vim'"),
+            (b"\xff", "definition"),
+            (None, "there is nothing at"),
+            (ImageSpec(base_image="x" * (2 << 20)).SerializeToString(), "bytes"),
+        ],
+        2,
+    ),
     ids=["packages of the system", "no message", "nothing", "too large"],
 )
 async def test_what_cannot_be_built_is_refused_and_nothing_is_created(

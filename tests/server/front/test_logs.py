@@ -25,7 +25,7 @@ from etcd_actions.runs.own_run_service import OwnRunService
 from etcd_actions.runs.reading import history_of_action
 from etcd_actions.server import ActionsServer, ServerSettings, open_actions_server
 from etcd_actions.server.front import FrontDoor
-from etcd_actions.server.front.attempt_logs import LONGEST_LINE, Logs
+from etcd_actions.server.front.attempt_logs import LONGEST_LINE, LogSources
 from etcd_actions.storage.store import Store
 from etcd_actions.web import Bind
 from tests.executor.tasks import ROOT, Machine, named, until
@@ -108,7 +108,7 @@ async def server(
     client: ActionsClient, machine: Machine, etcd: Etcd, prefix: bytes
 ) -> AsyncIterator[ActionsServer]:
     keys = Keyspace(prefix)
-    logs = Logs(
+    logs = LogSources(
         client=client,
         source=LocalLogs(machine.state_dir),
         history=lambda action_id: history_of_action(Store(etcd), keys, action_id),
@@ -214,7 +214,7 @@ async def test_a_stream_ends_with_its_action_where_its_supervisor_left_nothing(
             (b"x" + "€".encode() * LONGEST_LINE, [5463, 5462, 5462, 2]),
             (b"\xed\xa0\x80\r\x1b[2J\n", [9]),
         ],
-        4,
+        2,
     ),
 )
 async def test_whatever_is_in_it_comes_as_lines_of_bounded_length(

@@ -21,9 +21,9 @@ from etcd_actions.blobs import open_blob_store
 from etcd_actions.server import ServerSettings, open_actions_server
 from etcd_actions.server.caller import CALLER, Caller
 from etcd_actions.server.front import FrontDoor
-from etcd_actions.server.front.attempt_logs import Logs
+from etcd_actions.server.front.attempt_logs import LogSources
 from etcd_actions.server.methods import Methods
-from etcd_actions.server.project_access import WITHOUT_A_PROJECT, Access
+from etcd_actions.server.project_access import WITHOUT_A_PROJECT, ProjectAccess
 from tests.server.conftest import LOOPBACK
 from tests.server.front.conftest import Lists
 
@@ -47,7 +47,7 @@ async def methods(
         blobs=open_blob_store(tmp_path / "blobs"),
         index=lists.index,
         registry=lists.registry,
-        logs=Logs(client=client),
+        logs=LogSources(client=client),
     )
     settings = ServerSettings(bind=LOOPBACK, request_timeout=TIMEOUT)
     async with open_actions_server(client, settings, front=front) as server:
@@ -173,6 +173,6 @@ def test_only_public_functions_are_methods() -> None:
         async def _user_info(self, _: identity_pb2.UserInfoRequest) -> None:
             raise AssertionError("it is served")
 
-    methods = Methods(1, Containment(), Access())
+    methods = Methods(1, Containment(), ProjectAccess())
     methods.add(Service())
     assert not methods.answered

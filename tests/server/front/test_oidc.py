@@ -23,7 +23,7 @@ from etcd_actions.errors import ConfigError
 from etcd_actions.server import ServerSettings, open_actions_server
 from etcd_actions.server.error_codes import Refusal
 from etcd_actions.server.front import FrontDoor
-from etcd_actions.server.oidc import Ages, OidcIssuer
+from etcd_actions.server.oidc import CacheTimes, OidcIssuer
 from etcd_actions.server.service_settings import OidcSettings
 from tests.cli.test_named_files import of
 from tests.server.clients import Failed
@@ -125,7 +125,7 @@ async def test_the_issuer_changes_its_keys(issuer: SmallIssuer) -> None:
         await verifier.identify(before)
     assert issuer.asked == ["/.well-known/openid-configuration", "/keys"]
     issuer.rotate()
-    clock.now += Ages().new_key
+    clock.now += CacheTimes().unknown_key_interval
     assert (await verifier.identify(issuer.token())).subject == "alice"
     assert len(issuer.asked) == 4
     # Keys that nobody has do not make it ask again and again, from any client.
@@ -134,7 +134,7 @@ async def test_the_issuer_changes_its_keys(issuer: SmallIssuer) -> None:
         assert (await refused(verifier, unknown)).code is Code.UNAUTHENTICATED
     assert (await refused(verifier, before)).code is Code.UNAUTHENTICATED
     assert len(issuer.asked) == 4
-    clock.now += Ages().new_key
+    clock.now += CacheTimes().unknown_key_interval
     assert (await refused(verifier, before)).code is Code.UNAUTHENTICATED
     assert len(issuer.asked) == 6
 
@@ -147,11 +147,11 @@ async def test_an_issuer_that_fails_is_not_asked_sooner_for_new_keys(issuer: Sma
     unknown = issuer.token(headers={"kid": "none"})
     asked = [len(issuer.asked)]
     for _ in range(4):
-        clock.now += Ages().new_key
+        clock.now += CacheTimes().unknown_key_interval
         assert (await refused(verifier, unknown)).code is Code.UNAUTHENTICATED
         asked.append(len(issuer.asked))
     assert asked == [2, 3, 3, 3, 3]
-    clock.now += Ages().between - 3 * Ages().new_key
+    clock.now += CacheTimes().retry_interval - 3 * CacheTimes().unknown_key_interval
     assert (await refused(verifier, unknown)).code is Code.UNAUTHENTICATED
     assert len(issuer.asked) == 4
 
@@ -159,11 +159,11 @@ async def test_an_issuer_that_fails_is_not_asked_sooner_for_new_keys(issuer: Sma
 async def test_nobody_with_a_known_key_waits_while_a_new_one_is_asked_for() -> None:
     clock = Clock()
     with small_issuer() as issuer:
-        verifier = OidcIssuer(settings_of(issuer), Ages(timeout=120), clock=clock)
+        verifier = OidcIssuer(settings_of(issuer), CacheTimes(timeout=120), clock=clock)
         token = issuer.token()
         unknown = issuer.token(headers={"kid": "none"})
         await verifier.identify(token)
-        clock.now += Ages().fresh
+        clock.now += CacheTimes().fresh
         issuer.speaks.clear()
         try:
             async with trio.open_nursery() as nursery:
@@ -190,15 +190,15 @@ async def test_while_keys_cannot_be_fetched_the_old_ones_count_for_a_while(
     assert (await refused(verifier, token)).code is Code.UNAVAILABLE
     assert len(issuer.asked) == 1
     issuer.fails = False
-    clock.now += Ages().between
+    clock.now += CacheTimes().retry_interval
     await verifier.identify(token)
     issuer.fails = True
-    clock.now += Ages().stale - 1
+    clock.now += CacheTimes().stale - 1
     await verifier.identify(token)
-    clock.now += Ages().between
+    clock.now += CacheTimes().retry_interval
     assert (await refused(verifier, token)).code is Code.UNAVAILABLE
     issuer.fails = False
-    clock.now += Ages().between
+    clock.now += CacheTimes().retry_interval
     await verifier.identify(token)
 
 
@@ -221,7 +221,7 @@ async def test_an_issuer_that_does_not_answer_is_given_up() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
         settings = OidcSettings(issuer=url, audience=AUDIENCE)
-        verifier = OidcIssuer(settings, Ages(timeout=0.2))
+        verifier = OidcIssuer(settings, CacheTimes(timeout=0.2))
         with small_issuer() as other, trio.fail_after(10):
             refusal = await refused(verifier, other.token())
         assert refusal.code is Code.UNAVAILABLE

@@ -27,6 +27,7 @@ from tests.server.front.asking import Asker
 from tests.server.front.conftest import Lists
 from tests.server.front.run_calls import action_id, create, run_id
 from tests.support import flyte
+from tests.support.everyday import first_everyday
 from tests.support.runs import record
 from tests.support.waiting import eventually_holds
 
@@ -127,7 +128,9 @@ async def test_a_run_takes_no_inputs_of_another_project(apart: Apart) -> None:
     await apart.create(apart.all, request)
 
 
-@pytest.mark.parametrize("base", ["/etc", "file:///", "{blobs}/runs/b", "{blobs}", "{blobs}/runs"])
+@pytest.mark.parametrize(
+    "base", first_everyday(["/etc", "file:///", "{blobs}/runs/b", "{blobs}", "{blobs}/runs"], 2)
+)
 async def test_a_run_writes_nothing_among_another_projects_data(apart: Apart, base: str) -> None:
     base = base.format(blobs=apart.folder)
     request = with_inputs("mine", "a")

@@ -18,6 +18,7 @@ from etcd_actions.registry.task_record import TaskId, task_key
 from tests.server.clients import Failed
 from tests.server.front.calling import Caller
 from tests.server.front.conftest import Lists
+from tests.support.everyday import first_everyday
 from tests.support.flyte_services import TASKS
 from tests.support.runs import record, status
 
@@ -187,7 +188,7 @@ UNUSABLE = {
 }
 
 
-@pytest.mark.parametrize(("said", "request_"), UNUSABLE.items(), ids=UNUSABLE)
+@pytest.mark.parametrize(("said", "request_"), first_everyday(UNUSABLE.items(), 2), ids=UNUSABLE)
 async def test_what_is_unusable_is_named(
     caller: Caller, said: str, request_: pb.DeployTaskRequest
 ) -> None:

@@ -28,10 +28,15 @@ from etcd_actions.server import ServerSettings, open_actions_server
 from etcd_actions.server.caller import CALLER, Caller
 from etcd_actions.server.error_codes import Refusal
 from etcd_actions.server.front import FrontDoor
-from etcd_actions.server.front.attempt_logs import Logs
+from etcd_actions.server.front.attempt_logs import LogSources
 from etcd_actions.server.front.project_service import ProjectSettings
 from etcd_actions.server.methods import Methods, method_info
-from etcd_actions.server.project_access import WITHOUT_A_PROJECT, Access, has_rule, named_projects
+from etcd_actions.server.project_access import (
+    WITHOUT_A_PROJECT,
+    ProjectAccess,
+    has_rule,
+    named_projects,
+)
 from etcd_actions.server.tokens import Tokens
 from etcd_actions.web import Bind
 from tests.server.clients import Failed
@@ -98,7 +103,7 @@ async def test_no_method_that_is_served_lets_a_token_at_another_project(
         blobs=open_blob_store(tmp_path / "blobs"),
         index=lists.index,
         registry=lists.registry,
-        logs=Logs(client=client),
+        logs=LogSources(client=client),
     )
     async with open_actions_server(client, settings, front=front) as server:
         ask = Asker(server.address, "of-alice")
@@ -126,7 +131,7 @@ async def test_no_method_that_is_served_lets_a_token_at_another_project(
 
 def test_a_method_without_a_rule_cannot_be_served() -> None:
     containment = Containment()
-    methods = Methods(1, containment, Access())
+    methods = Methods(1, containment, ProjectAccess())
 
     async def answer(_: identity_pb2.UserInfoRequest) -> identity_pb2.UserInfoResponse:
         raise AssertionError("it is served")
@@ -157,7 +162,7 @@ def test_each_identifier_of_a_request_counts() -> None:
 def test_each_token_may_read_and_run_the_task_that_builds_images(
     known: tuple[str, ...] | None,
 ) -> None:
-    access = Access(known)
+    access = ProjectAccess(known)
     own, shared = ({"project": each} for each in ("a", "system"))
     caller = CALLER.set(Caller("http://here", projects=frozenset("a")))
     try:

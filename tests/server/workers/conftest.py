@@ -14,7 +14,7 @@ from etcd_actions.etcd import ConnectionSettings, EtcdClient, open_connection
 from etcd_actions.etcd.endpoints import parse_endpoints
 from etcd_actions.model import Keyspace
 from etcd_actions.server import ActionsServer, ServerSettings, open_actions_server
-from etcd_actions.server.workers.access import LARGEST_ANSWER, STREAM_WINDOW, WorkerEtcd
+from etcd_actions.server.workers.etcd_methods import LARGEST_ANSWER, STREAM_WINDOW, WorkerEtcd
 from etcd_actions.server.workers.rights import WorkerRights
 from etcd_actions.testing import EtcdServer
 from etcd_actions.web import Bind

@@ -6,9 +6,9 @@ from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
-from etcd_actions.cli.etcd_names import EtcdNames
-from etcd_actions.cli.keys import find_run
-from etcd_actions.cli.names import Name, Names
+from etcd_actions.cli.etcd_names import EtcdNameLookup
+from etcd_actions.cli.keys import run_ranges
+from etcd_actions.cli.names import Name, NameLookup
 from etcd_actions.cli.options import CommonOptions
 from etcd_actions.config.settings import SERVICE
 from etcd_actions.etcd import Etcd
@@ -21,11 +21,14 @@ if TYPE_CHECKING:
     from etcd_actions.cli.service_client import ServiceClient
 
 
-class Stored(Protocol):
-    """Stored objects; made by :func:`open_stored`. Errors are those of a read.
+class StoredObjects(Protocol):
+    """Reads stored objects; made by :func:`open_stored_objects`.
+
+    Its methods raise the errors of :mod:`etcd_actions.errors` about etcd, or about the service.
 
     Attributes:
-        prefix: The part of keys before ``<namespace>/<name>``; known after a first read.
+        prefix: The part of keys before ``<namespace>/<name>``. The service reports it: with one, it
+            is empty before the first read.
         revision: The revision of the reads; 0 before the first one.
         names: Looks up names.
     """
@@ -38,12 +41,12 @@ class Stored(Protocol):
         ...
 
     @property
-    def names(self) -> Names:
+    def names(self) -> NameLookup:
         """See the attributes."""
         ...
 
     def pages(self, run: Name) -> AbstractAsyncContextManager[AsyncIterator[RangeResult]]:
-        """The objects of a run, and maybe others, in the order of their keys.
+        """The objects of a run in the order of their keys; those of other runs can be among them.
 
         Args:
             run: The run; empty fields match all.
@@ -56,23 +59,23 @@ class Stored(Protocol):
 
 
 @asynccontextmanager
-async def open_stored(common: CommonOptions) -> AsyncIterator[Stored]:
-    """The objects of the service if the settings name one, else of etcd."""
+async def open_stored_objects(common: CommonOptions) -> AsyncIterator[StoredObjects]:
+    """Open the objects of the service if the settings name one, else of etcd."""
     if common.config[SERVICE] is None:
         async with common.open_etcd() as etcd:
-            yield _OfEtcd(etcd, common.prefix, common.namespace)
+            yield _EtcdObjects(etcd, common.prefix, common.namespace)
         return
     from etcd_actions.cli.backends import open_service  # noqa: PLC0415 (slow to import)
 
     async with open_service(common) as service:
-        yield _OfService(service)
+        yield _ServiceObjects(service)
 
 
-class _OfEtcd:
+class _EtcdObjects:
     def __init__(self, etcd: Etcd, prefix: bytes, only: str | None) -> None:
         self._etcd = etcd
         self._only = only
-        self._names = EtcdNames(etcd, prefix, only)
+        self._names = EtcdNameLookup(etcd, prefix, only)
         self.prefix = prefix
 
     @property
@@ -80,13 +83,13 @@ class _OfEtcd:
         return self._names.revision
 
     @property
-    def names(self) -> Names:
+    def names(self) -> NameLookup:
         return self._names
 
     @asynccontextmanager
     async def pages(self, run: Name) -> AsyncIterator[AsyncIterator[RangeResult]]:
         if run.run:
-            ranges, revision = await find_run(self._etcd, self.prefix, self._only, run.run)
+            ranges, revision = await run_ranges(self._etcd, self.prefix, self._only, run.run)
         else:
             ranges, revision = [watched_keys(self.prefix, self._only)[0]], 0
         if len(ranges) == 1:
@@ -122,7 +125,7 @@ class _OfEtcd:
         return self._names.objects.get((name.namespace, stored))
 
 
-class _OfService:
+class _ServiceObjects:
     def __init__(self, service: ServiceClient) -> None:
         self._service = service
         self.prefix = b""
@@ -133,7 +136,7 @@ class _OfService:
         return self._revision
 
     @property
-    def names(self) -> Names:
+    def names(self) -> NameLookup:
         return self._service.names
 
     @asynccontextmanager

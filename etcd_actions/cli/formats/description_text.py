@@ -1,4 +1,4 @@
-"""The description of an action for a person, on several lines."""
+"""The output of ``describe`` for a person."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from etcd_actions.cli.formats.table import Cell, Line, Terminal, age, aligned
 from etcd_actions.model import Phase
 
 if TYPE_CHECKING:
-    from etcd_actions.cli.formats.described import AttemptDescription, Description
+    from etcd_actions.cli.formats.descriptions import AttemptDescription, Description
 
 _TITLE_WIDTH = 12
 _TERMINAL = frozenset(phase.name for phase in Phase if phase.is_terminal)
 
 
-def description(described: Description, file: IO[str], now: datetime) -> bytes:
-    """The lines of an action; none is cut, and a terminal wraps them.
+def description_text(described: Description, file: IO[str], now: datetime) -> bytes:
+    """The lines about one action; none is cut, and a terminal wraps them.
 
     Args:
         described: The action.

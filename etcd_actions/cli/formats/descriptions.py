@@ -1,4 +1,4 @@
-"""The output of ``describe`` for a program."""
+"""The output of ``describe`` as values; :mod:`~.description_text` formats them for a person."""
 
 from __future__ import annotations
 

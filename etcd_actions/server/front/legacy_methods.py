@@ -1,8 +1,7 @@
-"""Methods by the names under which earlier versions of the SDK call them.
+"""Methods that only earlier versions of the SDK call.
 
-They call RunService for the data of actions, and RunLogsService for their logs. Later versions call
-DataProxyService for both. The messages have the same fields with the same numbers, so the methods
-of DataProxyService answer all these calls.
+These versions call RunService for the data of actions, and RunLogsService for their logs. Later
+versions call DataProxyService for both, with the same fields. So its methods answer these calls.
 """
 
 from __future__ import annotations

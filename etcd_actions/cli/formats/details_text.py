@@ -1,4 +1,4 @@
-"""One object for a person, on several lines."""
+"""The output of ``get -o details``: the fields of a stored object for a person."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _INDENT = 2
 _TITLE_WIDTH = 14
 
 
-def details(
+def details_text(
     prefix: bytes, kvs: Sequence[KeyValue], file: IO[str], now: datetime | None = None
 ) -> bytes:
-    """The objects that ``get`` prints as a table; no line is cut, a terminal wraps it.
+    """The lines about stored objects; none is cut, and a terminal wraps them.
 
     Args:
         prefix: The part of keys before ``<namespace>/<name>``.
@@ -40,7 +40,7 @@ def details(
             lines += [[Cell(printable(f"{row.namespace}/{row.name}"), "bold")]]
             lines += _state(action, row, now)
             lines += _names(action)
-            lines += _story(action)
+            lines += _conditions_and_phases(action)
         else:
             lines += [[Cell(printable(row.key), "bold")], _field("unreadable", row.reason, "red")]
         lines += [_field("etcd", _etcd_facts(kv))]
@@ -92,7 +92,7 @@ def _names(action: ActionObject) -> Iterable[Line]:
     )
 
 
-def _story(action: ActionObject) -> Iterable[Line]:
+def _conditions_and_phases(action: ActionObject) -> Iterable[Line]:
     status = action.status
     yield from _block(
         "conditions",

@@ -1,4 +1,4 @@
-"""The rate of requests of a client."""
+"""Limits the rate of requests of each client."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from connectrpc.code import Code
 
 from etcd_actions.server.error_codes import Refusal
 
-# The most clients whose rates are known.
+# The most clients that have a bucket.
 _MOST_CLIENTS = 10_000
 
 
 class RateLimit:
-    """A bucket of tokens for each client: so many requests a second, twice as many in a burst.
+    """A token bucket for each client, which holds the requests of two seconds.
 
     Args:
         rate: Requests a second; 0 for no limit.
@@ -29,7 +29,11 @@ class RateLimit:
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
     def take(self, client: str) -> None:
-        """Count a request; raises a Refusal if it exceeds the rate."""
+        """Count a request of a client.
+
+        Raises:
+            Refusal: RESOURCE_EXHAUSTED if the client exceeds the rate.
+        """
         if not self._rate:
             return
         now = self._clock()
