@@ -32,13 +32,14 @@ _SPARE: Final = 4096
 
 
 class NotStarted(Exception):
-    """An attempt could not be started; no process of it runs.
+    """An attempt could not be started: no process of it runs, unless ``may_run`` is set.
 
     Attributes:
         error: The error that the action ends with, if the machine is not to blame.
-        by_machine: Whether the machine lacks something (space, memory, descriptors, processes), so
-            that the action starts later.
-        may_run: Whether it may run nevertheless, since the answer of its launcher was lost.
+        by_machine: Whether the machine lacks something (space, memory, descriptors, processes), or
+            the launcher does not answer, so that a later start may succeed.
+        may_run: Whether it may run, since an answer of its launcher was lost. Until a later call
+            finds that it does not, an abort has to end it.
     """
 
     def __init__(self, error: ErrorState, *, by_machine: bool) -> None:
@@ -52,6 +53,13 @@ class NotStarted(Exception):
         """The error with a message, of kind SYSTEM if the machine is to blame, else USER."""
         kind = "SYSTEM" if by_machine else "USER"
         return cls(ErrorState(code=code, kind=kind, message=message), by_machine=by_machine)
+
+    @classmethod
+    def unknown(cls, message: str) -> NotStarted:
+        """The error if it is not known now whether the attempt runs; see ``may_run``."""
+        failure = cls.because(message, by_machine=True)
+        failure.may_run = True
+        return failure
 
 
 class OutputsInUse(Exception):

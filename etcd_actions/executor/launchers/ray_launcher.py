@@ -91,11 +91,8 @@ class RayLauncher:
                     by_machine = error.status >= 500
                     raise NotStarted.because(str(error), by_machine=by_machine) from error
         except LauncherUnavailable as error:
-            failure = NotStarted.because(str(error), by_machine=True)
-            # Ray may have accepted the job. Until a later call finds that it does not exist, an
-            # abort has to stop it.
-            failure.may_run = True
-            raise failure from error
+            # Ray may have accepted the job.
+            raise NotStarted.unknown(str(error)) from error
         return True
 
     async def look(self, place: AttemptDirectory, *, within: float) -> Look:
