@@ -45,11 +45,12 @@ from tests.actions.enqueuing import (
 )
 from tests.support import flyte
 from tests.support.etcd_server import EtcdServer
+from tests.support.everyday import first_everyday
 
 pytestmark = pytest.mark.memory
 
 
-@pytest.mark.parametrize("codec", CODEC_NAMES)
+@pytest.mark.parametrize("codec", first_everyday(CODEC_NAMES))
 async def test_each_kind(
     shared_etcd: EtcdServer, keys: Keyspace, transport: TransportName, codec: str
 ) -> None:

@@ -16,6 +16,7 @@ from etcd_actions.etcd.api import Etcd, KeyRange
 from etcd_actions.model import ErrorState, Keyspace
 from etcd_actions.testing import EtcdFactory
 from tests.support import flyte
+from tests.support.everyday import first_everyday
 
 pytestmark = pytest.mark.memory
 
@@ -315,7 +316,7 @@ async def test_the_size_of_all_annotations(client: ActionsClient) -> None:
 # --- sizes ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("codec", CODEC_NAMES)
+@pytest.mark.parametrize("codec", first_everyday(CODEC_NAMES))
 async def test_the_size_of_an_object(etcd: Etcd, prefix: bytes, codec: str) -> None:
     """Defect 14: refused as the argument that it is, and what fits has room for its end.
 

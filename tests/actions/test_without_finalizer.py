@@ -21,6 +21,7 @@ from tests.actions.test_orphans import hold
 from tests.actions.test_orphans_by_name import change, until_left
 from tests.record.test_outbox import SETTINGS, Scripted
 from tests.support import flyte
+from tests.support.everyday import first_everyday
 from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.memory
@@ -53,7 +54,7 @@ async def stored(etcd: Etcd, key: bytes) -> ActionObject:
     return codec_of(kv.value).decode(kv.value)
 
 
-@pytest.mark.parametrize("codec", CODEC_NAMES)
+@pytest.mark.parametrize("codec", first_everyday(CODEC_NAMES))
 async def test_nothing_that_an_api_server_reads_gets_our_finalizer(
     etcd: Etcd, prefix: bytes, codec: str
 ) -> None:

@@ -26,13 +26,14 @@ from tests.codecs.labels import add_label
 from tests.data.captured import PUTS, Event
 from tests.record.test_outbox import Scripted, watching
 from tests.support import flyte
+from tests.support.everyday import first_everyday
 from tests.support.table import table
 from tests.support.waiting import eventually
 
 VERSIONS = ("flyte.org/v1beta1", "flyte.org/v2")
 MARK = (LABEL_TERMINAL_STATUS_RECORDED, "true", FINALIZER_RECORD)
 
-each_form = pytest.mark.parametrize("form", CODEC_NAMES)
+each_form = pytest.mark.parametrize("form", first_everyday(CODEC_NAMES))
 all_forms = table("form", CODEC_NAMES)
 each_version = table("version", VERSIONS)
 

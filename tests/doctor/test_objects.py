@@ -68,7 +68,7 @@ async def test_values_that_an_api_server_encrypts_are_never_to_be_deleted(
     assert diagnosis.code is ExitCode.ERRORS
 
 
-@pytest.mark.parametrize("form", CODEC_NAMES)
+@pytest.mark.parametrize("form", first_everyday(CODEC_NAMES))
 async def test_objects_at_another_version_are_named_and_never_to_be_deleted(
     etcd: Etcd, endpoint: str, prefix: bytes, form: str
 ) -> None:

@@ -16,6 +16,7 @@ from etcd_actions.web import HttpLimits, Message, Receive, Send
 from etcd_actions.web.connection import Connection
 from etcd_actions.web.http2_protocol import Http2
 from tests._internal.test_containment import UNEXPECTED
+from tests.support.everyday import first_everyday
 from tests.support.waiting import eventually
 from tests.web.listeners import (
     H2,
@@ -99,7 +100,7 @@ FRAMES: list[Callable[[H2], Awaitable[None]]] = [
 ]
 
 
-@pytest.mark.parametrize("send", FRAMES, ids=lambda each: each.__name__)
+@pytest.mark.parametrize("send", first_everyday(FRAMES, 3), ids=lambda each: each.__name__)
 async def test_frames_harm_at_most_their_connection(
     send: Callable[[H2], Awaitable[None]],
 ) -> None:
@@ -129,7 +130,7 @@ BYTES = {
 }
 
 
-@pytest.mark.parametrize("data", BYTES.values(), ids=BYTES)
+@pytest.mark.parametrize("data", first_everyday(BYTES.values(), 5), ids=BYTES)
 async def test_bytes_harm_at_most_their_connection(data: bytes) -> None:
     async with served() as server:
         async with await connect(server.address) as stream:
