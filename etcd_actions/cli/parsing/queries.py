@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from etcd_actions.cli.choice_type import Choice
 from etcd_actions.cli.flags import command
 from etcd_actions.cli.number_types import COUNT
 from etcd_actions.cli.options import CommonOptions, with_settings
@@ -41,7 +42,7 @@ def watch(common: CommonOptions, *, output: str | None, prev_kv: bool) -> int:
     "--phase",
     "phases",
     multiple=True,
-    type=click.Choice([phase.name for phase in Phase if phase], case_sensitive=False),
+    type=Choice([phase.name for phase in Phase if phase], case_sensitive=False),
     help="Only actions in this phase; may be given several times.",
 )
 @click.option("--parent", metavar="ACTION", help="Only children of this action.")

@@ -6,6 +6,7 @@ from functools import partial
 
 import click
 
+from etcd_actions.cli.choice_type import Choice
 from etcd_actions.cli.flags import command
 from etcd_actions.cli.number_types import COUNT, SECONDS
 from etcd_actions.cli.options import CommonOptions, with_settings
@@ -25,7 +26,7 @@ PHASES = [phase.name for phase in Phase if phase]
     "--phase",
     "phases",
     multiple=True,
-    type=click.Choice(PHASES, case_sensitive=False),
+    type=Choice(PHASES, case_sensitive=False),
     help="Only runs in this phase; may be given several times.",
 )
 @label_option("Only runs with this label; may be given several times.")
