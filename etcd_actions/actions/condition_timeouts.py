@@ -143,6 +143,7 @@ class ConditionTimeouts:
     async def _serve(self, key: bytes) -> None:
         """Check one condition, and schedule its next check, if there is one."""
         again: float | None = None
+        seen = self._open.get(key)
         with self._containment.unit("condition", _text(key), parks=True) as unit:
             try:
                 again = await self._look_at(key)
@@ -152,8 +153,8 @@ class ConditionTimeouts:
                 _log.debug("condition_not_ended", key=_text(key), error=str(error))
         if unit.failed:
             again = self._later(key)
-        # It may be terminal, or another incarnation, by now.
-        if key not in self._open:
+        # It may be terminal by now; another incarnation has a check of its own.
+        if self._open.get(key) is not seen:
             return
         if again is None:
             self._due.remove(key)

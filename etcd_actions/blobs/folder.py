@@ -37,6 +37,8 @@ T = TypeVar("T")
 
 PARTIAL: Final = ".partial"
 """The directory of incomplete uploads."""
+REMOVED: Final = ".removed"
+"""The directory of blobs that are being removed."""
 
 _LEFT_OVER: Final = 24 * 3600.0
 """Seconds without a write after which an incomplete upload is of a killed process."""
@@ -120,9 +122,12 @@ class FolderStore:
         found = await self._in_thread(self._stat, check_key(key))
         return None if found is None else BlobInfo(key, found.st_size, found.st_mtime)
 
-    async def delete(self, key: str) -> bool:
+    async def delete(self, key: str, *, unless_after: float | None = None) -> bool:
         """See :meth:`~etcd_actions.blobs.BlobStore.delete`."""
-        return await self._in_thread(self._delete, check_key(key))
+        names = check_key(key)
+        if unless_after is None:
+            return await self._in_thread(self._delete, names)
+        return await self._in_thread(self._delete_old, names, unless_after)
 
     async def move(self, key: str, to: str, *, unless_after: float | None = None) -> bool:
         """See :meth:`~etcd_actions.blobs.BlobStore.move`: its time stays."""
@@ -221,13 +226,19 @@ class FolderStore:
 
     def _move(self, spool: Spool, name: str, directory: int) -> None:
         """Give the name in a file system without links; locked, since a rename overwrites."""
-        descriptor = os.open(self._partial, _DIRECTORY)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        with self._locked():
             try:
                 self._refresh(spool, name, directory)
             except FileNotFoundError:
                 os.replace(spool.path, name, dst_dir_fd=directory)
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Exclude the other renames, of all processes, in a file system without links."""
+        descriptor = os.open(self._partial, _DIRECTORY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
         finally:
             os.close(descriptor)
 
@@ -280,6 +291,11 @@ class FolderStore:
         self._prune(names)
         return True
 
+    def _delete_old(self, names: tuple[str, ...], unless_after: float) -> bool:
+        """Remove a blob by a move, which detects that it is stored again at the same time."""
+        to = (REMOVED, secrets.token_hex(16))
+        return self._rename(names, to, unless_after) and self._delete(to)
+
     def _prune(self, names: tuple[str, ...]) -> None:
         """Remove the directories of a key that are empty."""
         for count in range(len(names) - 1, 0, -1):
@@ -313,7 +329,7 @@ class FolderStore:
                     if not stat.S_ISREG(found.st_mode):
                         return False
                     with self._directory(to[:-1], make=True) as target:
-                        if not _link_or_rename(names[-1], source, to[-1], target):
+                        if not self._link_or_rename(names[-1], source, to[-1], target):
                             return False
                         os.fsync(target)
             except (FileNotFoundError, NotADirectoryError):
@@ -326,6 +342,24 @@ class FolderStore:
                 self._prune(names)
                 return True
         raise AssertionError("the last try returns or raises")
+
+    def _link_or_rename(self, name: str, source: int, to: str, target: int) -> bool:
+        """Add a name to a file, or rename it where links are not supported; never overwrites."""
+        try:
+            os.link(name, to, src_dir_fd=source, dst_dir_fd=target, follow_symlinks=False)
+        except FileExistsError:
+            return False
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            with self._locked():
+                try:
+                    os.stat(to, dir_fd=target, follow_symlinks=False)
+                except FileNotFoundError:
+                    os.rename(name, to, src_dir_fd=source, dst_dir_fd=target)
+                else:
+                    return False
+        return True
 
     def _list_some(self, waiting: list[tuple[str, ...]]) -> list[BlobInfo]:
         """List a bounded number of directories; the others stay in ``waiting``."""
@@ -359,26 +393,9 @@ class FolderStore:
         return files, directories
 
     def _sweep(self) -> None:
-        """Remove incomplete uploads of killed processes."""
-        for path in self._partial.iterdir():
+        """Remove incomplete uploads, and removed blobs, of killed processes."""
+        removed = self.root / REMOVED
+        for path in [*self._partial.iterdir(), *(removed.iterdir() if removed.is_dir() else ())]:
             with suppress(FileNotFoundError, IsADirectoryError):
                 if path.lstat().st_mtime < time.time() - _LEFT_OVER:
                     path.unlink()
-
-
-def _link_or_rename(name: str, source: int, to: str, target: int) -> bool:
-    """Add a name to a file, or rename it where links are not supported; never overwrites."""
-    try:
-        os.link(name, to, src_dir_fd=source, dst_dir_fd=target, follow_symlinks=False)
-    except FileExistsError:
-        return False
-    except OSError as error:
-        if error.errno not in _NO_LINKS:
-            raise
-        try:
-            os.stat(to, dir_fd=target, follow_symlinks=False)
-        except FileNotFoundError:
-            os.rename(name, to, src_dir_fd=source, dst_dir_fd=target)
-        else:
-            return False
-    return True

@@ -108,18 +108,28 @@ class ObjectStore:
         found = await self._in_thread(self._info, self._path(key))
         return None if found is None else _info(key, found)
 
-    async def delete(self, key: str) -> bool:
-        """See :meth:`~etcd_actions.blobs.BlobStore.delete`."""
-        return await self._in_thread(self._delete, self._path(key))
+    async def delete(self, key: str, *, unless_after: float | None = None) -> bool:
+        """See :meth:`~etcd_actions.blobs.BlobStore.delete`.
+
+        A blob that another process stores between the check and the deletion is deleted.
+        """
+        path = self._path(key)
+        async with self._creation_of(path):
+            return await self._in_thread(self._delete, path, unless_after)
 
     async def move(self, key: str, to: str, *, unless_after: float | None = None) -> bool:
         """See :meth:`~etcd_actions.blobs.BlobStore.move`: it counts as stored now.
 
-        The blob is copied. A blob that is stored at the old key between the last check and the
-        deletion is deleted.
+        The blob is copied. A blob that another process stores at the old key between the last check
+        and the deletion is deleted.
         """
-        async with self._creation_of(self._path(to)):
-            return await self._in_thread(self._rename, key, to, unless_after)
+        # In one order, so that two moves do not wait for each other.
+        first, second = sorted((self._path(key), self._path(to)))
+        async with self._creation_of(first):
+            if first == second:
+                return False
+            async with self._creation_of(second):
+                return await self._in_thread(self._rename, key, to, unless_after)
 
     async def below(self, prefix: str) -> AsyncGenerator[BlobInfo]:
         """See :meth:`~etcd_actions.blobs.BlobStore.below`."""
@@ -229,8 +239,11 @@ class ObjectStore:
                 digest.update(part)
         return digest.digest()
 
-    def _delete(self, path: str) -> bool:
-        if self._info(path) is None:
+    def _delete(self, path: str, unless_after: float | None = None) -> bool:
+        found = self._info(path)
+        if found is None:
+            return False
+        if unless_after is not None and _info("", found).modified > unless_after:
             return False
         try:
             self._files.rm_file(path)

@@ -62,7 +62,7 @@ class NoStore:
         """Refuse it."""
         self._refuse()
 
-    async def delete(self, key: str) -> bool:
+    async def delete(self, key: str, *, unless_after: float | None = None) -> bool:
         """Refuse it."""
         self._refuse()
 

@@ -110,8 +110,14 @@ class BlobStore(Protocol):
     async def stat(self, key: str) -> BlobInfo | None:
         """Read the size and the time of a blob; None if it does not exist."""
 
-    async def delete(self, key: str) -> bool:
-        """Remove a blob; returns whether it existed."""
+    async def delete(self, key: str, *, unless_after: float | None = None) -> bool:
+        """Remove a blob; returns whether it was removed.
+
+        Args:
+            key: Its key.
+            unless_after: Seconds since 1970; the blob stays if it was stored later, or is stored
+                during the call.
+        """
 
     async def move(self, key: str, to: str, *, unless_after: float | None = None) -> bool:
         """Give a blob another key; returns whether it was moved.

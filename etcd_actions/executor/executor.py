@@ -261,7 +261,7 @@ class Executor:
             return
         if known.is_condition:
             # An alarm requests each later visit. An update requests one only after a failure.
-            if first or name in self._failures:
+            if first or examine or name in self._failures:
                 self._visit(name)
         elif (
             examine

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Final
 
 import msgspec
 import structlog
 
 from etcd_actions._internal.clock import Clock
+from etcd_actions._internal.quoting import quoted
 from etcd_actions.actions.stored_action import StoredAction, update_of
 from etcd_actions.client import ActionsClient
 from etcd_actions.errors import ActionError, DecodeError, InvalidArgument, NotFound
@@ -16,6 +18,10 @@ from etcd_actions.executor.scheduling.failures import PARKED, Failures
 from etcd_actions.executor.scheduling.schedule import Due, Schedule
 from etcd_actions.model import ActionUpdate, Phase
 from etcd_actions.shards import ShardRange
+
+_MOST_REFUSED: Final = 10_000
+"""The most keys that are remembered, and so logged, because their object names another action."""
+_LONGEST_NAME: Final = 200
 
 _log = structlog.get_logger(__name__)
 
@@ -53,6 +59,8 @@ class Intake:
         self._wake = wake
         self._failures = Failures(clock)
         self._failed: dict[str, ActionUpdate] = {}
+        # Keys whose objects name another action, as far as that was logged.
+        self._refused: set[str] = set()
 
     async def follow(self, range_: ShardRange, synced: Callable[[], None]) -> None:
         """Deliver all states of a range; the caller calls it again after each error.
@@ -95,17 +103,14 @@ class Intake:
         if not self._is_ours(update, namespace):
             return
         full_name = f"{namespace}/{name}"
+        if not update.is_deleted and update.action_id.object_name != name:
+            self._refuse(update, full_name)
+            return
+        self._refused.discard(full_name)
         with self._client.containment.unit("update", full_name, parks=True) as unit:
-            if not update.is_deleted and update.action_id.object_name != name:
-                raise InvalidArgument(
-                    "spec",
-                    f"the object under the key of {name} has the name "
-                    f"{update.action_id.object_name}: no executor can run it: delete it",
-                )
             self._sink(msgspec.structs.replace(update, name=full_name), live)
         self._failed.pop(full_name, None)
-        # The name of an object is wrong until the object is changed: no retry helps.
-        if unit.failed and not isinstance(unit.error, InvalidArgument):
+        if unit.failed:
             self._failed[full_name] = update
             self._schedule.at(Due.NOTE, full_name, self._failures.again(full_name, PARKED))
             self._wake()
@@ -120,6 +125,25 @@ class Intake:
         """Retry a state that failed."""
         if (update := self._failed.get(name)) is not None:
             self.note(update)
+
+    def _refuse(self, update: ActionUpdate, name: str) -> None:
+        """Log, once for a key, that its object names another action.
+
+        Requests for the named action do not read this key, so no executor can run the object, and
+        none can report that.
+        """
+        if name in self._refused or len(self._refused) >= _MOST_REFUSED:
+            return
+        self._refused.add(name)
+        with self._client.containment.unit("log_line", "action_refused"):
+            _log.warning(
+                "action_refused",
+                key=update.key.decode(errors="backslashreplace"),
+                revision=update.revision,
+                reason=f"the object names {quoted(update.action_id.object_name, _LONGEST_NAME)}, "
+                "which has another key, so no executor can run it",
+                remedy="delete the key, or store the object under the key of its name",
+            )
 
     def _is_ours(self, update: ActionUpdate, namespace: str) -> bool:
         """Whether the client would read the action in the namespace of this object."""

@@ -43,7 +43,8 @@ class OwnActions:
         intake: Delivers the states of a range.
         unfinished: Returns the actions that this executor has to finish, also if their range is
             another process's now.
-        admit: Schedules an action whose range is this process's again.
+        admit: Schedules an action whose range is this process's again, or is a part of an earlier
+            one.
         forget: Forgets an action whose range is not followed any more.
 
     Attributes:
@@ -106,10 +107,12 @@ class OwnActions:
             if followed is None:
                 followed = self._followed[range_] = _Followed()
                 nursery.start_soon(self._follow, range_, followed)
+                # Another range that is still followed may have had its actions, as before a split:
+                # their states in the snapshot are not new.
+                self._admit_all(range_)
             elif followed.was_left:
                 followed.was_left = False
-                for name in self._names(range_):
-                    self._admit(name)
+                self._admit_all(range_)
         unfinished = [name for name in self._unfinished() if not self.has(name)]
         for range_, followed in self._followed.items():
             if range_ not in own:
@@ -154,6 +157,11 @@ class OwnActions:
         # A range that was left, and came back, is absent until it is followed again.
         if all(one is not None and one.is_synced for one in followed):
             self.is_synced = True
+
+    def _admit_all(self, range_: ShardRange) -> None:
+        """Schedule the known actions of a range, which were dropped while it was not own."""
+        for name in self._names(range_):
+            self._admit(name)
 
     def _names(self, range_: ShardRange) -> list[str]:
         return [name for name in self._shared.board.names() if _is_in(name, (range_,))]

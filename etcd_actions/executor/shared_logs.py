@@ -77,22 +77,25 @@ async def copied_log(
     """
     copy = _LogCopy(place, outputs / _DIRECTORY, most)
     unit = partial(containment.unit, "attempt", f"the log of {place.path}")
-    async with owned_tasks("the copy of a log") as nursery:
+    try:
+        async with owned_tasks("the copy of a log") as nursery:
 
-        async def keep_copying() -> None:
-            with unit():
-                while True:
-                    await trio.sleep(_COPY_EVERY)
-                    await copy.step()
+            async def keep_copying() -> None:
+                with unit():
+                    while True:
+                        await trio.sleep(_COPY_EVERY)
+                        await copy.step()
 
-        nursery.start_soon(keep_copying)
-        try:
-            yield
-        finally:
-            nursery.cancel_scope.cancel("the attempt has ended")
-    with unit(), trio.move_on_after(_FILES_WITHIN):
-        await copy.step()
-        await in_thread(_FILES_WITHIN, copy.directory, copy.finish)
+            nursery.start_soon(keep_copying)
+            try:
+                yield
+            finally:
+                nursery.cancel_scope.cancel("the attempt has ended")
+        with unit(), trio.move_on_after(_FILES_WITHIN):
+            await copy.step()
+            await in_thread(_FILES_WITHIN, copy.directory, copy.finish)
+    finally:
+        copy.close()
 
 
 class _LogCopy:
@@ -127,11 +130,14 @@ class _LogCopy:
                     await trio.to_thread.run_sync(self._write, data, abandon_on_cancel=True)
                     self._hangs = False
 
-    def finish(self) -> None:
-        """Note that the log is complete."""
+    def close(self) -> None:
+        """Close the log that is copied. Idempotent."""
         if self._source is not None:
             self._source.close()
             self._source = None
+
+    def finish(self) -> None:
+        """Note that the log is complete."""
         if self.directory.is_dir() and not self._hangs:
             code = self._place.exit_code
             self._append(EXIT, f"{-1 if code is None else code}".encode())

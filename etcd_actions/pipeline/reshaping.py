@@ -120,11 +120,11 @@ class Reshaper:
         return False
 
     async def _replace(self, watches: Sequence[ShardWatch], boundaries: Sequence[bytes]) -> None:
-        async with trio.open_nursery() as nursery:
-            for watch in watches:
-                watch.hold_back()
-                nursery.start_soon(watch.resign)
         try:
+            async with trio.open_nursery() as nursery:
+                for watch in watches:
+                    watch.hold_back()
+                    nursery.start_soon(watch.resign)
             shards = [watch.shard for watch in watches]
             await replace_shards(self._etcd, self._shard_keys, shards, boundaries)
         finally:

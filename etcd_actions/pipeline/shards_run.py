@@ -51,6 +51,8 @@ _PATIENCE: Final = 10.0
 """Seconds after which the wait for the view is logged."""
 _LOOK_AGAIN: Final = 0.05
 """Seconds between two checks whether all shards are handed over."""
+_STOPPED_WITHIN: Final = 5.0
+"""The most seconds for the end of a watch that is not needed any more."""
 _BACKOFF: Final = Backoff(initial=0.2, cap=5.0)
 _RESTARTS: Final = Backoff(initial=0.2, cap=30.0)
 _TASK: Final = "the shards"
@@ -382,14 +384,17 @@ class ShardsRun:
         finally:
             if self.watches.get(watch.shard) is watch:
                 del self.watches[watch.shard]
-            self._keep_or_drop(watch)
+            await self._keep_or_drop(watch.shard, watch.processor)
 
-    def _keep_or_drop(self, watch: ShardWatch) -> None:
-        """Keep a processor with subscriptions for the next run, and drop any other one."""
-        if watch.processor.subscription_count:
-            self._kept[watch.shard] = watch.processor
-        else:
-            self._on_end(watch.processor)
+    async def _keep_or_drop(self, shard: Shard, processor: Processor) -> None:
+        """Keep a processor with subscriptions for the next run, and stop and drop any other one."""
+        if processor.subscription_count:
+            self._kept[shard] = processor
+            return
+        with trio.move_on_after(_STOPPED_WITHIN, shield=True):
+            # After a failure of the run it still watches, and may lead.
+            await processor.stop_watching(0)
+        self._on_end(processor)
 
     async def _until_listed(self) -> None:
         """Return once the first shards were listed, or refused, or cannot be planned."""

@@ -383,9 +383,9 @@ class RunRemover:
         blobs, count, size = self._blobs, 0, 0
         stays: _Stays | None = None
 
-        async def remove(info: BlobInfo) -> None:
+        async def remove(info: BlobInfo, unless_after: float | None = None) -> None:
             nonlocal count, size
-            if dry_run or await blobs.delete(info.key):
+            if dry_run or await blobs.delete(info.key, unless_after=unless_after):
                 count, size = count + 1, size + info.size
 
         try:
@@ -400,8 +400,9 @@ class RunRemover:
                 inputs = await self._inputs(blobs, record)
                 # A run with the same contents may be about to be created. The collector of uploads
                 # finds young ones later.
-                if inputs is not None and inputs.modified <= before - LEAST_AGE_OF_INPUTS:
-                    await remove(inputs)
+                least = before - LEAST_AGE_OF_INPUTS
+                if inputs is not None and inputs.modified <= least:
+                    await remove(inputs, unless_after=least)
         except BlobError as error:
             _log.warning("blobs_not_collected", run=record.name, error=str(error))
             stays = _Stays(f"its files cannot be deleted: {error}", has_failed=True)

@@ -274,3 +274,37 @@ async def test_one_that_cannot_be_read_holds_up_no_other(etcd: Etcd, prefix: byt
         assert [each["key"] for each in logs if each["event"] == "condition_unreadable"] == [
             key.decode()
         ]
+
+
+async def test_one_that_is_created_again_while_it_is_read_is_ended_in_time(
+    etcd: Etcd, prefix: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The answer about the incarnation before does not end the check of the present one."""
+    clock, key = SetClock(), Keyspace(prefix, "flyte").task_action(named("c1"))
+    async with leading(etcd, prefix, clock) as client:
+        recording = client._processor._recording  # type: ignore[union-attr]
+        assert recording is not None
+        timeouts = recording.timeouts
+        get, read, goes_on = timeouts._store.get, trio.Event(), trio.Event()
+
+        async def slow(key: bytes, *, revision: int = 0) -> KeyValue | None:
+            found = await get(key, revision=revision)
+            read.set()
+            await goes_on.wait()
+            return found
+
+        monkeypatch.setattr(timeouts._store, "get", slow)
+        await client.enqueue(flyte.task(ROOT))
+        await wait(client, "c1", 60)
+        await read.wait()
+        (before,) = (await etcd.range(KeyRange.of_key(key))).kvs
+        await etcd.delete(KeyRange.of_key(key))
+        created = (await etcd.put(key, before.value)).revision
+        await eventually(
+            lambda: (
+                (seen := timeouts._open.get(key)) is not None and seen.create_revision == created
+            )
+        )
+        goes_on.set()
+        clock.passed += 120
+        assert await until_ended(client, "c1") is Phase.TIMED_OUT

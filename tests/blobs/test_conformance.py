@@ -231,3 +231,15 @@ async def test_the_same_content_again_counts_as_stored_now(blobs: BlobStore) -> 
     # The clock of a file system has steps.
     await eventually_holds(is_newer)
     assert await content(blobs, KEY) == b"one"
+
+
+async def test_one_that_was_stored_later_is_not_deleted(blobs: BlobStore) -> None:
+    await blobs.put(KEY, parts(b"abc"), most=MOST)
+    found = await blobs.stat(KEY)
+    assert found is not None
+    assert not await blobs.delete(KEY, unless_after=found.modified - 1)
+    assert await content(blobs, KEY) == b"abc"
+    assert await blobs.delete(KEY, unless_after=found.modified)
+    assert await blobs.stat(KEY) is None
+    assert not await blobs.delete(KEY, unless_after=found.modified)
+    assert await keys(blobs, "uploads") == []

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -122,3 +124,31 @@ def test_an_unusable_folder_is_said_so(tmp_path: Path) -> None:
     (tmp_path / PARTIAL).symlink_to(tmp_path / "file")
     with pytest.raises(ConfigError, match="cannot be used"):
         FolderStore(tmp_path)
+
+
+async def test_a_move_without_links_excludes_other_renames(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It looks whether the name is free, then renames: an upload in between would be replaced."""
+
+    def link(*_: object, **__: object) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    def checked(*arguments: Any, **options: Any) -> None:
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        renames.append(arguments)
+        rename(*arguments, **options)
+
+    blobs = FolderStore(root)
+    await put(blobs, "a")
+    lock, rename = os.open(root / PARTIAL, os.O_RDONLY), os.rename
+    renames: list[object] = []
+    monkeypatch.setattr(os, "link", link)
+    monkeypatch.setattr(os, "rename", checked)
+    try:
+        assert await blobs.move("a", "b")
+    finally:
+        os.close(lock)
+    assert len(renames) == 1
+    assert (root / "b").read_bytes() == b"x"

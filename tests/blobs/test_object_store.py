@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+import threading
+import time
 from collections.abc import AsyncIterator
+from functools import partial
 
 import pytest
 import trio
+import trio.testing
 
 from etcd_actions.blobs import BlobError, open_blob_store
 from etcd_actions.blobs.object_store import ObjectStore
@@ -63,3 +68,29 @@ async def test_a_store_without_signatures_has_none() -> None:
     blobs = open_blob_store("memory://unsigned")
     assert await blobs.signed_url("GET", "a", expires_in=60) is None
     assert await blobs.signed_url("PUT", "a", expires_in=60, md5=b"x" * 16) is None
+
+
+async def test_a_blob_that_is_stored_again_while_it_is_moved_stays() -> None:
+    """The move compares the times, then deletes: an upload in between would be lost."""
+    blobs = ObjectStore("memory://moving/x")
+    await blobs.put("a", parts(b"data"), most=100)
+    remove, began, goes_on = blobs._files.rm_file, threading.Event(), threading.Event()
+
+    def slow(path: str) -> None:
+        began.set()
+        goes_on.wait(30)
+        remove(path)
+
+    blobs._files = copy.copy(blobs._files)
+    blobs._files.rm_file = slow
+
+    async def move() -> None:
+        assert await blobs.move("a", "trash/a", unless_after=time.time() + 60)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(move)
+        await trio.to_thread.run_sync(began.wait, 30)
+        nursery.start_soon(partial(blobs.put, "a", parts(b"data"), most=100))
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        goes_on.set()
+    assert await blobs.stat("a") is not None

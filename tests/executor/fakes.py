@@ -78,6 +78,10 @@ class FakeAttempts(Attempts):
         self._over[place.path].set()
         await trio.lowlevel.checkpoint()
 
+    def is_over(self, name: str) -> bool:
+        """Whether the present attempt of an action has ended."""
+        return self._over[self._places[name].path].is_set()
+
     def finish(self, name: str, code: int = 0, *, outputs: bytes = b"") -> None:
         """The present attempt of an action ends, with outputs where its code is 0."""
         place = self._places[name]

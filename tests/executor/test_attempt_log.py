@@ -6,19 +6,25 @@ import os
 import random
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import trio
 
-from etcd_actions._internal.untrusted_files import UnusableFile
+from etcd_actions._internal.containment import Containment
+from etcd_actions._internal.untrusted_files import UnusableFile, open_regular
+from etcd_actions.executor.attempts import attempt_log
 from etcd_actions.executor.attempts.attempt_directory import AttemptDirectory
 from etcd_actions.executor.attempts.attempt_log import AttemptLog, LocalLogs
+from etcd_actions.executor.shared_logs import SharedLogs, copied_log
 from etcd_actions.executor.supervision import bounded_log
 from etcd_actions.model import Incarnation
 from tests.support.everyday import first_everyday
 from tests.support.odd_files import KINDS
+from tests.support.waiting import eventually
 
 STREAM = b"".join(b"%06d\n" % number for number in range(3000))
 MOST = 64 + 2 * 700
@@ -182,3 +188,59 @@ async def test_an_attempt_is_not_taken_for_over_by_who_reads(place: AttemptDirec
     finally:
         log.close()
         os.close(lock)
+
+
+def descriptors() -> int:
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+
+async def test_a_log_is_closed_where_its_reader_left_during_the_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thread that may hang is abandoned, and the descriptor that it opens later is closed."""
+    (tmp_path / "log").mkdir()
+    (tmp_path / "log" / "log").write_bytes(b"line\n")
+    began, goes_on, opened = threading.Event(), threading.Event(), threading.Event()
+
+    def slow(path: str, flags: int = os.O_RDONLY, *, dir_fd: int | None = None) -> int:
+        began.set()
+        goes_on.wait(30)
+        try:
+            return open_regular(path, flags, dir_fd=dir_fd)
+        finally:
+            opened.set()
+
+    monkeypatch.setattr(attempt_log, "open_regular", slow)
+    logs = SharedLogs(lambda _: True)
+    before = descriptors()
+    with trio.CancelScope() as scope:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_cancel_when, began, scope)
+            async with logs.open(str(tmp_path)):
+                pytest.fail("the client has left")
+    assert scope.cancelled_caught
+    goes_on.set()
+    await trio.to_thread.run_sync(opened.wait, 30)
+    await eventually(lambda: descriptors() <= before)
+
+
+async def _cancel_when(event: threading.Event, scope: trio.CancelScope) -> None:
+    await trio.to_thread.run_sync(event.wait, 30)
+    scope.cancel("the client has left")
+
+
+async def test_the_copy_of_a_log_is_closed_where_its_attempt_is_left(tmp_path: Path) -> None:
+    """A worker that lost its claims leaves its attempts, and follows others."""
+    place = AttemptDirectory.at(tmp_path / "state" / "attempts" / "o" / "1")
+    place.make()
+    (place.path / "log").write_bytes(b"line\n")
+    copied = tmp_path / "outputs" / "log" / "log"
+    before = descriptors()
+    for _ in range(3):
+        copied.unlink(missing_ok=True)
+        with trio.CancelScope() as scope:
+            async with copied_log(place, tmp_path / "outputs", 1000, Containment()):
+                await eventually(copied.exists)
+                scope.cancel("the claims are lost")
+                await trio.sleep_forever()
+    await eventually(lambda: descriptors() <= before)

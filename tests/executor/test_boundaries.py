@@ -7,16 +7,18 @@ from typing import Any
 
 import msgspec
 import pytest
+from structlog.testing import capture_logs
 
 from etcd_actions import ActionId, ActionUpdate, Phase
 from etcd_actions.etcd import session
-from etcd_actions.etcd.api import Etcd
+from etcd_actions.etcd.api import Etcd, KeyRange
 from etcd_actions.executor import action_run
 from etcd_actions.executor.attempts import attempt_command, outcome
 from etcd_actions.executor.reports import Reports
 from etcd_actions.executor.scheduling import capacity
 from etcd_actions.executor.scheduling.board import Board
 from etcd_actions.executor.visits import Visits
+from etcd_actions.pipeline.processor import Processor
 from tests._internal.test_containment import UNEXPECTED
 from tests.executor.fakes import Bench
 from tests.executor.tasks import named, until
@@ -303,3 +305,34 @@ async def test_a_renewal_of_the_claims_that_fails_is_done_again(
         bench.attempts.finish("victim-a0")
         assert (await until(bench.client, VICTIM)).phase is Phase.SUCCEEDED
     assert bench.client.containment.failures == {"task": 1}
+
+
+async def test_an_object_under_the_key_of_another_action_is_refused(
+    bench: Bench, etcd: Etcd
+) -> None:
+    """It is logged once with its key; nothing is parked, and the key's own action runs later."""
+    async with bench.executor() as executor:
+        await bench.enqueue(VICTIM)
+        await until(bench.client, VICTIM, Phase.RUNNING)
+        (found,) = (await etcd.range(KeyRange.of_key(bench.client.key_of(VICTIM)))).kvs
+        key = bench.client.key_of(OTHER)
+        with capture_logs() as lines:
+            for _ in range(2):
+                revision = (await etcd.put(key, found.value)).revision
+                await eventually(lambda: key_is_at(bench, key, revision))  # noqa: B023
+            refused = [each for each in lines if each["event"] == "action_refused"]
+        assert [each["key"] for each in refused] == [key.decode()]
+        assert "'victim-a0'" in refused[0]["reason"]
+        assert bench.client.containment.failures == {}
+        assert bench.parked() == []
+        assert executor._shared.board.get("flyte/other-a0") is None
+        await etcd.delete(KeyRange.of_key(key))
+        await other_goes_on(bench)
+    assert bench.client.containment.failures == {}
+
+
+def key_is_at(bench: Bench, key: bytes, revision: int) -> bool:
+    """Whether the client has received a revision of a key."""
+    processor = bench.client._processor
+    assert isinstance(processor, Processor)
+    return processor.index.revision_of(key) == revision

@@ -7,8 +7,11 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import trio
+import trio.testing
 from flyteidl2.actions.actions_service_pb2 import Action
 from flyteidl2.core.interface_pb2 import VariableEntry
 from flyteidl2.core.literals_pb2 import Blob, Literal, LiteralCollection, Primitive, Scalar
@@ -24,6 +27,7 @@ from etcd_actions.executor.cache import caching
 from etcd_actions.executor.cache.cache_keys import cache_key
 from etcd_actions.executor.cache.cached_outputs import CACHE, MOST_IN_ETCD, sweep_cache
 from etcd_actions.model import ActionObject, Keyspace, ObjectMeta, TaskActionSpec
+from etcd_actions.storage.claims import Claim
 from tests.executor.fakes import Bench
 from tests.executor.tasks import until
 from tests.support.waiting import eventually
@@ -420,3 +424,40 @@ def test_files_that_nobody_used_for_long_are_removed(tmp_path: Path) -> None:
     sweep_cache(tmp_path, 100)
     assert [path.name for path in (tmp_path / CACHE).iterdir()] == ["young"]
     sweep_cache(tmp_path / "nowhere", 100)
+
+
+async def test_a_reservation_that_is_made_again_while_it_is_released_stays(
+    bench: Bench, etcd: Etcd, prefix: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A release that failed is repeated when the same action makes its reservation again."""
+    key, subject = Keyspace(prefix, "flyte").claims + b"reserved", "subject"
+    task = SimpleNamespace(
+        name="flyte/r1-a0",
+        action=SimpleNamespace(incarnation=SimpleNamespace(path_component=subject)),
+    )
+    async with bench.executor() as executor:
+        found = executor._caching
+        claims = found._claims
+        assert await claims.reserve(key, subject) is not None
+        found._unreleased.append((key, subject))
+        release, began, goes_on = claims.release, trio.Event(), trio.Event()
+
+        async def slow(claim: Claim) -> None:
+            began.set()
+            await goes_on.wait()
+            await release(claim)
+
+        monkeypatch.setattr(claims, "release", slow)
+        reserved: list[bool] = []
+
+        async def reserve() -> None:
+            reserved.append(await found._reserve(task, SimpleNamespace(reservation=key)))  # type: ignore[arg-type]
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(found.tidy)
+            await began.wait()
+            nursery.start_soon(reserve)
+            await trio.testing.wait_all_tasks_blocked()
+            goes_on.set()
+        assert reserved == [True]
+        assert [kv.key for kv in (await etcd.range(KeyRange.of_key(key))).kvs] == [key]

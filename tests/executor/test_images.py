@@ -327,3 +327,22 @@ async def test_what_is_used_or_made_is_not_removed(tmp_path: Path) -> None:
 async def test_an_interpreter_that_does_not_run_is_an_error_with_its_words() -> None:
     with pytest.raises(ValueError, match="/bin/false does not run"):
         await find_base(Path("/bin/false"))
+
+
+async def test_one_that_became_unusable_is_built_again(tmp_path: Path) -> None:
+    """Its directory is there, and its interpreter is gone: no action waits for it forever."""
+    stored = image(packages(tmp_path / "wheels", "made-here"))
+    home = ready(tmp_path / ("a" * 40), 1, 0.0)
+    async with trio.open_nursery() as nursery:
+        cache = Cache(tmp_path, nursery, stored)
+        environments, reference = cache.environments, str(stored.reference)
+        environments._ready[stored.digest] = ImageEnvironment(home / "0123", {})
+        found = await environments.get(reference)
+        assert found is not None
+        (home / "0123" / "bin" / "python").unlink()
+        with ExitStack() as held, pytest.raises(NotBuiltYet):
+            environments.hold(found, held)
+        with pytest.raises(NotBuiltYet):
+            await environments.get(reference)
+        assert stored.digest in environments._builds
+        nursery.cancel_scope.cancel()

@@ -10,16 +10,20 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+import trio
 from flyteidl2.actions.actions_service_pb2 import Action
 
 from etcd_actions import ActionId, ActionsClient, Phase
 from etcd_actions.etcd.api import Etcd
 from etcd_actions.executor import Executor
 from etcd_actions.executor.own_actions import OwnActions, _Followed
+from etcd_actions.pipeline.watch_run import WatchRun
 from etcd_actions.shards import EVERYTHING, ShardRange
 from tests.executor.fakes import Bench
 from tests.executor.tasks import until
 from tests.pipeline.sharding import RUNS, SHARDED, root, sharing, until_owned
+from tests.pipeline.test_reshaping import reshaper, run_of
+from tests.support import flyte
 from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.memory(jumps=False)
@@ -227,3 +231,59 @@ def test_a_shard_that_is_not_followed_yet_is_not_synced() -> None:
     own._followed[back] = _Followed(is_synced=True)
     own._synced(followed)
     assert own.is_synced
+
+
+@pytest.mark.parametrize("change", ["split", "merge"])
+async def test_what_waits_in_a_shard_that_is_replaced_is_run(
+    etcd: Etcd, prefix: bytes, tmp_path: Path, change: str
+) -> None:
+    """The old range is followed on for the action that runs, so its states are known already."""
+    waiting = ("rx", "rz", "s1")
+    async with process(etcd, prefix, tmp_path / "1", slots=1) as (one, first):
+        await until_owned(4, one.client)
+        await one.enqueue(root("rs"))
+        await eventually(lambda: one.attempts.begun == ["rs-a0"])
+        for run in waiting:
+            await one.enqueue(root(run))
+            await until(one.client, root(run), Phase.QUEUED)
+        await eventually(lambda: first.statistics().queued == len(waiting))
+        watches = sorted(run_of(one.client).watches.values(), key=lambda each: each.shard.range)
+        if change == "split":
+            await reshaper(one.client)._replace(watches[3:], [b"flyte/ry"])
+        else:
+            await reshaper(one.client)._replace(watches[2:], [])
+        shards = 5 if change == "split" else 3
+        await eventually(lambda: len(one.client.work.ranges()) == shards)
+        for run in ("rs", *waiting):
+            await eventually(lambda run=run: f"{run}-a0" in one.attempts.begun)  # type: ignore[misc]
+            one.attempts.finish(f"{run}-a0")
+            await until(one.client, root(run), Phase.SUCCEEDED)
+        assert len(one.attempts.begun) == 1 + len(waiting)
+        await eventually(lambda: not board(first))
+
+
+async def test_what_comes_while_the_parts_of_a_shard_are_listed_is_run(
+    etcd: Etcd, prefix: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The range of the shard is nobody's then, and its updates are still received."""
+    listed, start_revision = trio.Event(), WatchRun._start_revision
+
+    async def held_back(run: WatchRun) -> int:
+        if run._parts.scope.part in ("shard 0004", "shard 0005"):
+            await listed.wait()
+        return await start_revision(run)
+
+    monkeypatch.setattr(WatchRun, "_start_revision", held_back)
+    async with process(etcd, prefix, tmp_path / "1") as (one, first):
+        await until_owned(4, one.client)
+        await one.enqueue(root("rs"))
+        await eventually(lambda: one.attempts.begun == ["rs-a0"])
+        watches = sorted(run_of(one.client).watches.values(), key=lambda each: each.shard.range)
+        await reshaper(one.client)._replace(watches[3:], [b"flyte/ry"])
+        await eventually(lambda: len(one.client.work.ranges()) == 3)
+        await one.enqueue(child("rs", "c1"), "a0")
+        await one.client.enqueue(flyte.condition(child("rs", "c2"), "a0"))
+        await eventually(lambda: {"rs-c1", "rs-c2"} <= board(first))
+        listed.set()
+        await until(one.client, child("rs", "c2"), Phase.PAUSED)
+        await eventually(lambda: one.attempts.begun == ["rs-a0", "rs-c1"])

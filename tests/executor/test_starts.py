@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,10 @@ import trio
 from structlog.testing import capture_logs
 
 from etcd_actions._internal.containment import Containment
+from etcd_actions.executor.attempts.outcome import clear
+from etcd_actions.executor.attempts.output_files import Outputs
 from etcd_actions.executor.attempts.start_errors import NotStarted, not_started
+from etcd_actions.executor.launchers import attempts as attempts_module
 from etcd_actions.executor.launchers import fork_server as fork_server_module
 from etcd_actions.executor.launchers.fork_server import UNIT, ForkServer
 from etcd_actions.executor.launchers.local import _DIRECTORY, _PROGRAM
@@ -469,3 +473,37 @@ async def test_a_request_that_is_none_is_told(tmp_path: Path, way: Way, request_
         assert b'"supervisor"' in line
         # Of another action: the supervisor that said so may hold this one's lock a moment longer.
         assert await bench.run("raise SystemExit(3)", uid="other") == 3
+
+
+async def test_an_attempt_stays_locked_until_its_outputs_are_cleared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its start is cancelled while their file system hangs; a later start waits for its answer."""
+    began, goes_on = threading.Event(), threading.Event()
+
+    def slow(outputs: Outputs) -> None:
+        began.set()
+        goes_on.wait(30)
+        clear(outputs)
+
+    monkeypatch.setattr(attempts_module, "clear", slow)
+    async with open_bench(tmp_path, "exec") as bench:
+        place, command = bench.place(), bench.command("pass")
+        with trio.CancelScope() as scope:
+            async with trio.open_nursery() as nursery:
+
+                async def cancel() -> None:
+                    await trio.to_thread.run_sync(began.wait, 30)
+                    scope.cancel("the claims are lost")
+
+                nursery.start_soon(cancel)
+                await bench.attempts.begin(place, command)
+        assert scope.cancelled_caught
+        assert place.try_lock() is None
+        assert not place.was_started
+        goes_on.set()
+        with trio.fail_after(30):
+            await bench.attempts.begin(place, command)
+            await bench.attempts.wait_ended(place)
+        assert place.exit_code == 0
+        assert not place.is_alive

@@ -189,7 +189,7 @@ async def test_inputs_that_were_uploaded_just_now_stay(scene: Scene) -> None:
 async def test_a_run_whose_files_cannot_be_deleted_has_failed(scene: Scene) -> None:
     await scene.run("r")
 
-    async def fails(key: str) -> bool:
+    async def fails(key: str, *, unless_after: float | None = None) -> bool:
         raise BlobError("the disk is away")
 
     scene.blobs.delete = fails  # type: ignore[method-assign]

@@ -21,7 +21,7 @@ import trio
 from etcd_actions import ActionId, ActionsClient, Phase, RunId, open_actions_client, open_etcd
 from etcd_actions.actions.status import ActionStatus
 from etcd_actions.app.collectors import run_collector
-from etcd_actions.blobs import BlobError, BlobStore, open_blob_store
+from etcd_actions.blobs import BlobError, BlobInfo, BlobStore, open_blob_store
 from etcd_actions.catalog import Entry
 from etcd_actions.catalog.cached_result import encode as encode_entry
 from etcd_actions.config import Config
@@ -339,6 +339,26 @@ async def test_what_others_need_of_a_run_stays(scene: Scene) -> None:
     ]
 
 
+async def test_inputs_that_are_stored_again_during_their_removal_stay(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A new run is about to name them: the age is checked by the deletion itself."""
+    await scene.run("first")
+    scene.clock.now += timedelta(days=31)
+    stat = scene.blobs.stat
+
+    async def then_stored_again(key: str) -> BlobInfo | None:
+        found = await stat(key)
+        if key.startswith("inputs/"):
+            os.utime(scene.blobs.native_url(key), (scene.clock.now.timestamp(),) * 2)
+        return found
+
+    monkeypatch.setattr(scene.blobs, "stat", then_stored_again)
+    await scene.collector().sweep()
+    assert await scene.there(scene.keys.runs) == []
+    assert await scene.data() == ["inputs/p/d/first/x/inputs.pb"]
+
+
 async def test_only_what_is_below_the_runs_own_place_is_deleted(scene: Scene) -> None:
     await scene.run("victim")
     await scene.run("r")
@@ -362,7 +382,7 @@ async def test_while_blobs_cannot_be_deleted_the_record_says_where_they_are(
     scene.clock.now += timedelta(days=31)
     delete = scene.blobs.delete
 
-    async def fails(key: str) -> bool:
+    async def fails(key: str, *, unless_after: float | None = None) -> bool:
         raise BlobError("the disk is away")
 
     scene.blobs.delete = fails  # type: ignore[method-assign]

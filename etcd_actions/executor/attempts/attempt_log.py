@@ -73,15 +73,19 @@ class AttemptLog:
     """
 
     def __init__(self, place: AttemptDirectory) -> None:
+        self._file = -1
         self._place = place
         self.has_gap = False
         self.written = 0.0
-        self._file = -1
         with place.open_directory() as directory:
             try:
                 self._file = open_regular(LOG_BEFORE, dir_fd=directory)
             except FileNotFoundError:
                 self._file = open_regular(LOG, dir_fd=directory)
+
+    def __del__(self) -> None:
+        # A thread that opens it may be abandoned, and its reader may be cancelled.
+        self.close()
 
     def close(self) -> None:
         """Close its file. Idempotent."""

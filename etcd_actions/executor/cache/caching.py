@@ -125,8 +125,9 @@ class Caching:
         self._wake = wake
         # By action: the claim, None if it is not known whether it was made; key and subject.
         self._reserved: dict[str, tuple[Claim | None, bytes, str]] = {}
-        # Keys and subjects of reservations whose release failed.
+        # Keys and subjects of reservations whose release failed; locked while they are released.
         self._unreleased: list[tuple[bytes, str]] = []
+        self._tidying = trio.Lock()
         self._waiting: defaultdict[bytes, set[str]] = defaultdict(set)
         # Entries that could not be used, by key and revision.
         self._unusable: set[tuple[bytes, int]] = set()
@@ -206,12 +207,13 @@ class Caching:
         Raises:
             EtcdError: etcd cannot be written; the rest is retried by the next call.
         """
-        while self._unreleased:
-            key, subject = self._unreleased[-1]
-            if all(held[1:] != (key, subject) for held in self._reserved.values()):
-                await self._claims.unreserve(key, subject)
-                self._wake_all(key)
-            self._unreleased.remove((key, subject))
+        async with self._tidying:
+            while self._unreleased:
+                key, subject = self._unreleased[-1]
+                if all(held[1:] != (key, subject) for held in self._reserved.values()):
+                    await self._claims.unreserve(key, subject)
+                    self._wake_all(key)
+                self._unreleased.remove((key, subject))
 
     @asynccontextmanager
     async def _bounded(self, name: str) -> AsyncIterator[None]:
@@ -307,6 +309,10 @@ class Caching:
         subject = task.action.incarnation.path_component
         # Stored before the call: a cancelled call may have made the reservation.
         self._reserved[task.name] = (None, call.reservation, subject)
+        if (call.reservation, subject) in self._unreleased:
+            # An earlier one of the action is maybe being released: it would release this one.
+            async with self._tidying:
+                pass
         claim = await self._claims.reserve(call.reservation, subject)
         if claim is None:
             del self._reserved[task.name]

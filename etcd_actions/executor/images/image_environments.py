@@ -220,6 +220,8 @@ class ImageEnvironments:
             return
         home = image.directory.parent
         if not self._holds(home, held) or complete(home) != image.directory:
+            # Its directory may exist, and not be usable: the next call of `get` builds it again.
+            self._ready = {d: each for d, each in self._ready.items() if each is not image}
             raise NotBuiltYet(_LOOK_FIRST)
 
     def hold_noted(self, place: AttemptDirectory, held: ExitStack) -> None:

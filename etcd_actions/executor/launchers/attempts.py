@@ -100,7 +100,7 @@ class Attempts:
                 self.adopted += 1
                 return
             try:
-                await _prepare(place, command)
+                await _prepare(place, command, lock)
                 if await self._launcher.start(place, command, lock):
                     place.note_started()
                     self.started += 1
@@ -206,8 +206,10 @@ async def _lock(place: AttemptDirectory) -> int | None:
         await trio.sleep(_LOCK_EVERY)
 
 
-async def _prepare(place: AttemptDirectory, command: Command) -> None:
+async def _prepare(place: AttemptDirectory, command: Command, lock: int) -> None:
     """Check the command, and take and clear its directory of outputs.
+
+    After a cancellation the attempt stays locked until its directory of outputs is cleared.
 
     Raises:
         NotStarted, OutputsInUse: See :meth:`Attempts.begin`.
@@ -222,12 +224,31 @@ async def _prepare(place: AttemptDirectory, command: Command) -> None:
         raise NotStarted.because(str(error)) from error
     except OSError as error:
         raise of_os_error(place.path, error, "state") from error
+    # The thread takes the lock. An abandoned one keeps it to its end, so that it removes nothing
+    # that a later start of the attempt has written.
+    held = [os.dup(lock)]
     try:
-        await in_thread(_FILES_WITHIN, command.outputs, clear, command.outputs)
+        await in_thread(_FILES_WITHIN, command.outputs, _clear, command.outputs, held)
     except UnusableFile as error:
         raise NotStarted.because(str(error)) from error
     except OSError as error:
         raise of_os_error(command.outputs, error, "outputs") from error
+    finally:
+        with suppress(IndexError):
+            os.close(held.pop())
+
+
+def _clear(outputs: Outputs, held: list[int]) -> None:
+    """Clear a directory of outputs, then close the attempt's lock."""
+    try:
+        lock = held.pop()
+    except IndexError:
+        # It was abandoned before it began.
+        return
+    try:
+        clear(outputs)
+    finally:
+        os.close(lock)
 
 
 async def _take_outputs(place: AttemptDirectory, outputs: Outputs) -> None:

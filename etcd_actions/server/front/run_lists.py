@@ -180,9 +180,11 @@ def paused_runs(client: ActionsClient, keys: Keyspace) -> FindPaused:
 
         async def read() -> None:
             for entry in unwatched:
-                listing = await client.list_run_actions(_run_of(entry))
-                if any(map(_waits, listing.actions)):
-                    found.add(entry.key)
+                # As above: any client may have stored the record.
+                with suppress(InvalidArgument):
+                    listing = await client.list_run_actions(_run_of(entry))
+                    if any(map(_waits, listing.actions)):
+                        found.add(entry.key)
 
         async with trio.open_nursery() as nursery:
             for _ in range(_READ_AT_A_TIME):
