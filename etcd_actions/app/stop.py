@@ -62,6 +62,7 @@ class Stop:
         self._interruptible: set[trio.CancelScope] = set()
         self._when_forced: list[Callable[[], None]] = []
         self._deadline: float | None = None
+        self._is_forced = False
 
     @property
     def requested(self) -> bool:
@@ -76,8 +77,12 @@ class Stop:
         return max(0.0, self._deadline - time.monotonic())
 
     def request(self, failure: Exception | None = None) -> None:
-        """Request the end; the first failure is kept."""
-        self.failure = self.failure or failure
+        """Request the end; the first failure is kept.
+
+        A failure after the grace has passed is not kept: the forced end causes some itself.
+        """
+        if not self._is_forced:
+            self.failure = self.failure or failure
         self.start_grace()
         self._event.set()
         for scope in self._interruptible:
@@ -138,6 +143,7 @@ class Stop:
         early = min(_FORCED_MOST, self._grace * _FORCED_PART)
         time.sleep(max(0.0, deadline - early - time.monotonic()))
         _log.warning("stopped_late", grace=self._grace, waiting_for=self.doing)
+        self._is_forced = True
         for function in self._when_forced:
             function()
         os._exit(code(self.failure))

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 # Seconds for one export, and for the last ones at the end.
 _FLUSH_WITHIN = 2.0
+_ANSWERED_WITHIN: Final = 10.0
+"""Seconds after which an export that has not returned is logged."""
 _LIBRARY: Final = "opentelemetry"
 _OWN_FIELDS: Final = ("event", "level", "timestamp")
 
@@ -58,7 +60,7 @@ async def open_telemetry(endpoint: str | None) -> AsyncIterator[None]:
             "pip install etcd-actions[telemetry]"
         ) from error
     resource = Resource.create({"service.name": "etcd-actions", "service.version": __version__})
-    outage = _Outage(endpoint)
+    outage = Outage(endpoint)
     library = logging.getLogger(_LIBRARY)
     library.setLevel(logging.WARNING)
     library.addHandler(outage)
@@ -96,7 +98,7 @@ async def _in_thread(shutdown: Any) -> None:
     await trio.to_thread.run_sync(shutdown, abandon_on_cancel=True)
 
 
-class _Outage(logging.Handler):
+class Outage(logging.Handler):
     """Whether the collector is unavailable to an exporter, and the reason from the library's log.
 
     Its methods are called in the exporters' threads.
@@ -117,8 +119,8 @@ class _Outage(logging.Handler):
         """Note that an export starts in this thread."""
         self._export.reason = ""
 
-    def note(self, exporter: object, *, succeeded: bool) -> None:
-        """Note the result of an export."""
+    def note(self, exporter: object, *, succeeded: bool, reason: str = "") -> None:
+        """Note the result of an export; without a reason the text of this thread's export is it."""
         with self._guard:
             before = bool(self._failed)
             if succeeded:
@@ -127,33 +129,52 @@ class _Outage(logging.Handler):
                 self._failed.add(exporter)
             after = bool(self._failed)
         if after and not before:
-            _log.warning(
-                "collector_unavailable", endpoint=self._endpoint, error=self._export.reason
-            )
+            error = reason or getattr(self._export, "reason", "")
+            _log.warning("collector_unavailable", endpoint=self._endpoint, error=error)
         elif before and not after:
             _log.info("collector_available", endpoint=self._endpoint)
 
 
-class _Watched:
-    """An exporter of spans or of log records whose failures are noted."""
+class Watched:
+    """An exporter of spans or of log records whose failures are noted.
 
-    def __init__(self, exporter: Any, outage: _Outage) -> None:
+    An export that does not return counts as failed, too: the library limits the time between two
+    bytes of a response, and not the time of all of it.
+
+    Args:
+        exporter: The exporter.
+        outage: Notes the failures.
+        within: Seconds after which an export that has not returned counts as failed.
+    """
+
+    def __init__(self, exporter: Any, outage: Outage, within: float = _ANSWERED_WITHIN) -> None:
         self._exporter = exporter
         self._outage = outage
+        self._within = within
 
     def export(self, batch: Sequence[Any]) -> Any:
         """Send a batch."""
+        late = threading.Timer(self._within, self._note_late)
+        late.daemon = True
+        late.start()
         self._outage.begin()
-        result = self._exporter.export(batch)
+        try:
+            result = self._exporter.export(batch)
+        finally:
+            late.cancel()
         self._outage.note(self, succeeded=result.name == "SUCCESS")
         return result
+
+    def _note_late(self) -> None:
+        reason = f"no complete response within {self._within:g} s"
+        self._outage.note(self, succeeded=False, reason=reason)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._exporter, name)
 
 
-def _watched(exporter: Any, outage: _Outage) -> Any:
-    return _Watched(exporter, outage)
+def _watched(exporter: Any, outage: Outage) -> Any:
+    return Watched(exporter, outage)
 
 
 class _Copies:

@@ -110,6 +110,7 @@ class EtcdClient:
         self._current: _InUse | None = None
         self._closed = False
         self._failed = trio.Event()
+        self._others: list[EtcdClient] = []
         self.trouble = ""
         self._authenticator = None if settings.user is None else Authenticator(settings.user)
 
@@ -117,6 +118,14 @@ class EtcdClient:
     def settings(self) -> ConnectionSettings:
         """The settings of its connections."""
         return self._settings
+
+    def another(self) -> EtcdClient:
+        """A client of the same cluster with a connection of its own, which this one closes."""
+        client = EtcdClient(self._settings, self._connect)
+        self._others.append(client)
+        if self._closed:
+            client.close()
+        return client
 
     async def wait_failure(self) -> None:
         """Wait until a call fails because etcd was unavailable, from now on."""
@@ -326,6 +335,8 @@ class EtcdClient:
     def close(self) -> None:
         """Close the connection after its last use; calls that start afterwards raise."""
         self._closed = True
+        for other in self._others:
+            other.close()
         if self._current is not None:
             self._retire(self._current)
 

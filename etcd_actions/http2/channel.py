@@ -182,7 +182,12 @@ class Channel:
                 await parking.park()
         finally:
             live.forget(stream)
-        return answer(stream)
+        try:
+            return answer(stream)
+        finally:
+            # The stream has its failure, whose traceback has the stream: the data would stay until
+            # the next collection of garbage.
+            stream.chunks.clear()
 
     def _open(
         self, live: LiveConnection, head: bytes, body: bytes, deadline: float, *, unary: bool

@@ -1,8 +1,10 @@
 """The checkpoint: every deletion up to this revision is reported.
 
 It is kept in etcd. A process that starts lists at this revision, and so receives the deletions
-since. Only the leader writes it. Each write compares the leader's key, and the checkpoint's last
-known ``mod_revision``, so the checkpoint never decreases.
+since. The process that finds none creates it, before its first list: so the deletions between the
+first list and the first leader's work are not lost. After that only the leader writes it. Each of
+its writes compares the leader's key, and the checkpoint's last known ``mod_revision``, so the
+checkpoint never decreases.
 
 The same key has the term of the last leader, and whether that term is closed: then no call of that
 leader can still arrive at the run service. A leader saves an open term before its first call, so
@@ -90,7 +92,9 @@ class Checkpoint:
     def __init__(self, etcd: Etcd, key: bytes) -> None:
         self._etcd = etcd
         self._key = key
-        self._cluster_id = ""
+        self._cluster_id = 0
+        # The store's revision when the key was last read.
+        self._newest = 0
         # The key's, when it was last read or written: None before that, 0 if it was absent.
         self._mod_revision: int | None = None
         # The mod_revision of the unusable value that was logged.
@@ -113,11 +117,33 @@ class Checkpoint:
             EtcdError: The read failed.
         """
         found = await self._etcd.range(KeyRange.of_key(self._key))
-        self._cluster_id = f"{found.cluster_id:x}"
+        self._cluster_id, self._newest = found.cluster_id, found.revision
         self._mod_revision = found.kvs[0].mod_revision if found.kvs else 0
         self._found_term, self._exists = None, bool(found.kvs)
         self.saved = self._revision_in(found.kvs[0], found.revision) if found.kvs else 0
         return self.saved
+
+    async def load_or_create(self, guard: Sequence[Compare] = ()) -> int:
+        """Read the checkpoint; if its key is absent, create it at the store's present revision.
+
+        The created one has a closed term. A write that fails is not repeated: then there is no
+        checkpoint until a leader saves one. After a cancellation the key may have been created.
+
+        Args:
+            guard: What must hold for the key to be created.
+
+        Raises:
+            EtcdError: A read failed.
+        """
+        if await self.load() or self._mod_revision:
+            return self.saved
+        absent = Compare.unchanged(self._key, 0)
+        first = Put(self._key, first_checkpoint(self._newest, self._cluster_id))
+        try:
+            await self._etcd.txn(Txn([absent, *guard], [first]))
+        except EtcdError as error:
+            _log.debug("checkpoint_not_created", error=str(error))
+        return await self.load()
 
     async def open_term(self, revision: int, ttl: int, fence: Compare) -> Predecessor | None:
         """Save that this process leads from now on, before its first call to the run service.
@@ -227,7 +253,7 @@ class Checkpoint:
         assert self._mod_revision is not None
         unchanged = Compare.unchanged(self._key, self._mod_revision)
         term = self._term or self._found_term
-        value = msgspec.json.encode(_Stored(revision, self._cluster_id, term))
+        value = msgspec.json.encode(_Stored(revision, f"{self._cluster_id:x}", term))
         result = await self._etcd.txn(Txn([fence], [Txn([unchanged], [Put(self._key, value)])]))
         if not result.succeeded:
             raise _FencedOff("this process is not the leader any more")
@@ -253,8 +279,8 @@ class Checkpoint:
             # Any client may have written the key: a value nested too deeply, for example.
             reason = describe(error)
         else:
-            if stored.cluster_id != self._cluster_id:
-                reason = f"it is of cluster {stored.cluster_id}, and this is {self._cluster_id}"
+            if stored.cluster_id != f"{self._cluster_id:x}":
+                reason = f"it is of cluster {stored.cluster_id}, and this is {self._cluster_id:x}"
             elif stored.revision > newest:
                 reason = f"it is {stored.revision}, and etcd is at {newest}"
             else:
@@ -265,6 +291,16 @@ class Checkpoint:
             key = kv.key.decode(errors="backslashreplace")
             _log.warning("position_unusable", key=key, revision=kv.mod_revision, reason=reason)
         return 0
+
+
+def first_checkpoint(revision: int, cluster_id: int) -> bytes:
+    """The value of a checkpoint before the first leader.
+
+    Args:
+        revision: Deletions up to it are not reported: no process has watched.
+        cluster_id: The id of the cluster.
+    """
+    return msgspec.json.encode(_Stored(revision, f"{cluster_id:x}", _StoredTerm(0, 0, closed=True)))
 
 
 def merged_checkpoint(kvs: Sequence[KeyValue], *, newest: int, cluster_id: int) -> bytes | None:

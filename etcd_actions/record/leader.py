@@ -183,10 +183,13 @@ class Leader:
     async def start_at(self) -> int:
         """The revision of the first list: the checkpoint; 0 for the newest revision.
 
+        If there is no checkpoint, it is created, so that the first leader and its successors
+        receive the deletions from now on.
+
         Raises:
             EtcdError: The checkpoint could not be read.
         """
-        return 0 if self._ttl is None else await self._checkpoint.load()
+        return 0 if self._ttl is None else await self._checkpoint.load_or_create(self._guard)
 
     def stand(self) -> None:
         """Stand for election, now or from the next start of the watch on."""

@@ -35,7 +35,7 @@ from etcd_actions.etcd.api import (
     RangeResult,
     Txn,
 )
-from etcd_actions.record.checkpoint import merged_checkpoint
+from etcd_actions.record.checkpoint import first_checkpoint, merged_checkpoint
 from etcd_actions.shards.shard_keys import (
     ShardKeys,
     absent_below,
@@ -64,8 +64,9 @@ async def load_table(etcd: Etcd, keys: ShardKeys) -> ShardTable:
 async def create_table(etcd: Etcd, keys: ShardKeys, ranges: Sequence[ShardRange]) -> ShardTable:
     """Create the shards of a scope, unless there are some; then return these.
 
-    The checkpoint of the leader without shards becomes that of each shard. After an error or a
-    cancellation the table may have been created.
+    The checkpoint of the leader without shards becomes that of each shard. Without it each starts
+    at the present revision, so the first owner receives the deletions since, whenever it lists.
+    After an error or a cancellation the table may have been created.
 
     Args:
         etcd: The connection.
@@ -106,11 +107,13 @@ async def create_table(etcd: Etcd, keys: ShardKeys, ranges: Sequence[ShardRange]
         changes: list[Operation] = [
             Put(keys.range(number), encode_range(range_)) for number, range_ in enumerate(ranges)
         ]
-        if single is None:
-            changes.append(Delete(KeyRange.of_prefix(keys.checkpoints)))
-        else:
-            changes.append(Delete(KeyRange.of_key(keys.single_checkpoint)))
-            changes += [Put(keys.checkpoint(number), single.value) for number in range(len(ranges))]
+        checkpoint = found.first() if single is None else single.value
+        changes += [Put(keys.checkpoint(number), checkpoint) for number in range(len(ranges))]
+        # What a table that was removed by hand has left.
+        left_over = KeyRange.of_prefix(keys.checkpoints)._replace(
+            start=keys.checkpoint(len(ranges))
+        )
+        changes += [Delete(left_over), Delete(KeyRange.of_key(keys.single_checkpoint))]
         if (await etcd.txn(Txn(compares, changes))).succeeded:
             _log.info("shards_created", shards=len(ranges))
 
@@ -242,6 +245,10 @@ class _StoredShards:
         return merged_checkpoint(
             [kv for kv in kvs if kv is not None], newest=self.revision, cluster_id=self._cluster_id
         )
+
+    def first(self) -> bytes:
+        """The checkpoint of a shard that no process has watched."""
+        return first_checkpoint(self.revision, self._cluster_id)
 
     def names_of(self, shards: Mapping[int, KeyValue]) -> str:
         """The ids of shards with the names in the values of their keys, for messages."""

@@ -5,12 +5,14 @@ from __future__ import annotations
 import http.client
 import http.server
 import json
+import socket
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence, Sized
+from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,8 +24,11 @@ from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsSer
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
+from opentelemetry.sdk.trace.export import SpanExportResult
+from structlog.testing import capture_logs
 
 from etcd_actions import ActionId
+from etcd_actions.app.telemetry import Outage, Watched
 from tests.cli.command import ROOT, environment, finish, running
 from tests.executor.tasks import Machine
 from tests.server.clients import ConnectClient
@@ -219,14 +224,67 @@ def _ended(logs: list[bytes]) -> list[LogRecord]:
     return [line for line in _lines(logs) if line.body.string_value == "action_ended"]
 
 
+@contextmanager
+def absent() -> Iterator[str]:
+    """The address of no collector."""
+    yield f"http://127.0.0.1:{free_port()}"
+
+
+@contextmanager
+def answering(answer: bytes | None) -> Iterator[str]:
+    """A collector with one answer to each request; without one it keeps the connection open."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    kept: list[socket.socket] = []
+
+    def serve() -> None:
+        with suppress(OSError):
+            while True:
+                connection, _ = listener.accept()
+                kept.append(connection)
+                with suppress(OSError):
+                    connection.recv(65536)
+                    if answer is not None:
+                        connection.sendall(answer)
+                        connection.shutdown(socket.SHUT_WR)
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        # Closing it would not end the call that accepts.
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join()
+        for each in (listener, *kept):
+            each.close()
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("collecting", "reason"),
+    [
+        (absent, "refused"),
+        (partial(answering, None), "timeout"),
+        (partial(answering, b"HTTP/1.1 500 No\r\ncontent-length: 0\r\n\r\n"), "500"),
+        (partial(answering, b"HTTP/1.1 404 No\r\ncontent-length: 0\r\n\r\n"), "404"),
+        (partial(answering, b"\x00 no HTTP\r\n\r\n"), "BadStatusLine"),
+    ],
+    ids=["closed", "hangs", "500", "404", "no-http"],
+)
 async def test_a_collector_that_is_away_is_one_line(
-    shared_etcd: EtcdServer, prefix: bytes, tmp_path: Path
+    shared_etcd: EtcdServer,
+    prefix: bytes,
+    tmp_path: Path,
+    collecting: Callable[[], AbstractContextManager[str]],
+    reason: str,
 ) -> None:
-    url = f"http://127.0.0.1:{free_port()}"
+    """Of traces and logs together. The work continues, and so does the end of the process."""
     arguments = ("run", "--endpoints", shared_etcd.endpoint, "--prefix", prefix.decode())
     often: dict[str, Any] = {"OTEL_BSP_SCHEDULE_DELAY": "200", "OTEL_BLRP_SCHEDULE_DELAY": "200"}
-    with running(tmp_path, *arguments, "--otlp-endpoint", url, **often) as service:
+    with (
+        collecting() as url,
+        running(tmp_path, *arguments, "--otlp-endpoint", url, **often) as service,
+    ):
         listen = (await service.logged("serving"))["listen"]
         for _ in range(3):
             await trio.to_thread.run_sync(signal_below_a_span, listen)
@@ -234,11 +292,46 @@ async def test_a_collector_that_is_away_is_one_line(
         for _ in range(3):
             await trio.to_thread.run_sync(signal_below_a_span, listen)
         service.process.terminate()
-        assert await service.wait() == 0
+        with trio.fail_after(15):
+            assert await service.wait() == 0
     assert (line["level"], line["endpoint"]) == ("warning", url)
-    assert "refused" in line["error"]
+    assert reason in line["error"]
+    # Each line is JSON: the library writes none by itself.
     events = [json.loads(each)["event"] for each in service.err.splitlines()]
     assert events.count("collector_unavailable") == 1
+    assert "collector_available" not in events
+
+
+def test_an_export_that_does_not_return_is_logged() -> None:
+    """And what ends the outage is the next one that succeeds."""
+
+    class Exporter:
+        def __init__(self) -> None:
+            self.answer = threading.Event()
+
+        def export(self, batch: Sequence[str]) -> SpanExportResult:
+            self.answer.wait(60)
+            return SpanExportResult.SUCCESS
+
+    exporter = Exporter()
+    with capture_logs() as lines:
+        watched = Watched(exporter, Outage("http://collector"), within=0.01)
+        thread = threading.Thread(target=watched.export, args=([],))
+        thread.start()
+        until_there(lines, 1)
+        exporter.answer.set()
+        thread.join()
+        until_there(lines, 2)
+    assert [line["event"] for line in lines] == ["collector_unavailable", "collector_available"]
+    assert lines[0]["error"] == "no complete response within 0.01 s"
+
+
+def until_there(lines: Sized, count: int) -> None:
+    """Wait until there are so many lines."""
+    end = time.monotonic() + 20
+    while len(lines) < count:
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 PROGRAM = """

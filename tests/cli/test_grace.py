@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,8 @@ import trio
 from flyteidl2.actions import actions_service_pb2 as pb
 
 from etcd_actions import ActionId
+from etcd_actions.app.stop import Stop
+from etcd_actions.errors import EmbeddedEtcdError
 from tests.cli.command import DEADLINE, Running, finish, running, until
 from tests.data.captured import HERE
 from tests.server.clients import GrpcClient
@@ -85,6 +88,22 @@ async def test_of_its_own_etcd_that_is_stopped(tmp_path: Path, executor: str) ->
         os.kill(pid, signal.SIGSTOP)
         await stops_in_time(run)
         await until(lambda: not Path(f"/proc/{pid}").exists() or is_zombie(pid))
+
+
+async def test_what_the_forced_end_breaks_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    codes: list[int] = []
+    ended = threading.Event()
+
+    def end(code: int) -> None:
+        codes.append(code)
+        ended.set()
+
+    monkeypatch.setattr(os, "_exit", end)
+    stop = Stop(grace=0.0, forced_code=lambda failure: 0 if failure is None else 5)
+    stop.when_forced(lambda: stop.request(EmbeddedEtcdError("the embedded etcd has ended")))
+    stop.start_grace()
+    assert await trio.to_thread.run_sync(ended.wait, DEADLINE)
+    assert codes == [0]
 
 
 async def test_beside_a_client_that_reads_nothing(common: tuple[str, ...], tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import traceback
+
 import pytest
 import trio
 import trio.testing
@@ -19,6 +21,7 @@ from etcd_actions.http2 import (
 )
 from etcd_actions.http2.errors import ErrorCode
 from etcd_actions.http2.grpc_messages import PREFIX, framed
+from etcd_actions.http2.stream import Stream
 from tests.support.http2_peer import HEADERS
 from tests.support.http2_server import Served, answering, serving, silent
 from tests.support.waiting import eventually
@@ -402,6 +405,16 @@ class TestLimits:
                 await channel.unary("/s/m", bytes(1_001), within=PATIENCE)
             assert caught.value.code is Code.RESOURCE_EXHAUSTED
             await echo(channel)
+            # The traceback is a cycle with the stream, which keeps no data until it is collected.
+            frames_of_it = [frame for frame, _ in traceback.walk_tb(caught.value.__traceback__)]
+            streams = [
+                each
+                for frame in frames_of_it
+                for each in frame.f_locals.values()
+                if isinstance(each, Stream)
+            ]
+            assert streams
+            assert not any(each.chunks for each in streams)
 
 
 @pytest.mark.parametrize(

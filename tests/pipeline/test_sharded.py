@@ -15,6 +15,8 @@ from etcd_actions.etcd.api import Etcd, KeyRange, Put, Txn
 from etcd_actions.model import ActionId, ActionObject, Keyspace
 from etcd_actions.pipeline.shard_watch import ShardWatch
 from etcd_actions.shards import ShardKeys, load_table
+from etcd_actions.shards.shard_range import initial_ranges
+from etcd_actions.shards.table_changes import create_table
 from tests.pipeline.sharding import (
     RUNS,
     SHARDED,
@@ -76,6 +78,31 @@ async def test_processes_share_the_work(etcd: Etcd, prefix: bytes) -> None:
         assert sum(client.statistics().collects for client in clients) == 1
         await until_statistics(clients[0], lambda each: len(each.members) == 3)
     assert all(service.states[run].count(Phase.SUCCEEDED) == 1 for run in RUNS)
+
+
+@pytest.mark.parametrize("shards", [0, 4])
+async def test_what_is_over_before_the_first_owner_listed_is_reported(
+    etcd: Etcd, prefix: bytes, shards: int
+) -> None:
+    """A process has started, and was killed before it could lead, or report anything."""
+    keys = ShardKeys(Keyspace(prefix), "flyte")
+    settings = replace(SHARDED, shards=shards)
+    if shards:
+        await create_table(etcd, keys, initial_ranges(keys.scope, shards, []))
+    else:
+        lease = await etcd.lease_grant(60)
+        await etcd.put(keys.single_election, b"another", lease=lease.id)
+        async with sharing(etcd, prefix, settings=settings) as follower:
+            assert not follower.statistics().elected
+        await etcd.lease_revoke(lease.id)
+    service = Told()
+    async with sharing(etcd, prefix, settings=settings, starts=False) as client:
+        for run in RUNS:
+            await client.enqueue(flyte.task(root(run)))
+            await end(client, run)
+            await etcd.delete(KeyRange.of_key(Keyspace(prefix).task_action(root(run))))
+    async with sharing(etcd, prefix, service, settings=settings):
+        await eventually(lambda: service.states.keys() == set(RUNS))
 
 
 async def test_a_planned_leave_hands_over_at_once(etcd: Etcd, prefix: bytes) -> None:

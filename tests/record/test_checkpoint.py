@@ -12,7 +12,7 @@ import trio
 from structlog.testing import capture_logs
 
 from etcd_actions import open_etcd
-from etcd_actions.errors import OutcomeUnknown, Unavailable
+from etcd_actions.errors import OutcomeUnknown, PermissionDenied, Unavailable
 from etcd_actions.etcd.api import Compare, Etcd, KeyRange, RangeResult, Txn, TxnResult
 from etcd_actions.etcd.connection_settings import TransportName
 from etcd_actions.etcd.election import Leadership
@@ -58,6 +58,7 @@ class Flawed:
         self._etcd = etcd
         self.calls_lost = 0
         self.answers_lost = 0
+        self.writes_refused = 0
         self.reads = 0
         self.writes = 0
 
@@ -71,6 +72,9 @@ class Flawed:
 
     async def txn(self, txn: Txn) -> TxnResult:
         self._lose()
+        if self.writes_refused:
+            self.writes_refused -= 1
+            raise PermissionDenied("the role may not write")
         self.writes += 1
         result = await self._etcd.txn(txn)
         if self.answers_lost:
@@ -126,6 +130,43 @@ async def test_nobody_writes_before_anybody_was_elected(
     assert not await position.save(7, Leadership(prefix + b"election", 12345).fence)
     assert (await etcd.range(KeyRange.of_key(key))).kvs == []
     assert position.saved == 0
+
+
+async def test_the_first_process_creates_it(etcd: Etcd, prefix: bytes, key: bytes) -> None:
+    """A process that starts later begins there, whether or not somebody has led meanwhile."""
+    before = (await etcd.put(prefix + b"x", b"")).revision
+    first = await Checkpoint(etcd, key).load_or_create()
+    assert first == before
+    await etcd.put(prefix + b"x", b"")
+    second = Checkpoint(etcd, key)
+    assert await second.load_or_create() == first
+    before_it, _ = await open_term(etcd, prefix, second)
+    assert before_it is None
+    assert second.saved == first
+
+
+async def test_a_guard_keeps_it_from_being_created(etcd: Etcd, prefix: bytes, key: bytes) -> None:
+    await etcd.put(prefix + b"x", b"")
+    guard = Compare.unchanged(prefix + b"x", 0)
+    assert await Checkpoint(etcd, key).load_or_create([guard]) == 0
+    assert (await etcd.range(KeyRange.of_key(key))).kvs == []
+
+
+async def test_a_start_does_not_depend_on_creating_it(
+    etcd: Etcd, prefix: bytes, key: bytes
+) -> None:
+    """A write that is refused, or whose answer is lost, is not repeated."""
+    flawed = Flawed(etcd)
+    flawed.writes_refused = 1
+    assert await Checkpoint(flawed, key).load_or_create() == 0
+    flawed.answers_lost = 1
+    created = await Checkpoint(flawed, key).load_or_create()
+    assert created > 0
+    assert (await stored(etcd, key))["revision"] == created
+    # It exists, also where it cannot be used.
+    await etcd.put(key, b"nonsense")
+    assert await Checkpoint(flawed, key).load_or_create() == 0
+    assert flawed.writes == 1
 
 
 async def test_it_never_goes_back(etcd: Etcd, prefix: bytes, key: bytes) -> None:

@@ -53,7 +53,9 @@ class Door:
         done = self.finish(
             str(self.python), str(PROGRAMS / program), self.endpoint, project, *arguments
         )
-        assert done.returncode == 0, f"{done.stdout}\n{done.stderr[-6000:]}\n{self.tail()}"
+        assert done.returncode == 0, (
+            f"exit code {done.returncode}\n{done.stdout}\n{done.stderr[-6000:]}\n{self.tail()}"
+        )
         result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
         return done.stdout, result
 
@@ -61,7 +63,9 @@ class Door:
         """Run the command ``flyte``, and give what it printed."""
         command = str(self.python.with_name("flyte"))
         done = self.finish(command, "--config", str(self.configuration(project)), *arguments)
-        assert done.returncode == code, f"{done.stdout}\n{done.stderr[-6000:]}\n{self.tail()}"
+        assert done.returncode == code, (
+            f"exit code {done.returncode}\n{done.stdout}\n{done.stderr[-6000:]}\n{self.tail()}"
+        )
         return done.stdout + done.stderr
 
     def configuration(self, project: str) -> Path:

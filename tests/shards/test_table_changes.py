@@ -160,6 +160,22 @@ async def test_a_split_and_a_merge(etcd: Etcd, keys: ShardKeys) -> None:
     assert await own(etcd, keys, table.shards[0]) is not None
 
 
+async def test_a_new_shard_misses_no_deletion_from_now_on(etcd: Etcd, keys: ShardKeys) -> None:
+    """However late its first owner lists; and that owner waits for no calls of another."""
+    before = (await etcd.put(keys.prefix + b"x", b"")).revision
+    # Of a table that was removed by hand.
+    await etcd.put(keys.checkpoint(1), b"nonsense")
+    await etcd.put(keys.checkpoint(7), b"nonsense")
+    table = await create(etcd, keys, 3)
+    for shard in table.shards:
+        checkpoint = Checkpoint(etcd, keys.checkpoint(shard.id))
+        assert before <= await checkpoint.load() < table.revision
+        fence = await own(etcd, keys, shard)
+        assert fence is not None
+        assert await checkpoint.open_term(99, 5, fence) is None
+    assert await value_of(etcd, keys.checkpoint(7)) is None
+
+
 async def test_an_id_is_used_once(etcd: Etcd, keys: ShardKeys) -> None:
     [shard] = (await create(etcd, keys, 1)).shards
     used = {0}
@@ -197,13 +213,16 @@ async def test_an_owner_replaces_its_shard(etcd: Etcd, keys: ShardKeys) -> None:
     first, second = (await create(etcd, keys, 2)).shards
     fence = await own(etcd, keys, first)
     assert fence is not None
+    # The other shard had no owner yet.
+    lowest = (await value_of(etcd, keys.checkpoint(1)))["revision"]
     await save(etcd, keys.checkpoint(0), fence, 3)
     await replace_shards(etcd, keys, [first, second], [], fences={0: fence})
     assert await lowest_first(etcd, keys) == [2]
     assert not (await etcd.txn(Txn([fence], []))).succeeded
     assert (await etcd.range(KeyRange.of_prefix(keys.owners))).kvs == []
     assert await value_of(etcd, keys.checkpoint(0)) is None
-    assert (await value_of(etcd, keys.checkpoint(2)))["revision"] == 3
+    assert 0 < lowest < 3
+    assert (await value_of(etcd, keys.checkpoint(2)))["revision"] == lowest
 
 
 async def test_shards_that_were_changed_meanwhile(etcd: Etcd, keys: ShardKeys) -> None:
@@ -271,7 +290,9 @@ async def test_a_merged_checkpoint(
         pass
     cluster_id = f"{(await etcd.range(KeyRange.of_key(keys.prefix))).cluster_id:x}"
     for shard, saved in zip(table.shards, before, strict=True):
-        if saved is not None:
+        if saved is None:
+            await etcd.delete(KeyRange.of_key(keys.checkpoint(shard.id)))
+        else:
             term = {"revision": 1, "ttl": saved[1], "closed": saved[2]}
             value = {"revision": saved[0], "clusterId": cluster_id, "term": term}
             await etcd.put(keys.checkpoint(shard.id), json.dumps(value).encode())

@@ -32,7 +32,7 @@ from etcd_actions.server.application import Calls
 from etcd_actions.server.error_codes import Refusal
 from etcd_actions.server.methods import guarded
 from etcd_actions.server.streams import Streams
-from etcd_actions.server.workers.etcd_methods import WITHIN, NamedWorkers, WorkerEtcd, busy
+from etcd_actions.server.workers.etcd_methods import WITHIN, NamedWorkers, Turn, WorkerEtcd, busy
 from etcd_actions.server.workers.grpc_exchange import Response, request_messages
 from etcd_actions.web import (
     ClientDisconnected,
@@ -143,9 +143,9 @@ class WorkerAccess:
             if error.code is not Code.RESOURCE_EXHAUSTED:
                 raise
             raise busy(error.message) from None
-        workers = self._named.setdefault(
-            identity.subject, NamedWorkers(identity.subject, identity.client)
-        )
+        workers = self._named.get(identity.subject)
+        if workers is None:
+            workers = self._named[identity.subject] = self._etcd.named(identity)
         if method == "Watch/Watch":
             take_endless_body(scope)
             await self._watch(self._etcd, workers, receive, response)
@@ -175,11 +175,11 @@ class WorkerAccess:
             raise busy(f"{MOST_WAITING} calls of {workers.name} wait")
         with trio.move_on_after(WITHIN) as limit:
             bodies = request_messages(receive, _LARGEST_REQUEST)
-            async with workers.calls, aclosing(bodies):
+            async with Turn(workers) as turn, aclosing(bodies):
                 body = await anext(bodies, None)
                 if body is None:
                     raise ClientDisconnected("it left before its request was complete")
-                await response.send_messages([await etcd.unary(method, workers, body)])
+                await response.send_messages([await etcd.unary(method, turn, body)])
         if limit.cancelled_caught:
             raise Refusal(
                 Code.UNAVAILABLE, f"no answer within {WITHIN:g} s: the request may have been done"

@@ -2,13 +2,13 @@
 
 A worker needs reads, transactions, leases, watches, and the version of etcd. Each request is
 checked by :class:`~etcd_actions.server.workers.rights.WorkerRights`. It is sent over a connection
-of its own, so that neither its answers nor its streams delay those of the service.
+of its name, so that neither its answers nor its streams delay those of the service and of others.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
+from contextlib import aclosing
 from typing import Final
 
 import trio
@@ -22,11 +22,12 @@ from etcd_actions.errors import (
     NotForWorkers,
     Unavailable,
 )
-from etcd_actions.etcd.api import Lease, WatchCreate, WatchStream
+from etcd_actions.etcd.api import KeyRange, Lease, WatchCreate, WatchStream
 from etcd_actions.etcd.client import EtcdClient
 from etcd_actions.server.application import Calls
 from etcd_actions.server.error_codes import Refusal
 from etcd_actions.server.streams import CONNECTION, Stream
+from etcd_actions.server.tokens import Identity
 from etcd_actions.server.workers import wire
 from etcd_actions.server.workers.grpc_exchange import Response, request_messages
 from etcd_actions.server.workers.leases import (
@@ -45,8 +46,8 @@ STREAM_WINDOW: Final = 1024 * 1024
 """The most bytes of a watch stream that wait for a worker that does not read."""
 MOST_CALLS: Final = 16
 """The most calls of one name at a time; others wait."""
-MOST_LARGE_READS: Final = 4
-"""The most calls of one name at a time that may read more than 100 keys."""
+MOST_LARGE_READS: Final = 2
+"""The most reads of one name at a time that may return more than 16 keys."""
 MOST_WATCHERS: Final = 16
 """The most watchers of one stream."""
 LONGEST_STREAM: Final = 3600.0
@@ -58,8 +59,9 @@ WITHIN: Final = 30.0
 _LARGEST_WATCH_REQUEST: Final = 64 * 1024
 # The most keys of one read: etcd collects them before it is known how large they are.
 _MOST_KEYS: Final = 2_000
-# The most keys of a read that waits for no other.
-_FEW_KEYS: Final = 100
+# The most keys of a call that waits for no large one. A value may have 1.5 MiB, and etcd and the
+# service hold the answers to all calls.
+_FEW_KEYS: Final = 16
 # Seconds: the longest time to live that etcd accepts.
 _LONGEST_LEASE: Final = 9_000_000_000
 # The beginning of the message about an answer above LARGEST_ANSWER, see etcd_actions.http2.
@@ -72,16 +74,21 @@ class NamedWorkers:
     Attributes:
         name: The name in their tokens.
         client: The key by which the rate of their requests is counted.
-        calls: Acquired by each call in progress.
+        etcd: Their connection: a read that etcd does not answer in time ends it with its streams.
+        calls: Acquired by each call in progress, except for large ones.
+        large_reads: Acquired by each large read.
+        large_txns: Acquired by each transaction that reads much.
         leases: Their live leases.
         streams: Their open watch streams, the oldest first.
     """
 
-    def __init__(self, name: str, client: str) -> None:
+    def __init__(self, name: str, client: str, etcd: EtcdClient) -> None:
         self.name = name
         self.client = client
+        self.etcd = etcd
         self.calls = trio.Semaphore(MOST_CALLS)
-        self._large_reads = trio.Semaphore(MOST_LARGE_READS)
+        self.large_reads = trio.Semaphore(MOST_LARGE_READS)
+        self.large_txns = trio.Semaphore(1)
         self.leases = LiveLeases()
         self.streams: dict[Stream, None] = {}
 
@@ -89,23 +96,63 @@ class NamedWorkers:
         """The kind of a lease of this name; None for one of another client."""
         return kind_of_lease(self.name, lease)
 
-    def reads_of(self, keys: int) -> AbstractAsyncContextManager[object]:
-        """The context of a request that may read so many keys: large ones wait for each other."""
-        return self._large_reads if keys > _FEW_KEYS else nullcontext()
+
+class Turn:
+    """The place of one call among those of its name, until its answer is sent."""
+
+    def __init__(self, workers: NamedWorkers) -> None:
+        self.workers = workers
+        self._held: trio.Semaphore | None = None
+
+    async def __aenter__(self) -> Turn:
+        await self._take(self.workers.calls)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._leave()
+
+    async def reads(self, keys: int, large: trio.Semaphore) -> None:
+        """Note that the call may read so many keys: a large one waits for others.
+
+        While it waits it delays no small one, such as the renewal of a lease.
+
+        Args:
+            keys: The most keys.
+            large: Acquired by large calls of this kind.
+
+        Raises:
+            Refusal: Too many wait.
+        """
+        if keys <= _FEW_KEYS:
+            return
+        if large.statistics().tasks_waiting >= MOST_CALLS:
+            raise busy(f"{MOST_CALLS} large reads of {self.workers.name} wait")
+        self._leave()
+        await self._take(large)
+
+    async def _take(self, semaphore: trio.Semaphore) -> None:
+        await semaphore.acquire()
+        self._held = semaphore
+
+    def _leave(self) -> None:
+        held, self._held = self._held, None
+        if held is not None:
+            held.release()
 
 
 class WorkerEtcd:
     """Etcd's methods for workers: each request is checked, and sent to etcd.
 
     Args:
-        etcd: A connection with the limits :data:`LARGEST_ANSWER` and :data:`STREAM_WINDOW`.
+        etcd: A connection with the limits :data:`LARGEST_ANSWER` and :data:`STREAM_WINDOW`; each
+            name gets another one like it.
         rights: Checks each request.
     """
 
     def __init__(self, etcd: EtcdClient, rights: WorkerRights) -> None:
         self._etcd = etcd
         self._rights = rights
-        self._unary: dict[str, Callable[[NamedWorkers, bytes], Awaitable[bytes]]] = {
+        self._unary: dict[str, Callable[[Turn, bytes], Awaitable[bytes]]] = {
             "KV/Range": self._range,
             "KV/Txn": self._txn,
             "Lease/LeaseGrant": self._grant,
@@ -114,7 +161,11 @@ class WorkerEtcd:
             "Maintenance/Status": self._status,
         }
 
-    async def unary(self, method: str, workers: NamedWorkers, body: bytes) -> bytes:
+    def named(self, identity: Identity) -> NamedWorkers:
+        """The workers with the name of a token, before their first call."""
+        return NamedWorkers(identity.subject, identity.client, self._etcd.another())
+
+    async def unary(self, method: str, turn: Turn, body: bytes) -> bytes:
         """Return the answer to a request, both as the bytes of etcd's message.
 
         Raises:
@@ -125,22 +176,23 @@ class WorkerEtcd:
         function = self._unary.get(method)
         if function is None:
             raise NotForWorkers(f"permission denied: workers have no {method}")
-        return await function(workers, body)
+        return await function(turn, body)
 
-    async def _range(self, workers: NamedWorkers, body: bytes) -> bytes:
+    async def _range(self, turn: Turn, body: bytes) -> bytes:
         request = wire.range_request(body)
         self._rights.check_read(request.keys)
-        limit = min(request.limit or _MOST_KEYS, _MOST_KEYS)
+        is_one = request.keys == KeyRange.of_key(request.keys.start)
+        limit = 1 if is_one else min(request.limit or _MOST_KEYS, _MOST_KEYS)
+        await turn.reads(limit, turn.workers.large_reads)
         while True:
             try:
-                async with workers.reads_of(limit):
-                    found = await self._etcd.range(
-                        request.keys,
-                        revision=request.revision,
-                        limit=0 if request.count_only else limit,
-                        keys_only=request.keys_only,
-                        count_only=request.count_only,
-                    )
+                found = await turn.workers.etcd.range(
+                    request.keys,
+                    revision=request.revision,
+                    limit=0 if request.count_only or is_one else limit,
+                    keys_only=request.keys_only,
+                    count_only=request.count_only,
+                )
             except Unavailable as error:
                 if _TOO_LARGE not in str(error) or limit == 1:
                     raise
@@ -149,11 +201,10 @@ class WorkerEtcd:
             else:
                 return wire.range_response(found).SerializeToString()
 
-    async def _txn(self, workers: NamedWorkers, body: bytes) -> bytes:
-        request = wire.txn_request(body)
-        reads = self._rights.check_txn(request, workers.owned)
-        async with workers.reads_of(reads):
-            result = await self._etcd.txn(request)
+    async def _txn(self, turn: Turn, body: bytes) -> bytes:
+        request, workers = wire.txn_request(body), turn.workers
+        await turn.reads(self._rights.check_txn(request, workers.owned), workers.large_txns)
+        result = await workers.etcd.txn(request)
         if wire.is_cut(result):
             # It was done, so this must not be a text of etcd's. A read outside of a transaction
             # gets all keys, in pages.
@@ -163,22 +214,22 @@ class WorkerEtcd:
             )
         return wire.txn_response(result).SerializeToString()
 
-    async def _grant(self, workers: NamedWorkers, body: bytes) -> bytes:
-        ttl = wire.grant_request(body)
+    async def _grant(self, turn: Turn, body: bytes) -> bytes:
+        ttl, workers = wire.grant_request(body), turn.workers
         if not 0 < ttl <= _LONGEST_LEASE:
             raise InvalidRequest(f"TTL: {ttl} s: give from 1 to {_LONGEST_LEASE} s")
         if not workers.leases.has_space(trio.current_time()):
             raise busy(f"{workers.name} has {MOST_LEASES} leases, the most allowed")
         lease_id = new_lease_id(workers.name, LeaseKind.of(ttl))
-        lease = await self._etcd.lease_grant(ttl, lease_id=lease_id)
+        lease = await workers.etcd.lease_grant(ttl, lease_id=lease_id)
         workers.leases.renewed(lease.id, trio.current_time() + lease.ttl)
         return wire.grant_response(lease).SerializeToString()
 
-    async def _keep_alive(self, workers: NamedWorkers, body: bytes) -> bytes:
-        lease_id = wire.lease_request(body)
+    async def _keep_alive(self, turn: Turn, body: bytes) -> bytes:
+        lease_id, workers = wire.lease_request(body), turn.workers
         check_lease(lease_id, workers.owned)
         try:
-            lease = await self._etcd.lease_keep_alive(lease_id)
+            lease = await workers.etcd.lease_keep_alive(lease_id)
         except LeaseNotFound:
             workers.leases.ended(lease_id)
             lease = Lease(lease_id, 0)
@@ -186,15 +237,15 @@ class WorkerEtcd:
             workers.leases.renewed(lease_id, trio.current_time() + lease.ttl)
         return wire.keep_alive_response(lease).SerializeToString()
 
-    async def _revoke(self, workers: NamedWorkers, body: bytes) -> bytes:
-        lease_id = wire.lease_request(body)
+    async def _revoke(self, turn: Turn, body: bytes) -> bytes:
+        lease_id, workers = wire.lease_request(body), turn.workers
         check_lease(lease_id, workers.owned)
-        await self._etcd.lease_revoke(lease_id)
+        await workers.etcd.lease_revoke(lease_id)
         workers.leases.ended(lease_id)
         return b""
 
-    async def _status(self, _: NamedWorkers, __: bytes) -> bytes:
-        return wire.status_response(await self._etcd.status()).SerializeToString()
+    async def _status(self, turn: Turn, _: bytes) -> bytes:
+        return wire.status_response(await turn.workers.etcd.status()).SerializeToString()
 
     async def watch(
         self,
@@ -224,7 +275,7 @@ class WorkerEtcd:
                 failure.append(error)
                 stream.end()
 
-        async with self._etcd.watch() as watch, owned_tasks("a worker's stream") as nursery:
+        async with workers.etcd.watch() as watch, owned_tasks("a worker's stream") as nursery:
             nursery.start_soon(read_requests, watch)
             await _send_responses(watch, stream, response)
             nursery.cancel_scope.cancel("the stream has ended")

@@ -33,7 +33,7 @@ from etcd_actions.server.workers.leases import LeaseKind
 
 MOST_DEPTH: Final = 4
 """The most levels of nested transactions: group commit has two."""
-MOST_GETS: Final = 512
+MOST_GETS: Final = 256
 """The most reads of a transaction; a group that has more is halved."""
 MOST_RANGES: Final = 64
 """The most reads of ranges of a transaction, and as many compares of ranges."""

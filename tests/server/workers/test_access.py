@@ -33,6 +33,7 @@ from etcd_actions.etcd.api import (
     KeyRange,
     Put,
     RangeResult,
+    Status,
     Txn,
     WatchCreate,
     WatchStream,
@@ -360,6 +361,73 @@ async def test_many_calls_of_one_name_wait_for_each_other(
             nursery.start_soon(etcd.range, one)
     assert most == etcd_methods.MOST_CALLS
     assert site.server.statistics().calls["KV/Range", "ok"] == 200
+
+
+async def test_the_connection_of_a_name_is_its_own(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A call without an answer ends it: the streams of other names continue."""
+    used: list[EtcdClient] = []
+    original = EtcdClient.status
+
+    async def noted(self: EtcdClient) -> Status:
+        used.append(self)
+        return await original(self)
+
+    async with (
+        site.connect(site.server) as etcd,
+        site.connect(site.server, token="other-worker-token") as other,
+        other.watch() as stream,
+    ):
+        stream.create(WatchCreate(1, KeyRange.of_prefix(site.keys.prefix), 0))
+        assert (await stream.receive())[0].created
+        monkeypatch.setattr(EtcdClient, "status", noted)
+        await etcd.status()
+        _, behind = used
+        assert behind._current is not None
+        behind._retire(behind._current)
+        await site.etcd.put(site.keys.prefix + b"flyte/k", b"")
+        with trio.fail_after(10):
+            assert (await stream.receive())[0].events
+        await etcd.status()
+
+
+async def test_large_reads_wait_for_each_other_and_delay_no_renewal(
+    site: Site, limited: EtcdClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The service holds the answers of few at a time, whatever a worker asks for."""
+    go = trio.Event()
+    began = 0
+    original = EtcdClient.range
+
+    async def slow(self: EtcdClient, keys: KeyRange, **options: Any) -> RangeResult:
+        nonlocal began
+        if self.settings is limited.settings:
+            began += 1
+            await go.wait()
+        return await original(self, keys, **options)
+
+    monkeypatch.setattr(EtcdClient, "range", slow)
+    everything = KeyRange.of_prefix(site.keys.prefix)
+    refused: list[Unavailable] = []
+
+    async def read(etcd: EtcdClient) -> None:
+        try:
+            await etcd.range(everything)
+        except Unavailable as error:
+            refused.append(error)
+
+    async with site.connect(site.server, request_timeout=60) as etcd:
+        lease = await etcd.lease_grant(60)
+        async with trio.open_nursery() as nursery:
+            for _ in range(etcd_methods.MOST_LARGE_READS + etcd_methods.MOST_CALLS + 1):
+                nursery.start_soon(read, etcd)
+            await eventually(lambda: bool(refused))
+            assert (await etcd.lease_keep_alive(lease.id)).ttl == 60
+            assert began == etcd_methods.MOST_LARGE_READS
+            go.set()
+    assert began == etcd_methods.MOST_LARGE_READS + etcd_methods.MOST_CALLS
+    assert "too many requests" in str(refused[0])
 
 
 async def test_calls_above_the_rate_are_refused_before_they_are_done(
