@@ -10,14 +10,14 @@ import structlog
 
 from etcd_actions._internal.clock import Clock
 from etcd_actions._internal.quoting import clipped, quoted
-from etcd_actions.actions.stored_action import StoredAction
+from etcd_actions.actions.stored_action import StoredAction, update_of
 from etcd_actions.client import ActionsClient
 from etcd_actions.client.arguments import action_id_of
 from etcd_actions.errors import ActionError, DecodeError, InvalidArgument, NotFound
 from etcd_actions.executor.scheduling.board import Board
 from etcd_actions.executor.scheduling.failures import PARKED, Failures
 from etcd_actions.executor.scheduling.schedule import Due, Schedule
-from etcd_actions.model import ActionUpdate, Phase, build_action_update
+from etcd_actions.model import ActionUpdate, Phase
 from etcd_actions.shards import ShardRange
 
 _MOST_REFUSED: Final = 10_000
@@ -120,14 +120,7 @@ class Intake:
 
     def note_action(self, action: StoredAction) -> None:
         """Deliver the state of an action that was read."""
-        self.note(
-            build_action_update(
-                action,
-                key=action.key,
-                revision=action.revision,
-                create_revision=action.create_revision,
-            )
-        )
+        self.note(update_of(action))
 
     def again(self, name: str) -> None:
         """Retry a state that failed."""

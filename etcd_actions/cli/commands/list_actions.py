@@ -50,11 +50,14 @@ class Filter:
 
     def matches(self, action: Summary) -> bool:
         """Whether it matches an action."""
+        return self._matches(action, (action.phase or Phase.QUEUED).name)
+
+    def _matches(self, action: Summary | ActionRow, phase: str | None) -> bool:
         return (
             self.run in (None, action.run)
             and self.project in (None, action.project)
             and self.domain in (None, action.domain)
-            and (not self.phases or (action.phase or Phase.QUEUED).name in self.phases)
+            and (not self.phases or phase in self.phases)
             and self.parent in (None, action.parent)
             and not (self.unrecorded and action.recorded)
         )
@@ -70,15 +73,7 @@ class Filter:
 
     def selects(self, row: Row) -> bool:
         """Whether it matches the action of a row; other rows are omitted."""
-        return (
-            isinstance(row, ActionRow)
-            and self.run in (None, row.run)
-            and self.project in (None, row.project)
-            and self.domain in (None, row.domain)
-            and (not self.phases or row.phase in self.phases)
-            and self.parent in (None, row.parent)
-            and not (self.unrecorded and row.recorded)
-        )
+        return isinstance(row, ActionRow) and self._matches(row, row.phase)
 
 
 _ALL = Filter()

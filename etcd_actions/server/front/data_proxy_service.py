@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Final, TypeVar
 
 import trio
@@ -18,7 +17,8 @@ from etcd_actions.blobs import BlobStore, Deployment, Grant, UrlSigner, check_ke
 from etcd_actions.blobs.upload_keys import trash_key
 from etcd_actions.client import ActionsClient
 from etcd_actions.errors import FailedPrecondition, InvalidArgument, NotFound
-from etcd_actions.model import ROOT_ACTION, ActionId, Phase, flyte
+from etcd_actions.model import ROOT_ACTION, SUCCESSES, ActionId, flyte
+from etcd_actions.runs.creation import FindTask
 from etcd_actions.server.caller import CALLER
 from etcd_actions.server.data_locations import DataLocations
 from etcd_actions.server.front.local_files import LocalFiles
@@ -27,11 +27,7 @@ from etcd_actions.server.front.transfers import LOCAL, STORED, Transfers
 
 if TYPE_CHECKING:
     from flyteidl2.common.identifier_pb2 import ActionIdentifier
-    from flyteidl2.task.task_definition_pb2 import TaskIdentifier, TaskSpec
     from google.protobuf.duration_pb2 import Duration
-
-FindTask = Callable[["TaskIdentifier"], Awaitable["TaskSpec"]]
-"""Returns the spec of a deployed task; raises NotFound."""
 
 _M = TypeVar("_M", bound=Message)
 
@@ -57,7 +53,8 @@ class DataProxy:
         transfers: Serves and makes the URLs.
         most: Bytes of an upload, at most.
         deployment: The deployment that owns the uploads.
-        find_task: See :data:`FindTask`; None if there are no deployed tasks.
+        find_task: See :data:`~etcd_actions.runs.creation.FindTask`; None if there are no deployed
+            tasks.
     """
 
     descriptor = pb.DESCRIPTOR.services_by_name["DataProxyService"]
@@ -186,7 +183,7 @@ class DataProxy:
             if (value := flyte.signal_value(action)) is not None:
                 response.outputs.literals.append(NamedLiteral(name="o0", value=value))
             return response
-        if action.phase not in (Phase.SUCCEEDED, Phase.RECOVERED):
+        if action.phase not in SUCCESSES:
             return response
         url = _below(action.output_uri, "outputs.pb")
         if url:
