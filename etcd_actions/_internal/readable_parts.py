@@ -19,12 +19,10 @@ class Stored(Protocol):
     @property
     def key(self) -> bytes:
         """The etcd key."""
-        ...
 
     @property
     def revision(self) -> int:
         """The ``mod_revision``."""
-        ...
 
 
 def readable(stored: Stored, decode: Callable[[], T], *, event: str) -> T | None:

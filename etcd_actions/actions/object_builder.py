@@ -37,6 +37,7 @@ from etcd_actions.model import (
     ANNOTATION_TRACEPARENT,
     API_VERSION,
     CACHE_SCOPE_GLOBAL,
+    FAILURES,
     FINALIZER_RECORD,
     KIND,
     LABEL_ACTION,
@@ -66,7 +67,6 @@ _MOST_OF_A_SHORT_NAME: Final = 63
 # Flyte's ``CACHE_LOOKUP_SCOPE_GLOBAL``.
 _GLOBAL: Final = 1
 _SIMPLE_TYPES: Final = {1: "INTEGER", 2: "FLOAT", 3: "STRING", 4: "BOOLEAN"}
-_FAILURES: Final = (Phase.FAILED, Phase.TIMED_OUT, Phase.ABORTED)
 
 
 class Trace(NamedTuple):
@@ -167,7 +167,7 @@ def _trace(action: Action, error: ErrorState | None) -> Trace | None:
     if trace.phase not in list(Phase):
         raise InvalidArgument("trace.phase", f"{trace.phase} is not a valid phase")
     phase = Phase(trace.phase)
-    if error is not None and phase not in _FAILURES:
+    if error is not None and phase not in FAILURES:
         raise InvalidArgument("trace_error", f"the trace is {phase.name}: omit it")
     return Trace(
         phase,

@@ -33,6 +33,7 @@ from etcd_actions.model import (
     ANNOTATION_RECOVERED_OUTPUTS,
     ANNOTATION_RECOVERS,
     ROOT_ACTION,
+    SUCCESSES,
     ActionId,
     ActionObject,
     ActionUpdate,
@@ -58,7 +59,6 @@ MOST_BYTES: Final = 32 * 1024
 _RECOVER: Final = 2
 """Flyte's ``RELATION_TYPE_RECOVER``."""
 _OUTPUTS: Final = "outputs.pb"
-_SUCCESSES: Final = (Phase.SUCCEEDED, Phase.RECOVERED)
 _FILES_WITHIN: Final = 5.0
 
 _log = structlog.get_logger(__name__)
@@ -149,7 +149,7 @@ class Recovery:
                 if name in seen:
                     continue
                 seen.add(name)
-                if trace.phase in _SUCCESSES and await _is_file(trace.output_uri):
+                if trace.phase in SUCCESSES and await _is_file(trace.output_uri):
                     updates.append(self._trace(own, trace, listing.revision))
         return updates
 
@@ -264,7 +264,7 @@ def _read(kv: KeyValue | None, requested: ActionId) -> StoredAction | None:
 
 def _may_be(found: StoredAction, built: ActionObject) -> bool:
     """Whether the result of ``found`` can be that of ``built``."""
-    if found.phase not in _SUCCESSES or found.spec.kind != built.spec.kind:
+    if found.phase not in SUCCESSES or found.spec.kind != built.spec.kind:
         return False
     if not built.spec.is_condition:
         return True

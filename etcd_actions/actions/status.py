@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
@@ -13,7 +13,7 @@ from etcd_actions.actions.rewrite import rewrite, utc_now
 from etcd_actions.actions.stored_action import StoredAction, describe
 from etcd_actions.errors import FailedPrecondition, InvalidArgument
 from etcd_actions.etcd.api import Compare
-from etcd_actions.model import ActionId, ErrorState, Incarnation, Keyspace, Phase
+from etcd_actions.model import FAILURES, ActionId, ErrorState, Incarnation, Keyspace, Phase
 from etcd_actions.model.conditions import FOLLOWERS, rfc3339, write_phase
 from etcd_actions.model.earlier_attempts import note_earlier
 from etcd_actions.storage.store import Store
@@ -37,17 +37,14 @@ class Status(Protocol):
     @property
     def phase(self) -> int:
         """A number of :class:`~etcd_actions.model.Phase`; UNSPECIFIED keeps the present phase."""
-        ...
 
     @property
     def attempts(self) -> int:
         """0, or the attempt that the report is about."""
-        ...
 
     @property
     def cache_status(self) -> int:
         """A number of ``flyteidl2.core.CatalogCacheStatus``."""
-        ...
 
     @property
     def end_time(self) -> Any:
@@ -55,7 +52,6 @@ class Status(Protocol):
 
         If it is None or unset, the present time is used. It is used only with a terminal phase.
         """
-        ...
 
 
 async def put_status(
@@ -164,9 +160,6 @@ class _Report(NamedTuple):
     ended: datetime | None
 
 
-_FAILURES: Final = (Phase.FAILED, Phase.TIMED_OUT, Phase.ABORTED)
-
-
 def _checked(attempt: int, status: Status, error: ErrorState | None, message: str) -> _Report:
     if not 1 <= attempt < 2**32:
         raise InvalidArgument("attempt", f"{attempt} is not an attempt: count from 1")
@@ -182,8 +175,8 @@ def _checked(attempt: int, status: Status, error: ErrorState | None, message: st
         ) from None
     if not -(2**31) <= status.cache_status < 2**31:
         raise InvalidArgument("status.cache_status", f"{status.cache_status} is none: too large")
-    if error is not None and phase not in _FAILURES:
-        names = ", ".join(failure.name for failure in _FAILURES)
+    if error is not None and phase not in FAILURES:
+        names = ", ".join(failure.name for failure in FAILURES)
         raise InvalidArgument("error", f"{phase.name} has none: it goes with {names}")
     if message and phase is Phase.UNSPECIFIED:
         raise InvalidArgument("message", "a message goes with a phase: name one")

@@ -5,7 +5,16 @@ from __future__ import annotations
 from etcd_actions.codecs import codec_of
 from etcd_actions.errors import AnotherAction, NotFound
 from etcd_actions.etcd.api import KeyValue
-from etcd_actions.model import ActionId, ActionObject, Incarnation, Keyspace, RunId, State
+from etcd_actions.model import (
+    ActionId,
+    ActionObject,
+    ActionUpdate,
+    Incarnation,
+    Keyspace,
+    RunId,
+    State,
+    build_action_update,
+)
 
 
 class StoredAction(ActionObject, frozen=True, gc=False, omit_defaults=True, rename="camel"):
@@ -64,6 +73,16 @@ class StoredAction(ActionObject, frozen=True, gc=False, omit_defaults=True, rena
     def resource_version(self) -> str:
         """The value of Kubernetes' ``metadata.resourceVersion``, which is never stored."""
         return str(self.revision)
+
+
+def update_of(action: StoredAction) -> ActionUpdate:
+    """The state of a stored action, as an update."""
+    return build_action_update(
+        action,
+        key=action.key,
+        revision=action.revision,
+        create_revision=action.create_revision,
+    )
 
 
 def describe(action_id: ActionId) -> str:

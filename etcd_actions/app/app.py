@@ -21,7 +21,7 @@ from etcd_actions.app.collectors import collect, run_collector, upload_collector
 from etcd_actions.app.executor import check_executor, open_local_executor
 from etcd_actions.app.front_door import open_front_door
 from etcd_actions.app.kept_executor import keep_executor
-from etcd_actions.app.listeners import is_installed, server_settings
+from etcd_actions.app.listeners import open_monitoring_port, server_settings
 from etcd_actions.app.run_services import open_run_services
 from etcd_actions.app.stop import LEAST_GRACE, Stop
 from etcd_actions.app.telemetry import open_telemetry
@@ -33,10 +33,10 @@ from etcd_actions.embedded.embedded_etcd import QUOTA, EmbeddedEtcd, open_embedd
 from etcd_actions.errors import ConfigError, EmbeddedEtcdError
 from etcd_actions.etcd import open_connection
 from etcd_actions.etcd.api import Etcd
-from etcd_actions.etcd.member_states import MemberStates, open_member_states
+from etcd_actions.etcd.member_states import open_member_states
 from etcd_actions.etcd.quorum import QuorumMonitor, open_quorum_monitor
 from etcd_actions.model import DEFAULT_NAMESPACE, Keyspace
-from etcd_actions.monitoring import Health, Monitoring, open_monitoring
+from etcd_actions.monitoring import Health, Monitoring
 from etcd_actions.pipeline.watching_settings import WatchingSettings, WatchingStatistics
 from etcd_actions.record.recorder import MarkResult
 from etcd_actions.server import ActionsServer, ServerSettings, open_actions_server
@@ -187,10 +187,15 @@ class App:
                 run_service=str(config[settings.RUN_SERVICE] or "none"),
             )
             members = await enter(open_member_states(etcd), "the states of members")
+            hosts = config[settings.ALLOWED_HOSTS]
             monitoring = await enter(
-                self._open_monitoring(client, etcd, quorum, members),
+                open_monitoring_port(
+                    config, client, etcd, quorum, self._lines_dropped, allowed_hosts=hosts
+                ),
                 "clients of the monitoring port",
             )
+            if monitoring is not None:
+                monitoring.metrics.members = members.read
             await client.start_watching()
             # From here on a signal does not cancel: accepted work is finished.
             let_finish()
@@ -294,29 +299,6 @@ class App:
             containment=self._containment,
             stop=self._stop,
         )
-
-    @asynccontextmanager
-    async def _open_monitoring(
-        self, client: ActionsClient, etcd: Etcd, quorum: QuorumMonitor, members: MemberStates
-    ) -> AsyncIterator[Monitoring | None]:
-        """Serve health and metrics, unless the setting is none or the extra is missing."""
-        config = self._config
-        bind = config[settings.MONITORING_LISTEN]
-        if bind is None or not is_installed(config, settings.MONITORING_LISTEN):
-            yield None
-            return
-        async with open_monitoring(
-            client,
-            etcd,
-            bind,
-            prefix=config[settings.PREFIX],
-            silence_limit=config[settings.READY_WITHIN],
-            allowed_hosts=config[settings.ALLOWED_HOSTS],
-        ) as monitoring:
-            monitoring.metrics.lines_dropped = self._lines_dropped
-            monitoring.metrics.members = members.read
-            monitoring.health.quorum_loss = lambda: quorum.loss
-            yield monitoring
 
     def _health(
         self,

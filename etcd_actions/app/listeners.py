@@ -1,8 +1,10 @@
-"""Makes the settings of the service's listener from the configuration, and checks them."""
+"""The listeners of a process, from the configuration: the service's settings, monitoring."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import AsyncIterator, Callable, Collection
+from contextlib import asynccontextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,9 +12,13 @@ from urllib.parse import urlsplit
 
 import structlog
 
+from etcd_actions.client import ActionsClient
 from etcd_actions.config import Config, Setting, settings
 from etcd_actions.config.security import check_pem
 from etcd_actions.errors import ConfigError
+from etcd_actions.etcd.api import Etcd
+from etcd_actions.etcd.quorum import QuorumMonitor
+from etcd_actions.monitoring import Monitoring, open_monitoring
 from etcd_actions.server import ServerSettings
 from etcd_actions.server.service_settings import OidcSettings, PageSettings
 from etcd_actions.web import Bind, HttpLimits, ServerTls
@@ -71,6 +77,34 @@ def server_settings(config: Config) -> ServerSettings | None:
         users=_users(config, bind),
         page=_page(config),
     )
+
+
+@asynccontextmanager
+async def open_monitoring_port(
+    config: Config,
+    client: ActionsClient,
+    etcd: Etcd,
+    quorum: QuorumMonitor,
+    lines_dropped: Callable[[], int],
+    *,
+    allowed_hosts: Collection[str] = (),
+) -> AsyncIterator[Monitoring | None]:
+    """Serve health and metrics, unless the setting is none or the extra is missing."""
+    bind = config[settings.MONITORING_LISTEN]
+    if bind is None or not is_installed(config, settings.MONITORING_LISTEN):
+        yield None
+        return
+    async with open_monitoring(
+        client,
+        etcd,
+        bind,
+        prefix=config[settings.PREFIX],
+        silence_limit=config[settings.READY_WITHIN],
+        allowed_hosts=allowed_hosts,
+    ) as monitoring:
+        monitoring.metrics.lines_dropped = lines_dropped
+        monitoring.health.quorum_loss = lambda: quorum.loss
+        yield monitoring
 
 
 def check_worker_access(config: Config) -> None:

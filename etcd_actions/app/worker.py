@@ -26,17 +26,16 @@ from etcd_actions.app.executor import (
 )
 from etcd_actions.app.front_door import local_front_door
 from etcd_actions.app.kept_executor import keep_executor
-from etcd_actions.app.listeners import grace_of_requests
+from etcd_actions.app.listeners import grace_of_requests, open_monitoring_port
 from etcd_actions.app.stop import Stop
 from etcd_actions.app.telemetry import open_telemetry
 from etcd_actions.client import ActionsClient, open_actions_client
 from etcd_actions.config import Config, settings
 from etcd_actions.errors import ConfigError
 from etcd_actions.etcd import ConnectionSettings, open_connection
-from etcd_actions.etcd.api import Etcd
-from etcd_actions.etcd.quorum import QuorumMonitor, open_quorum_monitor
+from etcd_actions.etcd.quorum import open_quorum_monitor
 from etcd_actions.model import DEFAULT_NAMESPACE
-from etcd_actions.monitoring import Monitoring, open_monitoring
+from etcd_actions.monitoring import Monitoring
 from etcd_actions.pipeline.watching_settings import WatchingSettings
 from etcd_actions.server import ActionsServer, ServerSettings, open_actions_server
 from etcd_actions.storage.claims import LONGEST_TTL
@@ -133,7 +132,8 @@ class Worker:
             labels=",".join(f"{key}={value}" for key, value in offer.labels.items()),
         )
         monitoring = await enter(
-            self._open_monitoring(client, etcd, quorum), "clients of the monitoring port"
+            open_monitoring_port(config, client, etcd, quorum, self._lines_dropped),
+            "clients of the monitoring port",
         )
         await client.start_watching()
         let_finish()
@@ -239,26 +239,6 @@ class Worker:
 
     def _limits(self, bind: Bind) -> ServerSettings:
         return ServerSettings(bind=bind, grace=grace_of_requests(self._config))
-
-    @asynccontextmanager
-    async def _open_monitoring(
-        self, client: ActionsClient, etcd: Etcd, quorum: QuorumMonitor
-    ) -> AsyncIterator[Monitoring | None]:
-        config = self._config
-        bind: Bind | None = config[settings.MONITORING_LISTEN]
-        if bind is None:
-            yield None
-            return
-        async with open_monitoring(
-            client,
-            etcd,
-            bind,
-            prefix=config[settings.PREFIX],
-            silence_limit=config[settings.READY_WITHIN],
-        ) as monitoring:
-            monitoring.metrics.lines_dropped = self._lines_dropped
-            monitoring.health.quorum_loss = lambda: quorum.loss
-            yield monitoring
 
     async def _log_progress(self, interval: float) -> None:
         while True:

@@ -95,7 +95,6 @@ class BlobStore(Protocol):
             BlobMismatch: Length or digest differ.
             BlobExists: The key has another content.
         """
-        ...
 
     def read(
         self, key: str, start: int = 0, length: int | None = None
@@ -107,11 +106,9 @@ class BlobStore(Protocol):
             start: The offset of the first byte; it may be beyond the end.
             length: The largest number of bytes; None for all.
         """
-        ...
 
     async def stat(self, key: str) -> BlobInfo | None:
         """Read the size and the time of a blob; None if it does not exist."""
-        ...
 
     async def delete(self, key: str, *, unless_after: float | None = None) -> bool:
         """Remove a blob; returns whether it was removed.
@@ -121,7 +118,6 @@ class BlobStore(Protocol):
             unless_after: Seconds since 1970; the blob stays if it was stored later, or is stored
                 during the call.
         """
-        ...
 
     async def move(self, key: str, to: str, *, unless_after: float | None = None) -> bool:
         """Give a blob another key; returns whether it was moved.
@@ -134,7 +130,6 @@ class BlobStore(Protocol):
             unless_after: Seconds since 1970; the blob stays if it was stored later, or is stored
                 during the call.
         """
-        ...
 
     def below(self, prefix: str) -> AsyncGenerator[BlobInfo]:
         """All blobs below a prefix of complete parts, such as ``uploads/flytesnacks``.
@@ -142,15 +137,12 @@ class BlobStore(Protocol):
         A caller that stops early has to close the generator. Blobs that are deleted during the call
         may be included.
         """
-        ...
 
     def native_url(self, key: str) -> str:
         """The location for tasks: a path on this machine, or a URL such as ``s3://…``."""
-        ...
 
     def key_of(self, url: str) -> str | None:
         """The key of a location of :meth:`native_url`; None if it is not in this store."""
-        ...
 
     async def signed_url(
         self, method: Literal["GET", "PUT"], key: str, *, expires_in: int, md5: bytes = b""
@@ -163,7 +155,6 @@ class BlobStore(Protocol):
             expires_in: Seconds.
             md5: The digest of the bytes to put; without one the store signs no PUT.
         """
-        ...
 
 
 def check_key(key: str, field: str = "key") -> tuple[str, ...]:

@@ -30,11 +30,9 @@ class LocalFiles(Protocol):
 
     def path_of(self, url: str) -> str | None:
         """The path of such a file; None for another URL."""
-        ...
 
     def read(self, path: str) -> AbstractAsyncContextManager[Blob | None]:
         """Open it; None if it does not exist."""
-        ...
 
 
 class SearchedFiles:

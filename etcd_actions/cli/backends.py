@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from flyteidl2.actions import actions_service_pb2 as pb
 
@@ -14,7 +14,7 @@ from etcd_actions.cli.names import NameLookup
 from etcd_actions.cli.options import CommonOptions
 from etcd_actions.cli.service_address import address_of_service
 from etcd_actions.cli.service_client import ServiceClient, open_service_client
-from etcd_actions.cli.service_dead_letters import DeadLetters, ServiceDeadLetters
+from etcd_actions.cli.service_dead_letters import ServiceDeadLetters
 from etcd_actions.client import ActionsClient, open_actions_client
 from etcd_actions.config import settings
 from etcd_actions.etcd import Etcd
@@ -23,6 +23,10 @@ from etcd_actions.pipeline.watching_settings import WatchingSettings
 
 if TYPE_CHECKING:
     from etcd_actions.cli.reader import Reader
+
+
+DeadLetters: TypeAlias = ActionsClient | ServiceDeadLetters
+"""Lists, retries and deletes dead letters, in etcd or through the service."""
 
 
 class Backend(Protocol):
@@ -101,15 +105,11 @@ async def open_etcd_backend(common: CommonOptions) -> AsyncIterator[EtcdBackend]
         yield EtcdBackend(client, _names(common, etcd))
 
 
-@asynccontextmanager
-async def open_backend(common: CommonOptions) -> AsyncIterator[Backend]:
+def open_backend(common: CommonOptions) -> AbstractAsyncContextManager[Backend]:
     """Open the backend: the service if the settings name one, else etcd."""
     if common.config[settings.SERVICE] is None:
-        async with open_etcd_backend(common) as backend:
-            yield backend
-        return
-    async with open_service(common) as service:
-        yield service
+        return open_etcd_backend(common)
+    return open_service(common)
 
 
 @asynccontextmanager

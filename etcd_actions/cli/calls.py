@@ -29,10 +29,8 @@ class Calls(Protocol):
         self, service: str, method: str, request: Message, kind: type[MessageT], /
     ) -> MessageT:
         """Do a unary call; returns its response, of the type ``kind``."""
-        ...
 
     def stream(
         self, service: str, method: str, request: Message, kind: type[MessageT], /
     ) -> AbstractAsyncContextManager[AsyncIterator[MessageT]]:
         """Open a server-streaming call; its responses are of the type ``kind``."""
-        ...

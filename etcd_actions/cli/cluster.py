@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 
@@ -54,19 +54,6 @@ class ClusterSample:
         }
 
 
-class ClusterSource(Protocol):
-    """Takes samples of the state of a cluster."""
-
-    async def sample(self) -> ClusterSample:
-        """Take a sample.
-
-        Raises:
-            EtcdError: etcd cannot be read.
-            ServiceError: The service does not respond, or refuses the token.
-        """
-        ...
-
-
 async def service_versions(common: CommonOptions) -> tuple[str, str]:
     """The version of the service that the settings name, and those of its etcd's members.
 
@@ -81,13 +68,18 @@ async def service_versions(common: CommonOptions) -> tuple[str, str]:
 
 
 @asynccontextmanager
-async def open_cluster(common: CommonOptions) -> AsyncIterator[ClusterSource]:
-    """Open the source of samples: the service if the settings name one, else etcd."""
+async def open_cluster(
+    common: CommonOptions,
+) -> AsyncIterator[Callable[[], Awaitable[ClusterSample]]]:
+    """Open what takes samples: of the service if the settings name one, else of etcd.
+
+    A sample raises EtcdError or ServiceError.
+    """
     if common.config[SERVICE] is not None:
-        yield await _service_source(common)
+        yield (await _service_source(common)).sample
         return
     async with common.open_etcd() as etcd:
-        yield _EtcdClusterSource(etcd, common)
+        yield _EtcdClusterSource(etcd, common).sample
 
 
 async def _service_source(common: CommonOptions) -> _ServiceClusterSource:

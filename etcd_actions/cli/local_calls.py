@@ -27,7 +27,7 @@ from etcd_actions.server.caller import CALLER, Caller
 from etcd_actions.server.front import FrontDoor
 from etcd_actions.server.front.run_lists import RunLists
 from etcd_actions.server.front.run_methods import RunService
-from etcd_actions.server.methods import Service
+from etcd_actions.server.methods import Service, functions_of
 from etcd_actions.server.streams import CONNECTION, Connection, Streams
 
 _KEEPALIVE: Final = 30.0
@@ -77,12 +77,8 @@ class LocalCalls:
 
     def add(self, service: Service) -> None:
         """Add the methods of a service."""
-        functions = {
-            name.replace("_", ""): name for name in dir(service) if not name.startswith("_")
-        }
-        for method in service.descriptor.methods:
-            if (name := functions.get(method.name.lower())) is not None:
-                self._functions[service.descriptor.full_name, method.name] = getattr(service, name)
+        for method, function in functions_of(service):
+            self._functions[service.descriptor.full_name, method.name] = function
 
     async def unary(
         self, service: str, method: str, request: Message, kind: type[MessageT], /

@@ -6,12 +6,12 @@ this process, on etcd. So both have equal results.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from typing import Final
 
 from flyteidl2.common.identifier_pb2 import ActionIdentifier, RunIdentifier
-from flyteidl2.common.list_pb2 import ListRequest
+from flyteidl2.common.list_pb2 import ListRequest, Sort
 from flyteidl2.workflow import run_definition_pb2 as runs_pb
 from flyteidl2.workflow import run_service_pb2 as pb
 
@@ -43,6 +43,19 @@ class Reader:
     async def runs(self, request: pb.ListRunsRequest) -> pb.ListRunsResponse:
         """A page of runs."""
         return await self.calls.unary(RUNS, "ListRuns", request, pb.ListRunsResponse)
+
+    async def each_run(self, direction: Sort.Direction) -> AsyncGenerator[runs_pb.Run]:
+        """All runs in the order of their creation, page by page."""
+        request = pb.ListRunsRequest(org="")
+        request.request.limit = _PAGE
+        request.request.sort_by_fields.append(Sort(key="created_at", direction=direction))
+        while True:
+            response = await self.runs(request)
+            for run in response.runs:
+                yield run
+            if not response.token:
+                return
+            request.request.token = response.token
 
     def watch_runs(
         self, request: pb.WatchRunsRequest

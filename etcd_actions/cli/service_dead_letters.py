@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Final, Protocol
+from typing import Final
 
 import msgspec
 import trio
@@ -18,44 +18,8 @@ _CHECK_EVERY: Final = 0.5
 _CONSEQUENCE: Final = "dead letters are not shown or changed"
 
 
-class DeadLetters(Protocol):
-    """Lists, retries and deletes dead letters.
-
-    :class:`~etcd_actions.ActionsClient` implements it on etcd, and :class:`ServiceDeadLetters` by
-    the service. The methods raise EtcdError, or ServiceError.
-    """
-
-    async def dead_letters(self) -> list[DeadLetter]:
-        """All dead letters, the oldest first."""
-        ...
-
-    async def dead_letter_objects(self, dead_letters: Collection[DeadLetter]) -> dict[bytes, int]:
-        """The keys of their objects that exist, with their ``create_revision``."""
-        ...
-
-    async def retry_dead_letter(self, dead_letter: DeadLetter) -> DeadLetter | None:
-        """Request that the leader reports again; None if the dead letter does not exist any more.
-
-        Raises:
-            FailedPrecondition: The dead letter cannot be decoded.
-        """
-        ...
-
-    async def wait_dead_letter(self, pending: DeadLetter) -> DeadLetter | None:
-        """Wait without limit until the leader answers; None if the report was accepted."""
-        ...
-
-    async def delete_dead_letter(self, dead_letter: DeadLetter) -> bool:
-        """Delete a dead letter; returns False if it has changed, and stays."""
-        ...
-
-    async def has_leader(self) -> bool:
-        """Whether there is a leader."""
-        ...
-
-
 class ServiceDeadLetters:
-    """Implements :class:`DeadLetters`.
+    """Lists, retries and deletes dead letters.
 
     Args:
         service: The service; for Flyte's service the methods raise ConfigError.
@@ -67,7 +31,7 @@ class ServiceDeadLetters:
         self._has_leader = False
 
     async def dead_letters(self) -> list[DeadLetter]:
-        """See :class:`DeadLetters`."""
+        """All dead letters, the oldest first."""
         response = await self._service.call_own_method(
             "ListDeadLetters", pb.ListDeadLettersRequest(), pb.ListDeadLettersResponse, _CONSEQUENCE
         )
@@ -81,17 +45,17 @@ class ServiceDeadLetters:
         return found
 
     async def dead_letter_objects(self, dead_letters: Collection[DeadLetter]) -> dict[bytes, int]:
-        """See :class:`DeadLetters`; as of the last list."""
+        """Keys of their objects that exist, with their ``create_revision``; of the last list."""
         await trio.lowlevel.checkpoint()
         return dict(self._objects)
 
     async def retry_dead_letter(self, dead_letter: DeadLetter) -> DeadLetter | None:
-        """See :class:`DeadLetters`."""
+        """Request another report; None if there is no such dead letter any more."""
         response = await self._change(dead_letter, pb.ChangeDeadLetterRequest.RETRY)
         return _decoded(response.dead_letter) if response.HasField("dead_letter") else None
 
     async def wait_dead_letter(self, pending: DeadLetter) -> DeadLetter | None:
-        """See :class:`DeadLetters`."""
+        """Wait until a request is answered; None if the report was accepted."""
         while True:
             response = await self._change(pending, pb.ChangeDeadLetterRequest.NONE)
             if not response.HasField("dead_letter"):
@@ -103,11 +67,11 @@ class ServiceDeadLetters:
             await trio.sleep(_CHECK_EVERY)
 
     async def delete_dead_letter(self, dead_letter: DeadLetter) -> bool:
-        """See :class:`DeadLetters`."""
+        """Delete a dead letter unless it changed."""
         return (await self._change(dead_letter, pb.ChangeDeadLetterRequest.DELETE)).deleted
 
     async def has_leader(self) -> bool:
-        """See :class:`DeadLetters`; as of the last list."""
+        """Whether there is a leader; as of the last list."""
         await trio.lowlevel.checkpoint()
         return self._has_leader
 

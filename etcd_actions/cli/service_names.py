@@ -7,13 +7,16 @@ returns the error.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import Final
+from functools import cached_property
+from typing import TYPE_CHECKING, Final
 
-from etcd_actions.cli.calls import RUNS, Calls
+from etcd_actions.cli.calls import Calls
 from etcd_actions.cli.names import Name
 from etcd_actions.errors import NotFound, NotServed, ServiceRefused
 from etcd_actions.model import ROOT_ACTION, canonical_name, task_action_name
-from etcd_actions.model import flyte as conversions
+
+if TYPE_CHECKING:
+    from etcd_actions.cli.reader import Reader
 
 # The most runs that are read, and the most dashes at which the name of an object is divided.
 _MOST_RUNS: Final = 1_000
@@ -29,6 +32,12 @@ class ServiceNameLookup:
 
     def __init__(self, calls: Calls) -> None:
         self._calls = calls
+
+    @cached_property
+    def _reader(self) -> Reader:
+        from etcd_actions.cli.reader import Reader  # noqa: PLC0415 (slow to import)
+
+        return Reader(self._calls, self)
 
     async def find(self, name: Name, /) -> Sequence[Name]:
         """See :class:`~etcd_actions.cli.names.NameLookup`."""
@@ -96,33 +105,22 @@ class ServiceNameLookup:
         if names:
             filter_ = request.request.filters.add(field="name", values=names)
             filter_.function = filter_.VALUE_IN
-        response = await self._calls.unary(RUNS, "ListRuns", request, pb.ListRunsResponse)
-        found = [run.action.id.run for run in response.runs]
+        found = [run.action.id.run for run in (await self._reader.runs(request)).runs]
         return [Name(run.project, run.domain, run.name) for run in found]
 
     async def _in_run(self, run: Name, action: str) -> list[Name]:
-        from flyteidl2.workflow import run_service_pb2 as pb  # noqa: PLC0415 (slow to import)
-
         found = run._replace(action=canonical_name(run.run, action))
-        request = pb.GetActionDetailsRequest(
-            action_id=conversions.action_identifier(found.action_id)
-        )
         try:
-            kind = pb.GetActionDetailsResponse
-            await self._calls.unary(RUNS, "GetActionDetails", request, kind)
+            await self._reader.action(found)
         except NotFound:
             return []
         return [found]
 
     async def _actions(self, run: Name) -> list[str]:
-        from flyteidl2.workflow import run_service_pb2 as pb  # noqa: PLC0415 (slow to import)
+        from flyteidl2.common.list_pb2 import ListRequest  # noqa: PLC0415 (slow to import)
 
-        request = pb.ListActionsRequest()
-        request.run_id.CopyFrom(conversions.action_identifier(run.action_id).run)
-        request.request.limit = _MOST_RUNS
         try:
-            kind = pb.ListActionsResponse
-            response = await self._calls.unary(RUNS, "ListActions", request, kind)
+            page = await self._reader.page_of_actions(run, ListRequest(limit=_MOST_RUNS))
         except NotFound:
             return []
-        return [each.id.name for each in response.actions]
+        return [each.id.name for each in page.actions]

@@ -38,12 +38,10 @@ class StoredObjects(Protocol):
     @property
     def revision(self) -> int:
         """See the attributes."""
-        ...
 
     @property
     def names(self) -> NameLookup:
         """See the attributes."""
-        ...
 
     def pages(self, run: Name) -> AbstractAsyncContextManager[AsyncIterator[RangeResult]]:
         """The objects of a run in the order of their keys; those of other runs can be among them.
@@ -51,11 +49,9 @@ class StoredObjects(Protocol):
         Args:
             run: The run; empty fields match all.
         """
-        ...
 
     async def object(self, name: Name) -> KeyValue | None:
         """The object of an action that `names` found, or of a run's root; None if it is gone."""
-        ...
 
 
 @asynccontextmanager

@@ -11,9 +11,10 @@ import trio
 
 from etcd_actions.actions.listing import Lister, Listing
 from etcd_actions.actions.recovery import Recovery
+from etcd_actions.actions.stored_action import update_of
 from etcd_actions.errors import InvalidArgument, Unavailable
 from etcd_actions.follow.subscriptions import AnySubscription, RunActions, Subject
-from etcd_actions.model import ActionId, ActionUpdate, Keyspace, build_action_update
+from etcd_actions.model import ActionId, ActionUpdate, Keyspace
 from etcd_actions.pipeline.processor import Processor
 from etcd_actions.pipeline.sharded_processor import AnyProcessor
 from etcd_actions.pipeline.shared_watches import Scope, SharedWatches
@@ -158,12 +159,5 @@ async def _updates(listing: Listing) -> list[ActionUpdate]:
     for number, action in enumerate(listing.actions, 1):
         if not number % _BATCH:
             await trio.lowlevel.checkpoint()
-        updates.append(
-            build_action_update(
-                action,
-                key=action.key,
-                revision=action.revision,
-                create_revision=action.create_revision,
-            )
-        )
+        updates.append(update_of(action))
     return updates

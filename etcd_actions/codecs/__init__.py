@@ -36,7 +36,6 @@ class Codec(Protocol):
     @property
     def name(self) -> str:
         """Its name in settings and records."""
-        ...
 
     def decode(self, value: bytes, *, key: bytes = b"", revision: int = 0) -> ActionObject:
         """Decode the typed view.
@@ -44,7 +43,6 @@ class Codec(Protocol):
         Raises:
             DecodeError: It is not a TaskAction; `key` and `revision` are named in it.
         """
-        ...
 
     def summarize(
         self, value: bytes, *, key: bytes = b"", revision: int = 0, create_revision: int = 0
@@ -54,7 +52,6 @@ class Codec(Protocol):
         Raises:
             DecodeError: It is not a TaskAction.
         """
-        ...
 
     def decode_tree(self, value: bytes, *, key: bytes = b"", revision: int = 0) -> dict[str, Any]:
         """Decode everything, unknown fields included.
@@ -62,7 +59,6 @@ class Codec(Protocol):
         Raises:
             DecodeError: It cannot be decoded; `key` and `revision` are named in it.
         """
-        ...
 
     def encode_tree(self, tree: dict[str, Any], *, unchanged: Iterable[object] = ()) -> bytes:
         """Encode a tree of `decode_tree`, changed or not.
@@ -76,11 +72,9 @@ class Codec(Protocol):
             ValueError: A number is not finite, a string is not Unicode, it is nested too deeply,
                 or too large to be decoded again.
         """
-        ...
 
     def encode(self, action: ActionObject) -> bytes:
         """Encode a new object."""
-        ...
 
     def release(
         self,
@@ -109,7 +103,6 @@ class Codec(Protocol):
         Raises:
             DecodeError: The value cannot be decoded.
         """
-        ...
 
 
 CODEC_NAMES: Final = ("json", "protobuf", "msgpack")

@@ -69,25 +69,22 @@ class Group:
 
     def setting(self, name: str, kind: Kind[T], default: str, text: str) -> Setting[T]:
         """A setting with a default."""
-        return Setting(
-            name=name,
-            kind=kind,
-            help=text,
-            default=default,
-            otherwise="none",
-            group=self.title,
-            scope=self.scope,
-        )
+        return self._setting(name, kind, text, default, "none")
 
     def optional(
         self, name: str, kind: Kind[T], text: str, otherwise: str = "none"
     ) -> Setting[T | None]:
         """A setting without a default; ``otherwise`` describes the effect of no value."""
+        return self._setting(name, kind, text, None, otherwise)
+
+    def _setting(
+        self, name: str, kind: Kind[T], text: str, default: str | None, otherwise: str
+    ) -> Setting[T]:
         return Setting(
             name=name,
             kind=kind,
             help=text,
-            default=None,
+            default=default,
             otherwise=otherwise,
             group=self.title,
             scope=self.scope,

@@ -25,30 +25,17 @@ class Allowed(NamedTuple):
     own_write: bool = False
 
 
-_READ = Allowed(read=True)
-_ALL = Allowed(read=True, write=True, own_read=True, own_write=True)
 NEEDS: dict[str, Allowed] = {
-    "watch": _READ,
-    "list": _READ,
-    "get": _READ,
-    "tree": _READ,
-    "record": _READ,
-    "logs": Allowed(read=True, own_read=True),
-    "io": Allowed(read=True, own_read=True),
-    "dead-letters list": Allowed(read=True, own_read=True),
-    "dead-letters retry": Allowed(own_read=True, own_write=True),
-    "dead-letters delete": Allowed(own_read=True, own_write=True),
-    "replay": Allowed(read=True, write=True),
-    "status": Allowed(read=True, write=True),
-    "signal": Allowed(read=True, write=True),
-    "enqueue": Allowed(read=True, write=True, own_read=True),
-    "abort": _ALL,
-    "delete": _ALL,
-    "gc": _ALL,
-    "submit": _ALL,
-    "run": _ALL,
-    "run --executor": _ALL,
-    "worker": _ALL,
+    command: needed
+    for commands, needed in (
+        ("watch, list, get, tree, record", Allowed(read=True)),
+        ("logs, io, dead-letters list", Allowed(read=True, own_read=True)),
+        ("dead-letters retry, dead-letters delete", Allowed(own_read=True, own_write=True)),
+        ("replay, status, signal", Allowed(read=True, write=True)),
+        ("enqueue", Allowed(read=True, write=True, own_read=True)),
+        ("abort, delete, gc, submit, run, run --executor, worker", Allowed(*[True] * 4)),
+    )
+    for command in commands.split(", ")
 }
 """The permissions of each command that uses etcd itself; with ``--service`` it needs none."""
 

@@ -339,7 +339,6 @@ class WatchStream(Protocol):
                 broken connection: open another one.
             EtcdError: The stream failed; all messages before the failure were returned.
         """
-        ...
 
 
 class Etcd(Protocol):
@@ -365,38 +364,30 @@ class Etcd(Protocol):
         count_only: bool = False,
     ) -> RangeResult:
         """Read ``keys``, linearizable, in key order, at ``revision`` (0: the newest)."""
-        ...
 
     async def put(self, key: bytes, value: bytes, *, lease: int = 0) -> PutResult:
         """Write one key, whatever its present value."""
-        ...
 
     async def delete(self, keys: KeyRange) -> DeleteResult:
         """Delete ``keys``."""
-        ...
 
     async def txn(self, txn: Txn) -> TxnResult:
         """Do a transaction."""
-        ...
 
     async def compact(self, revision: int, *, physical: bool = False) -> None:
         """Remove the history below ``revision``, which itself stays readable."""
 
     async def lease_grant(self, ttl: int) -> Lease:
         """Grant a lease of ``ttl`` seconds."""
-        ...
 
     async def lease_keep_alive(self, lease_id: int) -> Lease:
         """Renew a lease once; raises :class:`~etcd_actions.errors.LeaseNotFound`."""
-        ...
 
     async def lease_revoke(self, lease_id: int) -> None:
         """End a lease and delete its keys."""
 
     async def status(self) -> Status:
         """Read the state of one member. Newer versions of etcd allow that to the role root only."""
-        ...
 
     def watch(self) -> AbstractAsyncContextManager[WatchStream]:
         """Open a watch stream; leaving the context closes it."""
-        ...

@@ -41,7 +41,7 @@ import trio
 from etcd_actions._internal.backoff import Backoff
 from etcd_actions._internal.containment import Containment, describe
 from etcd_actions._internal.owned_tasks import owned_tasks
-from etcd_actions._internal.retrying import retrying
+from etcd_actions._internal.retrying import retrying, seldom
 from etcd_actions.errors import ConfigError, EtcdError, LeaseNotFound, Unavailable, first_error
 from etcd_actions.etcd.api import (
     Compare,
@@ -445,6 +445,4 @@ class Election:
     def _log_failure(self, event: str, failure: EtcdError, failures: int, delay: float) -> None:
         """Count a failure, and log the first, second, fourth ... in a row."""
         self._failures += 1
-        if failures & (failures - 1) == 0:
-            retry_in = round(delay, 3)
-            _log.warning(event, error=str(failure), failures=failures, retry_in=retry_in)
+        seldom(_log, event)(failure, failures, delay)

@@ -24,7 +24,6 @@ class Connection(Protocol):
     @property
     def endpoint(self) -> Endpoint:
         """The member's address."""
-        ...
 
     @property
     def broken(self) -> bool:
@@ -33,7 +32,6 @@ class Connection(Protocol):
         A read that timed out counts. A write that timed out does not, because a slow disk delays
         writes.
         """
-        ...
 
     async def call(
         self, rpc: Rpc[Request, Result], request: Request, *, token: str, within: float
@@ -51,11 +49,9 @@ class Connection(Protocol):
             OutcomeUnknown: The same, for a write that may have been sent.
             EtcdError: etcd refuses; see :mod:`etcd_actions.errors`.
         """
-        ...
 
     def watch(self, *, token: str) -> AbstractAsyncContextManager[TransportStream]:
         """Open a watch stream; leaving the context closes it, in bounded time."""
-        ...
 
     def close(self) -> None:
         """Close the connection, which no call uses."""

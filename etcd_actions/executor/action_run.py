@@ -98,6 +98,8 @@ class ActionRun:
         self._caching = caching
         self._provisions = provisions
         self._follower = AttemptFollower(shared, attempts)
+        self._report = shared.reports.report
+        self._is_worker = shared.settings.offer is not None
         self.retries = 0
         self.lost_claims = 0
         self.times: defaultdict[str, Histogram] = defaultdict(partial(Histogram, TASK_BOUNDS))
@@ -137,7 +139,7 @@ class ActionRun:
                 if work.not_before is not None or self._is_delayed(action, work):
                     break
         finally:
-            if self._shared.settings.offer is not None and work.place is not None:
+            if self._is_worker and work.place is not None:
                 await self._end_before_release(work.place)
             with trio.move_on_after(_RELEASE_WITHIN, shield=True):
                 await self._caching.release(work.name)
@@ -222,30 +224,23 @@ class ActionRun:
         try:
             attempt = self._prepare(action, work.name)
         except (DecodeError, InvalidArgument) as error:
-            return await self._shared.reports.report(
-                action, number, Phase.FAILED, claim, invalid_spec(error)
-            )
-        limits, place = attempt.limits, attempt.place
-        is_worker = self._shared.settings.offer is not None
+            return await self._report(action, number, Phase.FAILED, claim, invalid_spec(error))
+        place = attempt.place
         if action.phase in STARTED:
             # Until it is known where it runs, an abort has to end it.
             work.place = place
             await self._attempts.find(place)
             work.place = None
-        if is_worker and (loss := loss_of(action, place)) is not None:
+        if self._is_worker and (loss := loss_of(action, place)) is not None:
             return await self._report_loss(action, number, claim, loss)
         task = CacheRequest(work.name, action, attempt.template, place, attempt.command.outputs)
         if not place.was_started and not place.is_alive:
-            late = limits.late(self._shared.clock.monotonic())
+            late = attempt.limits.late(self._shared.clock.monotonic())
             if late is not None:
-                return await self._shared.reports.report(
-                    action, number, Phase.TIMED_OUT, claim, late
-                )
+                return await self._report(action, number, Phase.TIMED_OUT, claim, late)
             result = await self._caching.look(task)
             if result.status == HIT:
-                return await self._shared.reports.report(
-                    action, number, Phase.SUCCEEDED, claim, cache_status=HIT
-                )
+                return await self._report(action, number, Phase.SUCCEEDED, claim, cache_status=HIT)
             if result.waits is not None or not work.has_slot:
                 after = _SLOT_AGAIN if result.waits is None else result.waits
                 return await self._delay(action, attempt, claim, work, after)
@@ -260,45 +255,61 @@ class ActionRun:
             try:
                 attempt = await self._provide(action, attempt, held)
                 await self._attempts.find(place)
-                if is_worker and action.phase not in STARTED:
+                if self._is_worker and action.phase not in STARTED:
                     if not self._claims.are_sure:
                         return await self._delay(action, attempt, claim, work, _UNSURE_AGAIN)
-                    # Before the start: so no other worker ever repeats an attempt that may run.
-                    waits = self._attempts.outlive_worker
-                    phase = Phase.INITIALIZING if waits else Phase.RUNNING
-                    action = await self._shared.reports.report(
-                        action, number, phase, claim, cache_status=attempt.cache_status
-                    )
-                    if not (waits or self._claims.are_sure):
+                    action = await self._announce(action, attempt, claim)
+                    if not (self._attempts.outlive_worker or self._claims.are_sure):
                         raise NotStarted.because(_UNSURE, by_machine=True)
                 await self._begin(place, attempt.command)
             except InvalidArgument as error:
                 work.place = None
-                return await self._shared.reports.report(
-                    action, number, Phase.FAILED, claim, invalid_spec(error)
-                )
+                return await self._report(action, number, Phase.FAILED, claim, invalid_spec(error))
             except NotBuiltYet as busy:
                 return await self._delay(action, attempt, claim, work, busy.again)
             except OutputsInUse as busy:
                 _log.info("attempt_delayed", action=work.name, reason=str(busy))
                 return await self._delay(action, attempt, claim, work, _OUTPUTS_AGAIN)
             except NotStarted as failure:
-                if not failure.may_run:
-                    work.place = None
-                if not failure.by_machine:
-                    return await self._shared.reports.report(
-                        action, number, Phase.FAILED, claim, failure.error
-                    )
-                if is_worker and not self._attempts.outlive_worker:
-                    # It is RUNNING: another worker may be able to start it.
-                    work.not_before = self._shared.clock.monotonic() + _ELSEWHERE_FIRST
-                    return await self._report_loss(action, number, claim, failure.error)
-                if action.phase is Phase.UNSPECIFIED:
-                    await self._shared.reports.report(action, number, Phase.QUEUED, claim)
-                self._set_expiry(work, limits)
-                raise
+                return await self._handle_not_started(action, attempt, claim, work, failure)
             self._provisions.note(attempt.template, place)
             return await self._run_to_end(action, attempt, claim, work, task)
+
+    async def _announce(
+        self, action: StoredAction, attempt: PreparedAttempt, claim: Claim
+    ) -> StoredAction:
+        """Report a worker's attempt before its start: so no other worker ever repeats it."""
+        waits = self._attempts.outlive_worker
+        phase = Phase.INITIALIZING if waits else Phase.RUNNING
+        return await self._report(
+            action, attempt.number, phase, claim, cache_status=attempt.cache_status
+        )
+
+    async def _handle_not_started(
+        self,
+        action: StoredAction,
+        attempt: PreparedAttempt,
+        claim: Claim,
+        work: RunningAction,
+        failure: NotStarted,
+    ) -> StoredAction:
+        """Report an attempt that could not be started, unless a later start may succeed here.
+
+        Raises:
+            NotStarted: A later start here may succeed.
+        """
+        if not failure.may_run:
+            work.place = None
+        if not failure.by_machine:
+            return await self._report(action, attempt.number, Phase.FAILED, claim, failure.error)
+        if self._is_worker and not self._attempts.outlive_worker:
+            # It is RUNNING: another worker may be able to start it.
+            work.not_before = self._shared.clock.monotonic() + _ELSEWHERE_FIRST
+            return await self._report_loss(action, attempt.number, claim, failure.error)
+        if action.phase is Phase.UNSPECIFIED:
+            await self._report(action, attempt.number, Phase.QUEUED, claim)
+        self._set_expiry(work, attempt.limits)
+        raise failure
 
     async def _provide(
         self, action: StoredAction, attempt: PreparedAttempt, held: ExitStack
@@ -340,7 +351,7 @@ class ActionRun:
         """Delay an attempt that cannot start yet by some seconds, in which it holds no slot."""
         work.place = None
         if action.phase is Phase.UNSPECIFIED:
-            action = await self._shared.reports.report(action, attempt.number, Phase.QUEUED, claim)
+            action = await self._report(action, attempt.number, Phase.QUEUED, claim)
         self._set_expiry(work, attempt.limits)
         work.not_before = self._shared.clock.monotonic() + seconds
         return action
@@ -365,8 +376,7 @@ class ActionRun:
             self.times["ENDED_ELSEWHERE"].observe(took)
             # Another process ended the action: its object has the phase.
             return await self._shared.client.get_task_action(action.action_id)
-        is_worker = self._shared.settings.offer is not None
-        unseen = is_worker and attempt.is_found and outcome.is_unseen
+        unseen = self._is_worker and attempt.is_found and outcome.is_unseen
         if (loss := noted_loss(place) or (unseen_loss() if unseen else None)) is not None:
             # It was ended for another worker.
             self.times["RETRIED"].observe(took)
@@ -375,19 +385,17 @@ class ActionRun:
         if outcome.error is None:
             self.times[Phase.SUCCEEDED.name].observe(took)
             status = await self._caching.keep(task)
-            return await self._shared.reports.report(
-                action, number, Phase.SUCCEEDED, claim, cache_status=status
-            )
+            return await self._report(action, number, Phase.SUCCEEDED, claim, cache_status=status)
         if outcome.recoverable and number < limits.attempts:
             self.retries += 1
             self.times["RETRIED"].observe(took)
-            return await self._shared.reports.report(
+            return await self._report(
                 action, number + 1, Phase.QUEUED, claim, error_before=outcome.error
             )
         timed_out = outcome.error.code in (RUN_TOO_LONG, DEADLINE)
         phase = Phase.TIMED_OUT if timed_out else Phase.FAILED
         self.times[phase.name].observe(took)
-        return await self._shared.reports.report(action, number, phase, claim, outcome.error)
+        return await self._report(action, number, phase, claim, outcome.error)
 
     @asynccontextmanager
     async def _with_shared_log(self, attempt: PreparedAttempt) -> AsyncIterator[None]:
@@ -404,11 +412,10 @@ class ActionRun:
         self, action: StoredAction, number: int, claim: Claim, loss: ErrorState
     ) -> StoredAction:
         """Report that an attempt was lost: the next one follows, or the action has failed."""
-        report = self._shared.reports.report
         if loss.code == WORKER_LOST and losses(action, WORKER_LOST) + 1 >= MOST_LOST:
             message = f"{MOST_LOST} workers were lost while they ran it: it may be the cause"
             error = ErrorState(code=WORKER_LOST, kind="SYSTEM", message=message)
-            return await report(action, number, Phase.FAILED, claim, error)
+            return await self._report(action, number, Phase.FAILED, claim, error)
         self.retries += 1
         _log.warning("attempt_lost", action=action.metadata.name, attempt=number, code=loss.code)
-        return await report(action, number + 1, Phase.QUEUED, claim, error_before=loss)
+        return await self._report(action, number + 1, Phase.QUEUED, claim, error_before=loss)

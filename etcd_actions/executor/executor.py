@@ -85,7 +85,8 @@ class Executor:
         self._attempts = attempts
         self._nursery = nursery
         turns = Turns(settings.slots)
-        board, schedule = Board(turns), Schedule(turns)
+        board, schedule = self._board, self._schedule = Board(turns), Schedule(turns)
+        failures = self._failures = Failures(clock)
         self.intake = Intake(client, clock, board, schedule, self._receive, self._wake)
         note = self.intake.note_action
         self._shared = Shared(
@@ -94,7 +95,7 @@ class Executor:
             clock=clock,
             board=board,
             schedule=schedule,
-            failures=Failures(clock),
+            failures=failures,
             ages=Ages(clock),
             capacity=Capacity(
                 board, settings.slots, settings.memory, client.containment, self._wake_later
@@ -146,7 +147,7 @@ class Executor:
         """The names of the directories of all open actions; None before these are known."""
         if not self.own.is_synced:
             return None
-        board = self._shared.board
+        board = self._board
         known = [board.get(name) for name in board.names()]
         return {
             name
@@ -161,7 +162,7 @@ class Executor:
             self._changed = trio.Event()
             if self.own.is_synced:
                 await self._start_ready()
-            left = self._shared.schedule.next_alarm() - self._shared.clock.monotonic()
+            left = self._schedule.next_alarm() - self._shared.clock.monotonic()
             # Never at once: an alarm that cannot be processed now must not keep the loop busy.
             left = min(max(left, 0.01), self._shared.clock.look_every, self._wakes_within)
             self._wakes_within = math.inf
@@ -185,12 +186,12 @@ class Executor:
             try:
                 if self.placement is not None:
                     await self.placement.refresh()
-                elsewhere = self._shared.schedule.has_elsewhere
+                elsewhere = self._schedule.has_elsewhere
                 taken = await self._claims.taken() if elsewhere else set[str]()
             except EtcdError as error:
                 _log.debug("claims_unreadable", error=str(error))
                 continue
-            for name in self._shared.schedule.keep_elsewhere(taken):
+            for name in self._schedule.keep_elsewhere(taken):
                 if self.placement is not None:
                     self.placement.note_unclaimed(name)
                 self._admit(name, examine=True)
@@ -203,13 +204,13 @@ class Executor:
     def _receive(self, update: ActionUpdate, live: bool) -> None:
         """Process the state of an action; ``live`` is False if it is part of a snapshot."""
         name = update.name
-        before = self._shared.board.get(name)
+        before = self._board.get(name)
         object_before = None if before is None else before.update.incarnation
-        if not self._shared.board.note(update):
+        if not self._board.note(update):
             return
-        for moved in self._shared.board.moved():
-            self._shared.schedule.reorder(moved, self._order(moved))
-        known = self._shared.board.get(name)
+        for moved in self._board.moved():
+            self._schedule.reorder(moved, self._order(moved))
+        known = self._board.get(name)
         if known is None or object_before not in (None, known.update.incarnation):
             self._remove(name)
         if known is not None:
@@ -219,7 +220,7 @@ class Executor:
 
     def _remove(self, name: str) -> None:
         """Forget an action, or an incarnation of it, that has ended."""
-        self._shared.schedule.drop(name)
+        self._schedule.drop(name)
         self._shared.ages.drop(name)
         self._shared.forget_failures(name)
         if self.placement is not None:
@@ -235,12 +236,12 @@ class Executor:
 
     def _forget(self, name: str) -> None:
         """Forget an action that another process runs, and whose updates are not received."""
-        self._shared.board.forget(name)
+        self._board.forget(name)
         self._remove(name)
 
     def _has_ended(self, name: str, place: AttemptDirectory) -> bool:
         """Whether an attempt's action has ended; its name may have another one."""
-        known = self._shared.board.get(name)
+        known = self._board.get(name)
         return known is None or known.update.incarnation != place.incarnation
 
     def _admit(self, name: str, *, first: bool = False, examine: bool = False) -> None:
@@ -251,7 +252,7 @@ class Executor:
             first: Whether it is new.
             examine: Whether another executor may have started it.
         """
-        known, schedule = self._shared.board.get(name), self._shared.schedule
+        known, schedule = self._board.get(name), self._schedule
         if known is None or name in self._shared.running or schedule.keeps_waiting(name):
             return
         if not (self.own.has(name) or name in self._left_running):
@@ -260,43 +261,41 @@ class Executor:
             return
         if known.is_condition:
             # An alarm requests each later visit. An update requests one only after a failure.
-            if first or examine or name in self._shared.failures:
+            if first or examine or name in self._failures:
                 self._visit(name)
         elif (
             examine
             or (first and self.own.is_listing(name))
             or known.update.phase not in _NOT_STARTED
         ):
-            self._shared.schedule.examine(name)
-        elif self._shared.schedule.is_ready(name):
-            self._shared.schedule.reorder(name, self._order(name))
+            self._schedule.examine(name)
+        elif self._schedule.is_ready(name):
+            self._schedule.reorder(name, self._order(name))
         elif first and placement is not None and (wait := placement.head_start(name)):
             until = self._shared.clock.monotonic() + wait
-            self._shared.schedule.delay(name, until, wakes=False)
+            self._schedule.delay(name, until, wakes=False)
         else:
             self._ready(name)
 
     def _order(self, name: str) -> tuple[int, int]:
         """The sort key of a ready action, see :data:`~.scheduling.turns.Order`."""
-        depth, age = self._shared.board.order(name)
+        depth, age = self._board.order(name)
         return (depth, age if self.placement is None else age + self.placement.age_penalty(name))
 
     def _ready(self, name: str) -> None:
-        known = self._shared.board.get(name)
+        known = self._board.get(name)
         if known is not None:
             order = self._order(name)
-            self._shared.schedule.ready(name, order, known.run, known.update.most_at_once)
+            self._schedule.ready(name, order, known.run, known.update.most_at_once)
 
     async def _start_ready(self) -> None:
         await self._examine()
         now = self._shared.clock.monotonic()
-        while (alarm := self._shared.schedule.take_due(now)) is not None:
+        while (alarm := self._schedule.take_due(now)) is not None:
             with self._containment.unit("action", alarm.name) as unit:
                 self._process(alarm)
             if unit.failed:
-                self._shared.schedule.at(
-                    alarm.due, alarm.name, self._shared.failures.again(alarm.name, PARKED)
-                )
+                self._schedule.at(alarm.due, alarm.name, self._failures.again(alarm.name, PARKED))
             # Thousands may be due at once: let other tasks run.
             await trio.lowlevel.checkpoint()
         if self.handover.starts_nothing:
@@ -309,22 +308,20 @@ class Executor:
                 if await self._shared.capacity.is_free() and blocked not in self._shared.running:
                     self._begin(blocked)
         while (
-            name := self._shared.schedule.first()
+            name := self._schedule.first()
         ) is not None and await self._shared.capacity.is_free():
-            if not self._shared.schedule.is_ready(name):
+            if not self._schedule.is_ready(name):
                 continue
             if self.placement is not None and self.placement.must_wait(name):
                 again = self._shared.clock.monotonic() + _AFTER_BLOCKED
-                self._shared.schedule.delay(name, again, wakes=False)
+                self._schedule.delay(name, again, wakes=False)
                 continue
             with self._containment.unit("action", name) as unit:
                 self._begin(name)
             if unit.failed:
-                self._shared.schedule.delay(
-                    name, self._shared.failures.again(name, PARKED), wakes=True
-                )
-        for name in self._shared.schedule.take_unvisited():
-            if name not in self._shared.failures:
+                self._schedule.delay(name, self._failures.again(name, PARKED), wakes=True)
+        for name in self._schedule.take_unvisited():
+            if name not in self._failures:
                 self._visit(name)
 
     def _visit(self, name: str) -> None:
@@ -333,21 +330,19 @@ class Executor:
             self.visits.add(name)
         else:
             later = self._shared.clock.monotonic() + _VISIT_LATER
-            self._shared.schedule.at(Due.VISIT, name, later)
+            self._schedule.at(Due.VISIT, name, later)
 
     async def _examine(self) -> None:
         """Continue the unexamined actions whose attempt was started; schedule the others.
 
         The former need no free slot: their process runs, or has ended.
         """
-        names = self._shared.schedule.unexamined()
+        names = self._schedule.unexamined()
         if not names:
             return
         started: set[str] = set()
         with self._containment.unit("executor", "examination"):
-            known = {
-                name: known for name in names if (known := self._shared.board.get(name)) is not None
-            }
+            known = {name: known for name in names if (known := self._board.get(name)) is not None}
             present = {
                 name: (each.update.incarnation, max(each.update.attempts, 1))
                 for name, each in known.items()
@@ -356,12 +351,12 @@ class Executor:
                 started_attempts, self._shared.settings.state_dir, present, abandon_on_cancel=True
             )
         for name in names:
-            if not self._shared.schedule.is_unexamined(name):
+            if not self._schedule.is_unexamined(name):
                 continue
             if name in started:
                 self._begin(name)
             elif self.placement is not None and self.placement.is_elsewhere(name):
-                self._shared.schedule.elsewhere(name)
+                self._schedule.elsewhere(name)
             else:
                 self._ready(name)
 
@@ -370,27 +365,27 @@ class Executor:
         if alarm.due is Due.NOTE:
             self.intake.again(name)
             return
-        known = self._shared.board.get(name)
+        known = self._board.get(name)
         if known is None or name in self._shared.running or not self.own.has(name):
             return
         if alarm.due is Due.VISIT:
             self.visits.add(name)
         elif alarm.due is Due.AGAIN:
             self._admit(name)
-        elif not self._shared.schedule.is_elsewhere(name):
+        elif not self._schedule.is_elsewhere(name):
             # An action that is too late, or has a cached result, needs no process.
             self._begin(name, has_slot=False)
 
     def _hasten(self, name: str) -> None:
         """End the delay of an action that waited for a cached result."""
-        self._shared.schedule.hasten(name, self._shared.clock.monotonic())
+        self._schedule.hasten(name, self._shared.clock.monotonic())
         self._wake()
 
     def _begin(self, name: str, *, has_slot: bool = True) -> None:
-        self._shared.schedule.begin(name)
+        self._schedule.begin(name)
         self._left_running.pop(name, None)
         work = self._shared.running[name] = RunningAction(
-            name, self._shared.failures.count(name), has_slot
+            name, self._failures.count(name), has_slot
         )
         self._shared.capacity.enter(name)
         self._nursery.start_soon(self._do, work)
@@ -419,7 +414,7 @@ class Executor:
     def _reschedule(self, work: RunningAction, *, done: bool, failed: bool) -> None:
         """Schedule an action that ran and has not ended."""
         name = work.name
-        known = self._shared.board.get(name)
+        known = self._board.get(name)
         if failed and work.place is not None:
             if self._has_ended(name, work.place):
                 self._nursery.start_soon(self._end_left, name, work.place)
@@ -429,27 +424,25 @@ class Executor:
             # It has ended: no other part unparks it.
             self._shared.forget_failures(name)
         elif failed:
-            self._shared.schedule.delay(name, self._shared.failures.again(name, PARKED), wakes=True)
+            self._schedule.delay(name, self._failures.again(name, PARKED), wakes=True)
         elif work.elsewhere:
             if self.placement is not None:
                 self.placement.forget(name)
-            self._shared.schedule.elsewhere(name)
+            self._schedule.elsewhere(name)
         elif self.placement is not None and self.placement.does_not_fit(name):
-            self._shared.failures.drop(name)
+            self._failures.drop(name)
             self._visit(name)
         elif work.not_before is not None:
-            self._shared.failures.drop(name)
-            self._shared.schedule.delay(name, work.not_before, wakes=False)
+            self._failures.drop(name)
+            self._schedule.delay(name, work.not_before, wakes=False)
         elif done:
             # It was in an unexpected state: the update of a newer state will follow.
-            self._shared.schedule.delay(
-                name, self._shared.failures.again(name, DELAYED), wakes=True
-            )
+            self._schedule.delay(name, self._failures.again(name, DELAYED), wakes=True)
         else:
             self._admit(name, examine=True)
 
     async def _run(self, work: RunningAction) -> None:
-        known = self._shared.board.get(work.name)
+        known = self._board.get(work.name)
         if known is None:
             return
         action_id = known.update.action_id
@@ -472,7 +465,7 @@ class Executor:
             # Another process ended or deleted it: the update will follow.
             _log.info("action_left", action=work.name, reason=str(error))
             await self._end_process(work)
-            if self._shared.board.get(work.name) is not None and work.failures >= PATIENCE:
+            if self._board.get(work.name) is not None and work.failures >= PATIENCE:
                 raise
         else:
             if ended is not None and ended.phase is not Phase.SUCCEEDED:

@@ -30,15 +30,12 @@ class Images(Protocol):
         Returns:
             None if the image has no stored definition.
         """
-        ...
 
     def hold_noted(self, place: AttemptDirectory, held: ExitStack) -> None:
         """Hold the environment of an attempt that was started before, until the stack is closed."""
-        ...
 
     def note(self, image: str, place: AttemptDirectory) -> None:
         """Store which environment an attempt uses, see :meth:`hold_noted`."""
-        ...
 
 
 class Provisions:

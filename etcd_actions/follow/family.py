@@ -54,16 +54,13 @@ class Progress(Protocol):
 
     def progress(self, keys: KeyRange, /) -> list[tuple[KeyRange, int]]:
         """Adjacent parts of a range, with the revision up to which each was delivered."""
-        ...
 
     @property
     def can_request_progress(self) -> bool:
         """Whether a progress notification can be requested."""
-        ...
 
     async def reach(self, keys: Sequence[KeyRange], revision: int, /) -> None:
         """Return once every change of these keys up to a revision was delivered."""
-        ...
 
 
 class _Family(NamedTuple):

@@ -56,11 +56,9 @@ class ReportQueue(Protocol):
     @property
     def working(self) -> bool:
         """Whether this process is the leader, and so has to report."""
-        ...
 
     def must_handle(self, change: Change, summary: Summary) -> bool:
         """Whether a state, or a deletion, has to be reported, marked or released."""
-        ...
 
     def deliver(
         self, change: Change, update: ActionUpdate | None, action: ActionObject | None = None
@@ -72,7 +70,6 @@ class ReportQueue(Protocol):
             update: The update that reports a deletion; None for a state.
             action: The decoded object of a state, if it was decoded.
         """
-        ...
 
 
 class Handler:

@@ -42,11 +42,9 @@ class Watching(Protocol):
 
     def revision_of(self, key: bytes, /) -> int:
         """Every change of a key up to it was delivered; 0 if the key is not watched."""
-        ...
 
     def progress(self, keys: KeyRange, /) -> list[tuple[KeyRange, int]]:
         """Adjacent parts of a range, with the revision up to which each was delivered."""
-        ...
 
 
 class _Siblings:

@@ -33,11 +33,9 @@ class Counted(Protocol):
 
     def has_ended(self, key: bytes, run: str, /) -> bool | None:
         """Whether an action of a run is terminal; None if the run has no such action."""
-        ...
 
     def children(self, key: bytes, /) -> list[bytes]:
         """The keys of the children of a key's object."""
-        ...
 
 
 class RunCount:

@@ -61,7 +61,7 @@ from etcd_actions.model.names import (
 )
 from etcd_actions.model.namespaces import NamespaceTemplate
 from etcd_actions.model.output_location import fnv1a32, output_uri, shard
-from etcd_actions.model.phase import Condition, Phase, phase_of
+from etcd_actions.model.phase import FAILURES, SUCCESSES, TERMINAL, Condition, Phase, phase_of
 from etcd_actions.model.summary import Summary, pack, summarize, unpack
 from etcd_actions.model.taskaction import (
     ActionObject,
@@ -98,6 +98,7 @@ __all__ = [
     "CACHE_SCOPE_GLOBAL",
     "DEFAULT_KEY_PREFIX",
     "DEFAULT_NAMESPACE",
+    "FAILURES",
     "FINALIZER_FOREGROUND",
     "FINALIZER_PLUGIN",
     "FINALIZER_RECORD",
@@ -115,6 +116,8 @@ __all__ = [
     "OWN_DOMAIN",
     "ROOT_ACTION",
     "RUN_ANNOTATIONS",
+    "SUCCESSES",
+    "TERMINAL",
     "ActionId",
     "ActionObject",
     "ActionUpdate",

@@ -14,7 +14,14 @@ import msgspec
 
 from etcd_actions.errors import DecodeError
 from etcd_actions.model import names
-from etcd_actions.model.phase import CONDITION_WAITING, Condition, Phase, phase_of
+from etcd_actions.model.phase import (
+    CONDITION_WAITING,
+    FAILURES,
+    TERMINAL,
+    Condition,
+    Phase,
+    phase_of,
+)
 from etcd_actions.model.taskaction import ErrorState, parse_time
 
 MAX_MESSAGE: Final = 32768
@@ -55,9 +62,7 @@ _FORMS: Final = {
 
 _WAITING: Final = "WaitingForResources"
 _DECIDING: Final = ("Progressing", "Succeeded", "Failed")
-_FAILURES: Final = (Phase.FAILED, Phase.TIMED_OUT, Phase.ABORTED)
 
-_ENDS: Final = frozenset(phase for phase in Phase if phase.is_terminal)
 _ALL: Final = frozenset(Phase) - {Phase.UNSPECIFIED}
 
 FOLLOWERS: Final = {
@@ -65,10 +70,10 @@ FOLLOWERS: Final = {
     # Which of the two comes first depends on the plugin.
     Phase.QUEUED: _ALL,
     Phase.WAITING_FOR_RESOURCES: _ALL,
-    Phase.INITIALIZING: _ENDS | {Phase.INITIALIZING, Phase.RUNNING, Phase.PAUSED},
-    Phase.RUNNING: _ENDS | {Phase.RUNNING, Phase.PAUSED},
-    Phase.PAUSED: _ENDS | {Phase.PAUSED, Phase.RUNNING},
-    **{phase: frozenset({phase}) for phase in _ENDS},
+    Phase.INITIALIZING: TERMINAL | {Phase.INITIALIZING, Phase.RUNNING, Phase.PAUSED},
+    Phase.RUNNING: TERMINAL | {Phase.RUNNING, Phase.PAUSED},
+    Phase.PAUSED: TERMINAL | {Phase.PAUSED, Phase.RUNNING},
+    **{phase: frozenset({phase}) for phase in TERMINAL},
 }
 """The phases that may follow each phase within one attempt; a phase may be repeated."""
 
@@ -135,7 +140,7 @@ def write_phase(
         change = _Change(status, phase, form, rfc3339(now), new_attempt)
         changed |= change.apply(reason, None if message is None else message[:MAX_MESSAGE])
         if error is not None or change.is_new:
-            stored_error = msgspec.to_builtins(error) if phase in _FAILURES and error else None
+            stored_error = msgspec.to_builtins(error) if phase in FAILURES and error else None
             changed |= _set(status, "errorState", stored_error)
         if change.is_new and phase.is_terminal:
             _set_end_labels(tree, change.conditions)

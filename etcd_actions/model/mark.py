@@ -59,22 +59,18 @@ class ErrorLike(Protocol):
     @property
     def code(self) -> str:
         """The error's name for programs."""
-        ...
 
     @property
     def kind(self) -> str:
         """``USER`` or ``SYSTEM``."""
-        ...
 
     @property
     def message(self) -> str:
         """For people."""
-        ...
 
     @property
     def recoverable(self) -> bool | None:
         """Whether a retry may help; of traces only."""
-        ...
 
 
 def subject_digest(project: str, domain: str, run: str, action: str, uid: str) -> str:

@@ -29,10 +29,12 @@ class Phase(enum.IntEnum):
     @property
     def is_terminal(self) -> bool:
         """Whether an action in this phase has ended (Flyte's ``isTerminalPhase``)."""
-        return self in _TERMINAL
+        return self in TERMINAL
 
 
-_TERMINAL = (Phase.SUCCEEDED, Phase.FAILED, Phase.ABORTED, Phase.TIMED_OUT, Phase.RECOVERED)
+SUCCESSES: Final = frozenset({Phase.SUCCEEDED, Phase.RECOVERED})
+FAILURES: Final = (Phase.FAILED, Phase.TIMED_OUT, Phase.ABORTED)
+TERMINAL: Final = frozenset({*SUCCESSES, *FAILURES})
 
 
 class Condition(msgspec.Struct, rename="camel", frozen=True, gc=False):
@@ -75,17 +77,14 @@ class ConditionLike(Protocol):
     @property
     def type(self) -> str:
         """``Progressing``, ``Succeeded``, ``Failed``, or another, which does not count."""
-        ...
 
     @property
     def status(self) -> str:
         """``True``, ``False`` or ``Unknown``."""
-        ...
 
     @property
     def reason(self) -> str:
         """The reason, one word in CamelCase."""
-        ...
 
 
 def phase_of(conditions: Iterable[ConditionLike]) -> Phase:

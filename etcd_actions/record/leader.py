@@ -57,11 +57,9 @@ class WatchProgress(Protocol):
 
     def done_up_to(self) -> int:
         """Every change up to this revision was handled; 0 for none."""
-        ...
 
     def received(self) -> int:
         """The number of changes that were delivered."""
-        ...
 
 
 @dataclass(frozen=True)

@@ -103,11 +103,9 @@ class LeaseSource(Protocol):
 
     async def lease(self) -> int:
         """The lease for an action that is marked now."""
-        ...
 
     def lost(self, lease: int) -> None:
         """A lease does not exist any more."""
-        ...
 
 
 class Recorder:

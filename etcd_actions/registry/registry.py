@@ -116,9 +116,9 @@ class Registry:
             raise NotFound(f"there is no deployed task {name}: deploy it, or see the list")
         return found
 
-    async def task_spec(self, task: TaskId) -> TaskSpec:
+    async def task_spec(self, identifier: TaskIdentifier) -> TaskSpec:
         """The spec of :meth:`get`; raises the same errors."""
-        return spec_of(await self.get(task))
+        return spec_of(await self.get(task_id_of(identifier)))
 
     async def _read(self, task: TaskId) -> TaskRecord | None:
         key = task_key(self._prefix, task)

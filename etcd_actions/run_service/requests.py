@@ -22,6 +22,7 @@ from etcd_actions.model import (
     ACTION_TYPE_CONDITION,
     ACTION_TYPE_TRACE,
     ANNOTATION_SUBJECT,
+    SUCCESSES,
     ActionObject,
     ActionUpdate,
     Phase,
@@ -85,7 +86,7 @@ def update_action_status(update: ActionUpdate) -> pb.UpdateActionStatusRequest:
         action_id=conversions.action_identifier(update.action_id), status=status
     )
     subject = ""
-    if update.phase in (Phase.SUCCEEDED, Phase.RECOVERED) and update.signal_base64:
+    if update.phase in SUCCESSES and update.signal_base64:
         subject = update.signalled_by
         value = readable(
             update, lambda: conversions.literal(update.signal_literal or b""), event=_EVENT

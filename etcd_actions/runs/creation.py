@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 import string
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import contextmanager
 from datetime import datetime
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
@@ -39,16 +39,11 @@ _ALPHABET: Final = string.ascii_lowercase + string.digits
 _MOST_TRIES: Final = 5
 
 
-class Deployed(Protocol):
-    """The deployed tasks."""
+FindTask = Callable[[TaskIdentifier], Awaitable[TaskSpec]]
+"""The specification of a deployed task; without a version, that of the latest one.
 
-    async def task_spec(self, task_id: TaskIdentifier) -> TaskSpec:
-        """The specification of a task; without a version, that of the latest one.
-
-        Raises:
-            NotFound: The task, or this version, does not exist.
-        """
-        ...
+It raises NotFound if the task, or this version, does not exist.
+"""
 
 
 class RunData(Protocol):
@@ -60,7 +55,6 @@ class RunData(Protocol):
         Raises:
             EtcdActionsError: The store has none.
         """
-        ...
 
     async def keep_inputs(
         self, run: ActionId, inputs: Inputs, spec: TaskSpec
@@ -70,7 +64,6 @@ class RunData(Protocol):
         Raises:
             EtcdActionsError: They were not stored.
         """
-        ...
 
 
 class Created(NamedTuple):
@@ -93,7 +86,7 @@ class RunCreator:
     Args:
         client: Enqueues the root.
         data: The store of the runs' data; None refuses runs that need one.
-        deployed: The deployed tasks; None refuses runs of these.
+        find_task: Finds deployed tasks; None refuses runs of these.
         builds: The tasks that build images; None refuses the build of an image.
         clock: The time, aware.
     """
@@ -102,7 +95,7 @@ class RunCreator:
         self,
         client: ActionsClient,
         data: RunData | None,
-        deployed: Deployed | None,
+        find_task: FindTask | None,
         *,
         builds: ImageBuilds | None = None,
         clock: Callable[[], datetime] = utc_now,
@@ -110,7 +103,7 @@ class RunCreator:
         self._client = client
         self._reader = RunReader(client)
         self._data = data
-        self._deployed = deployed
+        self._find_task = find_task
         self._builds = builds
         self._clock = clock
 
@@ -252,9 +245,9 @@ class RunCreator:
         if kind == "trigger_name":
             raise NotServed("trigger_name: there are no triggers: give task_spec or task_id")
         if kind == "task_id":
-            if self._deployed is None:
+            if self._find_task is None:
                 raise NotServed("task_id: no deployed tasks are served: give task_spec")
-            return await self._deployed.task_spec(request.task_id)
+            return await self._find_task(request.task_id)
         if kind is None or not request.task_spec.HasField("task_template"):
             raise InvalidArgument("task_spec.task_template", "it is not set: give a task")
         return request.task_spec

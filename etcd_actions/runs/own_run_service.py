@@ -52,9 +52,7 @@ from etcd_actions.runs.progress import (
     status_of,
 )
 from etcd_actions.runs.run_record import (
-    ActionHistory,
     Attempt,
-    RunRecord,
     decode_history,
     decode_record,
     encode,
@@ -119,7 +117,7 @@ class OwnRunService(RunService):
             return
 
         def change(seen: KeyValue | None) -> bytes | None:
-            record = _record(seen)
+            record = _readable(seen, decode_record)
             if record is not None and not is_of_another(record, seen, update):
                 return None
             return encode(new_record(update, action, self._clock()))
@@ -168,7 +166,7 @@ class OwnRunService(RunService):
         self, update: ActionUpdate, action: ActionObject | None, seen: KeyValue | None
     ) -> bytes | None:
         """The record of a run with a state of its root; None if it has a newer one."""
-        record = _record(seen)
+        record = _readable(seen, decode_record)
         before = None if record is None else record.status
         if seen is not None and before is not None:
             recorded = Recorded(
@@ -236,7 +234,7 @@ def _with_attempts(
     update: ActionUpdate, action: ActionObject | None, seen: KeyValue | None
 ) -> bytes | None:
     """The history of an action with a state of it; None if nothing has to be written."""
-    before = _history(seen)
+    before = _readable(seen, decode_history)
     if seen is not None and before is not None:
         last = before.attempts[-1] if before.attempts else Attempt(number=1)
         recorded = Recorded(before.create_revision, before.revision, last.phase, last.number)
@@ -250,14 +248,6 @@ def _with_attempts(
         # The object of a running action has all of it, except the outcomes of earlier attempts.
         return None
     return encode(after)
-
-
-def _record(seen: KeyValue | None) -> RunRecord | None:
-    return _readable(seen, decode_record)
-
-
-def _history(seen: KeyValue | None) -> ActionHistory | None:
-    return _readable(seen, decode_history)
 
 
 def _readable(seen: KeyValue | None, decode: Callable[[bytes], _Stored]) -> _Stored | None:

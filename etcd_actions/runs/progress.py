@@ -13,6 +13,7 @@ from etcd_actions.etcd.api import KeyValue
 from etcd_actions.model import (
     ACTION_TYPE_TRACE,
     ANNOTATION_SUBJECT,
+    TERMINAL,
     ActionObject,
     ActionUpdate,
     ErrorState,
@@ -37,7 +38,6 @@ MOST_ATTEMPTS: Final = 100
 """Attempts that a history keeps, the newest."""
 _MOST_TRANSITIONS: Final = 32
 _BEFORE_RUNNING: Final = (Phase.QUEUED, Phase.WAITING_FOR_RESOURCES, Phase.INITIALIZING)
-ENDS: Final = frozenset(phase.value for phase in Phase if phase.is_terminal)
 """Flyte's numbers of the terminal phases."""
 _LEFT_THE_QUEUE: Final = (Phase.INITIALIZING, Phase.RUNNING, Phase.PAUSED)
 
@@ -81,7 +81,7 @@ def is_news(update: ActionUpdate, recorded: Recorded, seen: KeyValue) -> bool:
         return phase is Phase.RUNNING and recorded.phase in _BEFORE_RUNNING
     if update.revision < recorded.revision:
         return False
-    ended = recorded.phase in ENDS and not phase.is_terminal
+    ended = recorded.phase in TERMINAL and not phase.is_terminal
     return not ended or update.attempts > recorded.attempts
 
 
@@ -130,7 +130,7 @@ def history_of(
         same = [each for each in before.attempts if each.number == number]
         found = (*earlier, *(same or [Attempt(number=number)]))
     last = found[-1]
-    if last.phase not in ENDS and update.phase is not Phase.UNSPECIFIED:
+    if last.phase not in TERMINAL and update.phase is not Phase.UNSPECIFIED:
         # The deletion of a running action ends it.
         last = msgspec.structs.replace(last, phase=update.phase.value)
     if action is None:

@@ -16,8 +16,7 @@ from etcd_actions.blobs.searched_files import SearchedFiles
 from etcd_actions.catalog import source_of
 from etcd_actions.errors import DecodeError
 from etcd_actions.etcd.api import KeyRange, KeyValue
-from etcd_actions.model import ROOT_ACTION, Keyspace
-from etcd_actions.runs.progress import ENDS
+from etcd_actions.model import ROOT_ACTION, TERMINAL, Keyspace
 from etcd_actions.runs.removal import Needed, RunName
 from etcd_actions.runs.run_record import RunRecord, decode_record
 from etcd_actions.storage.store import Store
@@ -148,6 +147,6 @@ def usable_record(kv: KeyValue) -> RunRecord | None:
 def end_of(record: RunRecord) -> datetime:
     """The end of a run; if unknown, its creation, since the removal reads the root anyway."""
     status = record.status
-    if status is None or status.ended is None or status.phase not in ENDS:
+    if status is None or status.ended is None or status.phase not in TERMINAL:
         return record.created
     return status.ended

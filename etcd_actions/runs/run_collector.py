@@ -22,8 +22,7 @@ from etcd_actions.actions.rewrite import utc_now
 from etcd_actions.blobs import BlobStore
 from etcd_actions.errors import EtcdError
 from etcd_actions.etcd.api import KeyValue
-from etcd_actions.model import Keyspace
-from etcd_actions.runs.progress import ENDS
+from etcd_actions.model import TERMINAL, Keyspace
 from etcd_actions.runs.references import RunReferences, end_of, usable_record
 from etcd_actions.runs.removal import PAUSE, Needed, Removed, RunRemover
 from etcd_actions.runs.run_record import RunRecord
@@ -187,4 +186,4 @@ class RunCollector:
 
 def _has_ended(record: RunRecord) -> bool:
     status = record.status
-    return status is not None and status.phase in ENDS and status.ended is not None
+    return status is not None and status.phase in TERMINAL and status.ended is not None

@@ -158,11 +158,9 @@ class Route(Protocol):
 
     def answers(self, path: str) -> bool:
         """Whether it answers requests for a path."""
-        ...
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Answer one request."""
-        ...
 
 
 class Application(ConnectASGIApplication[Methods]):

@@ -21,7 +21,6 @@ class Verifier(Protocol):
 
     async def identify(self, token: str) -> Identity:
         """Return the identity of a token, or raise a Refusal."""
-        ...
 
 
 class Authentication:

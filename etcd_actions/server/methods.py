@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, aclosing
 from typing import Any, Final, Protocol, TypeVar
 
@@ -38,7 +38,14 @@ class Service(Protocol):
     @property
     def descriptor(self) -> ServiceDescriptor:
         """The gRPC service."""
-        ...
+
+
+def functions_of(service: Service) -> Iterator[tuple[MethodDescriptor, Function]]:
+    """The methods that a service implements, each with its function."""
+    names = {name.replace("_", ""): name for name in dir(service) if not name.startswith("_")}
+    for method in service.descriptor.methods:
+        if (name := names.get(method.name.lower())) is not None:
+            yield method, getattr(service, name)
 
 
 class Methods:
@@ -70,12 +77,8 @@ class Methods:
 
     def add(self, service: Service) -> None:
         """Add each method that a service implements."""
-        functions = {
-            name.replace("_", ""): name for name in dir(service) if not name.startswith("_")
-        }
-        for method in service.descriptor.methods:
-            if (name := functions.get(method.name.lower())) is not None:
-                self.add_method(method_info(method), getattr(service, name))
+        for method, function in functions_of(service):
+            self.add_method(method_info(method), function)
 
     def add_method(self, method: MethodInfo[Any, Any], function: Function) -> None:
         """Add one method.

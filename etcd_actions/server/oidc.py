@@ -10,7 +10,7 @@ import urllib.request
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from http.client import HTTPException
-from typing import IO, Any, Final
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 import jwt
@@ -19,6 +19,7 @@ import trio
 from connectrpc.code import Code
 from flyteidl2.auth import auth_service_pb2 as pb
 
+from etcd_actions._internal.no_redirects import open_without_redirects
 from etcd_actions.server.error_codes import Refusal
 from etcd_actions.server.service_settings import OidcSettings
 from etcd_actions.server.tokens import Identity
@@ -288,20 +289,11 @@ class OidcIssuer:
         return _IssuerDocuments(at=now, document=document, keys=usable)
 
 
-class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    """Follows no redirects: the discovery document has the locations."""
-
-    def redirect_request(
-        self, req: object, fp: IO[bytes], code: int, msg: str, headers: object, newurl: str
-    ) -> None:
-        return None
-
-
 def _get(url: str, timeout: float) -> Mapping[str, Any]:
     """Get a JSON object."""
     request = urllib.request.Request(url, headers={"accept": "application/json"})
     try:
-        with urllib.request.build_opener(_NoRedirects).open(request, timeout=timeout) as response:
+        with open_without_redirects(request, timeout) as response:
             data: bytes = response.read(_MOST_BYTES + 1)
     except urllib.error.HTTPError as error:
         with error:

@@ -31,7 +31,6 @@ class Source(Protocol[Item_co]):
 
     async def receive(self) -> Item_co:
         """Return the next item; a cancelled call loses none."""
-        ...
 
 
 class Connection:

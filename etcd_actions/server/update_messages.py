@@ -9,7 +9,7 @@ from flyteidl2.core.execution_pb2 import ContainerError, ExecutionError
 from flyteidl2.workflow import state_service_pb2 as pb
 
 from etcd_actions._internal.readable_parts import readable
-from etcd_actions.model import ACTION_TYPE_CONDITION, ActionUpdate, ErrorState, Phase
+from etcd_actions.model import ACTION_TYPE_CONDITION, FAILURES, ActionUpdate, ErrorState, Phase
 from etcd_actions.model import flyte as conversions
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def execution_error(update: ActionUpdate) -> ExecutionError | None:
     error = update.error
     if update.phase is Phase.ABORTED and error is None and update.abort_reason:
         error = ErrorState(code="Aborted", kind="USER", message=update.abort_reason)
-    if error is None or update.phase not in (Phase.FAILED, Phase.TIMED_OUT, Phase.ABORTED):
+    if error is None or update.phase not in FAILURES:
         return None
     message = ExecutionError(
         code=error.code,

@@ -85,14 +85,6 @@ class ShardTable:
             return f"the ranges of the shards do not divide {self.scope}: {ranges}"
         return ""
 
-    def get(self, shard_id: int) -> Shard | None:
-        """The shard with an id."""
-        return next((shard for shard in self.shards if shard.id == shard_id), None)
-
-    def shard_of(self, suffix: bytes) -> Shard | None:
-        """The shard of a key, by its suffix ``<namespace>/<name>``."""
-        return next((shard for shard in self.shards if suffix in shard.range), None)
-
     @property
     def next_id(self) -> int:
         """An id that no shard of the table has or had.

@@ -24,11 +24,9 @@ class EtcdSource(Protocol):
     @property
     def where(self) -> str:
         """The program or the image, as text for people."""
-        ...
 
     def make(self, directory: Path, flags: Sequence[str] = ()) -> OwnEtcd:
         """A stopped etcd with its files in ``directory``."""
-        ...
 
 
 def is_endpoint(requested: str) -> bool:

@@ -241,7 +241,6 @@ class EtcdFactory(Protocol):
             flags: Additional flags for etcd.
             start: Whether to start it, and wait until it answers.
         """
-        ...
 
 
 def free_port() -> int:

@@ -19,19 +19,12 @@ from etcd_actions.blobs.references import ReferenceFinder, References
 from etcd_actions.blobs.searched_files import Incomplete, SearchedFiles
 from etcd_actions.errors import DecodeError
 from etcd_actions.etcd.api import KeyRange, KeyValue
-from etcd_actions.model import Keyspace, Phase
+from etcd_actions.model import FAILURES, SUCCESSES, Keyspace
 from etcd_actions.runs.run_record import decode_history, decode_record
 from etcd_actions.storage.store import Store
 
 # Other tasks run after so many values.
 _TURN: Final = 20
-_FAILED: Final = frozenset(
-    phase
-    for phase in Phase
-    if phase.is_terminal and phase not in (Phase.SUCCEEDED, Phase.RECOVERED)
-)
-_GOOD: Final = frozenset((Phase.SUCCEEDED.value, Phase.RECOVERED.value))
-_BAD: Final = frozenset(phase.value for phase in _FAILED)
 
 
 class _Cached(msgspec.Struct):
@@ -117,14 +110,14 @@ class Marker:
             _add(files, decode_record(kv.value).input_uri)
         elif kv.key.startswith(keys.histories):
             for attempt in decode_history(kv.value).attempts:
-                if attempt.phase not in _BAD:
-                    _add_outputs(files, attempt.output_uri, is_final=attempt.phase in _GOOD)
+                if attempt.phase not in FAILURES:
+                    _add_outputs(files, attempt.output_uri, is_final=attempt.phase in SUCCESSES)
         elif kv.key.startswith(keys.catalog + b"entries/"):
             _add_outputs(files, _decode_cached(kv.value).output_uri)
 
     def _of_action(self, action: StoredAction, files: dict[str, bool]) -> None:
         _add(files, action.spec.input_uri)
-        if action.spec.is_condition or action.phase in _FAILED:
+        if action.spec.is_condition or action.phase in FAILURES:
             return
         _add_outputs(files, action.output_uri, is_final=action.is_terminal)
 

@@ -27,18 +27,15 @@ class DeliveredRevisions(Protocol):
 
         Negative if the key's state has to be delivered again.
         """
-        ...
 
     def expected_in(self, keys: KeyRange, revision: int, /) -> Collection[bytes]:
         """Keys that the sink's readers got from another read than the watch, up to a revision.
 
         A list without such a key delivers its deletion, as for a delivered key.
         """
-        ...
 
     def redeliver_all(self) -> None:
         """Make each revision negative: the state, or the deletion, of each key is delivered."""
-        ...
 
 
 class Sink(Protocol):
@@ -46,15 +43,12 @@ class Sink(Protocol):
 
     def dispatch(self, changes: Sequence[Change], /) -> None:
         """Accept changes, in order. Must not fail."""
-        ...
 
     async def wait_list_capacity(self) -> None:
         """Return when there is capacity for another page of a list."""
-        ...
 
     async def wait_stream_capacity(self) -> None:
         """Return at once; at a hard limit, when there is capacity again."""
-        ...
 
 
 class NotingSink:

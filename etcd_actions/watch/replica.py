@@ -36,11 +36,9 @@ class ReplicaState(Protocol):
 
     def take(self, change: Change, /) -> None:
         """Apply a change. An exception is contained, and concerns its key alone."""
-        ...
 
     def forget_all(self) -> None:
         """Forget all keys: those that exist are read again, without deletions of the others."""
-        ...
 
 
 class Replica:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
 
 import pytest
@@ -20,6 +20,7 @@ from etcd_actions.testing import EtcdFactory, EtcdServer, OwnEtcd
 from tests.cli.command import ROOT as ROOT_DIRECTORY
 from tests.doctor.illness import PREFIX, diagnose
 from tests.support import flyte
+from tests.support.etcd_users import EtcdUsers, Kind
 from tests.support.table import table
 
 READ, WRITE, BOTH = PermissionType.READ, PermissionType.WRITE, PermissionType.READWRITE
@@ -31,31 +32,30 @@ OWN = Keyspace(PREFIX).own.decode()
 def guarded_etcd(etcd_factory: EtcdFactory) -> OwnEtcd:
     """An etcd with users whose password is their name."""
     etcd = etcd_factory(flags=["--bcrypt-cost=4"])
-    roles = {
-        "root": None,
-        "reader": "read",
-        "writer": "write",
-        "actions": "readwrite",
-        "nobody": None,
+    on, half = KeyRange.of_prefix(PREFIX), KeyRange.of_prefix(PREFIX + b"etcd-actions/")
+    own: tuple[Kind, KeyRange] = ("readwrite", KeyRange.of_prefix(OWN.encode()))
+    roles: dict[str, list[tuple[Kind, KeyRange]]] = {
+        "root": [],
+        "reader": [("read", on), own],
+        "writer": [("write", on), own],
+        "actions": [("readwrite", on), own],
+        "nobody": [],
+        "half": [("read", on), own, ("readwrite", half)],
     }
-    for name, permission in roles.items():
-        etcd.etcdctl("user", "add", f"{name}:{name}")
-        etcd.etcdctl("role", "add", name)
-        etcd.etcdctl("user", "grant-role", name, name)
-        if permission is not None:
-            etcd.etcdctl(
-                "role", "grant-permission", "--prefix=true", name, permission, PREFIX.decode()
-            )
-            etcd.etcdctl("role", "grant-permission", "--prefix=true", name, "readwrite", OWN)
-    etcd.etcdctl("user", "add", "half:half")
-    etcd.etcdctl("role", "add", "half")
-    etcd.etcdctl("user", "grant-role", "half", "half")
-    etcd.etcdctl("role", "grant-permission", "--prefix=true", "half", "read", PREFIX.decode())
-    etcd.etcdctl("role", "grant-permission", "--prefix=true", "half", "readwrite", OWN)
-    half = f"{PREFIX.decode()}etcd-actions/"
-    etcd.etcdctl("role", "grant-permission", "--prefix=true", "half", "readwrite", half)
-    etcd.etcdctl("auth", "enable")
+    users = EtcdUsers([etcd.endpoint])
+    for name, grants in roles.items():
+        make_user(users, name, grants)
+    users.enable()
     return etcd
+
+
+def make_user(users: EtcdUsers, name: str, grants: Iterable[tuple[Kind, KeyRange]]) -> None:
+    """A user with a role of its own name."""
+    users.add(user(name))
+    users.add_role(name)
+    users.give(user(name), name)
+    for kind, keys in grants:
+        users.grant(name, kind, keys)
 
 
 def user(name: str, password: str | None = None) -> User:
@@ -132,15 +132,14 @@ async def test_what_commands_need(etcd_factory: EtcdFactory) -> None:
     """Each change of the client succeeds with the listed permissions, and with no fewer."""
     server = etcd_factory(flags=["--bcrypt-cost=4"])
     names = {f"{on}+{own}": (on, own) for on in LEVELS for own in LEVELS}
+    users = EtcdUsers([server.endpoint])
+    kinds: dict[str, Kind] = {"r": "read", "rw": "readwrite"}
+    prefixes = (PREFIX, OWN.encode())
     for name in ("root", *names):
-        server.etcdctl("user", "add", f"{name}:{name}")
-        server.etcdctl("role", "add", name)
-        server.etcdctl("user", "grant-role", name, name)
-        for prefix, level in zip((PREFIX.decode(), OWN), names.get(name, ("", "")), strict=True):
-            if level:
-                kind = {"r": "read", "rw": "readwrite"}[level]
-                server.etcdctl("role", "grant-permission", "--prefix=true", name, kind, prefix)
-    server.etcdctl("auth", "enable")
+        levels = zip(prefixes, names.get(name, ("", "")), strict=True)
+        wanted = [(kinds[level], KeyRange.of_prefix(prefix)) for prefix, level in levels if level]
+        make_user(users, name, wanted)
+    users.enable()
     async with (
         open_etcd(server.endpoint, user=user("root")) as as_root,
         open_actions_client(as_root) as root,

@@ -27,8 +27,9 @@ from etcd_actions.etcd.api import (
 )
 from etcd_actions.etcd.reasons import error_kind
 from etcd_actions.watch import Reflector
-from tests.etcd.users import ANOTHER, CALLS, PATIENCE, SECRETS, ask, connected, tells_no_secret
+from tests.etcd.users import ANOTHER, CALLS, PATIENCE, SECRETS, connected, tells_no_secret
 from tests.support.cluster import ROOT, WORKER, EtcdCluster, signed_tokens
+from tests.support.etcd_users import EVERYTHING
 from tests.support.everyday import first_everyday
 from tests.support.proxy import open_proxy
 from tests.support.recording import RecordingSink, eventually
@@ -284,7 +285,7 @@ async def test_other_peoples_permissions_change(
         async with connected(guarded, transport) as etcd:
             await put_at_once(etcd, prefix)
             for n in range(2):
-                await ask(guarded, "user", "add", f"somebody{n}:x")
+                guarded.users.add(User(name=f"somebody{n}", password="x"))
                 before = guarded.authentications()
                 await put_at_once(etcd, prefix)
                 assert guarded.authentications() - before == questions
@@ -303,7 +304,7 @@ async def test_authentication_is_switched_on_and_off(
                 await put_at_once(direct, prefix)
                 own.disable_auth()
                 await put_at_once(direct, prefix)
-                await ask(own, "auth", "enable")
+                own.users.enable()
                 own.root = ROOT
                 await put_at_once(direct, prefix)
                 await judge_delivery(sink, direct, prefix)
@@ -369,7 +370,7 @@ async def test_the_user_is_deleted(
             reflecting(etcd, prefix, sink, settings=BRIEF) as reflector,
         ):
             await etcd.put(prefix + b"1", b"")
-            await ask(guarded, "user", "delete", WORKER.name)
+            guarded.users.delete(WORKER)
             await eventually(lambda: "Unauthenticated" in reflector.statistics().reconnects)
             with pytest.raises(Unauthenticated, match="'worker'"):
                 await etcd.put(prefix + b"2", b"")
@@ -385,7 +386,6 @@ async def test_a_permission_is_revoked_for_a_while(
 ) -> None:
     """An open stream still hears; the next one is refused, says so, and is tried again."""
     sink = RecordingSink()
-    permission = ("everything", "readwrite", "--from-key", "")
     with structlog.testing.capture_logs() as logs, trio.fail_after(PATIENCE):
         async with (
             connected(guarded, transport, user=ROOT) as direct,
@@ -393,7 +393,7 @@ async def test_a_permission_is_revoked_for_a_while(
             reflecting(etcd, prefix, sink, settings=BRIEF) as reflector,
         ):
             await etcd.put(prefix + b"1", b"")
-            await ask(guarded, "role", "revoke-permission", "everything", "--from-key", "")
+            guarded.users.revoke("everything", EVERYTHING)
             await eventually(
                 lambda: reflector.statistics().reconnects.get("PermissionDenied", 0) >= 2
             )
@@ -401,7 +401,7 @@ async def test_a_permission_is_revoked_for_a_while(
                 with pytest.raises(PermissionDenied, match="user 'worker' needs"):
                     await call
             await direct.put(prefix + b"3", b"")
-            await ask(guarded, "role", "grant-permission", *permission)
+            guarded.users.grant("everything", "readwrite", EVERYTHING)
             await judge_delivery(sink, direct, prefix)
             assert reflector.statistics().relists == {}
     lost = [line["error"] for line in logs if line["event"] == "watch_lost"]

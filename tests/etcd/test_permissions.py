@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 import pytest
 import trio
@@ -42,9 +42,10 @@ from etcd_actions.model import DEFAULT_KEY_PREFIX, Keyspace
 from etcd_actions.testing.etcd_process import etcdctl_for, packaged_binary, sound_binary_on_path
 from tests.cli.command import ROOT as ROOT_DIRECTORY
 from tests.cli.command import finish, running
-from tests.etcd.users import PATIENCE, SECRETS, ask, connected
+from tests.etcd.users import PATIENCE, SECRETS, connected
 from tests.server.front.run_calls import RunsAsker, create, run_id
 from tests.support.cluster import ROOT, WORKER, EtcdCluster
+from tests.support.etcd_users import Kind
 from tests.support.everyday import first_everyday
 from tests.support.load import make_run
 from tests.support.recording import until_stored
@@ -113,6 +114,7 @@ def test_what_a_request_needs(
 
 DOCUMENT = ROOT_DIRECTORY / "docs" / "least-privilege.md"
 PREFIX = DEFAULT_KEY_PREFIX.decode()
+Grant: TypeAlias = tuple[Kind, KeyRange]
 HISTORY = ROOT_DIRECTORY / "tests" / "data" / "taskaction_history.jsonl"
 
 
@@ -234,7 +236,7 @@ async def test_the_role_of_the_document_is_enough_for_the_front_door(
         [
             pytest.param(None, ["run"], f"read on all keys that begin with {PREFIX}", id="run"),
             pytest.param(
-                ("readwrite", "--prefix=true", PREFIX),
+                ("readwrite", KeyRange.of_prefix(DEFAULT_KEY_PREFIX)),
                 ["run"],
                 f"read on the key /etcd-actions{PREFIX}position/",
                 id="run-own-keys",
@@ -242,25 +244,25 @@ async def test_the_role_of_the_document_is_enough_for_the_front_door(
             pytest.param(None, ["watch"], f"read on all keys that begin with {PREFIX}", id="watch"),
             pytest.param(None, ["replay", HISTORY], f"read on the key {PREFIX}", id="replay"),
             pytest.param(
-                ("write", "--prefix=true", PREFIX),
+                ("write", KeyRange.of_prefix(DEFAULT_KEY_PREFIX)),
                 ["run"],
                 f"read on all keys that begin with {PREFIX}",
                 id="run-no-read",
             ),
             pytest.param(
-                ("readwrite", PREFIX, PREFIX + "flyte/rk"),
+                ("readwrite", KeyRange(DEFAULT_KEY_PREFIX, DEFAULT_KEY_PREFIX + b"flyte/rk")),
                 ["list"],
                 f"read on all keys that begin with {PREFIX}",
                 id="list-half",
             ),
             pytest.param(
-                ("read", "--prefix=true", PREFIX),
+                ("read", KeyRange.of_prefix(DEFAULT_KEY_PREFIX)),
                 ["replay", HISTORY],
                 f"read and write on the key {PREFIX}flyte/",
                 id="replay-no-write",
             ),
             pytest.param(
-                ("readwrite", "--prefix=true", PREFIX.rstrip("/") + "-other/"),
+                ("readwrite", KeyRange.of_prefix(f"{PREFIX.rstrip('/')}-other/".encode())),
                 ["watch", "--namespace", "flyte"],
                 f"read on all keys that begin with {PREFIX}flyte/",
                 id="watch-namespace",
@@ -270,7 +272,7 @@ async def test_the_role_of_the_document_is_enough_for_the_front_door(
 )
 async def test_what_is_missing_is_named(
     users_etcd: EtcdCluster,
-    grant: tuple[str, ...] | None,
+    grant: Grant | None,
     command: list[str],
     missing: str,
 ) -> None:
@@ -294,8 +296,8 @@ async def test_marks_without_write_are_tried_until_it_is_granted(
         limited(
             users_etcd,
             transport,
-            ("read", "--prefix=true", prefix.decode()),
-            ("readwrite", "--prefix=true", Keyspace(prefix).own.decode()),
+            ("read", KeyRange.of_prefix(prefix)),
+            ("readwrite", KeyRange.of_prefix(Keyspace(prefix).own)),
         ) as env,
         trio.fail_after(PATIENCE),
     ):
@@ -308,8 +310,7 @@ async def test_marks_without_write_are_tried_until_it_is_granted(
                     f"user 'limited' needs read and write on the key {action.key.decode()}"
                     in failed["error"]
                 )
-                grant = ("readwrite", "--prefix=true", prefix.decode())
-                await ask(users_etcd, "role", "grant-permission", "limited", *grant)
+                users_etcd.users.grant("limited", "readwrite", KeyRange.of_prefix(prefix))
                 await until_stored(direct, KeyRange.of_prefix(prefix), all_marked)
                 run.signal(signal.SIGTERM)
                 assert await run.wait() == 0
@@ -322,7 +323,7 @@ async def test_a_watch_of_more_than_is_allowed(
     user = User(name="limited", password=SECRETS[3])
     keys = KeyRange.of_prefix(prefix)
     with (
-        limited(users_etcd, transport, ("read", prefix.decode(), prefix.decode() + "m")),
+        limited(users_etcd, transport, ("read", KeyRange(prefix, prefix + b"m"))),
         trio.fail_after(PATIENCE),
     ):
         async with connected(users_etcd, transport, user=user) as etcd:
@@ -351,17 +352,17 @@ async def test_a_watch_of_more_than_is_allowed(
 
 @contextmanager
 def limited(
-    cluster: EtcdCluster, transport: TransportName, *grants: tuple[str, ...]
+    cluster: EtcdCluster, transport: TransportName, *grants: Grant
 ) -> Iterator[dict[str, Any]]:
     """A user with these permissions; gives the variables of the command."""
     user = User(name="limited", password=SECRETS[3])
     with ExitStack() as stack:
-        cluster.etcdctl("role", "add", "limited")
-        stack.callback(cluster.etcdctl, "role", "delete", "limited")
-        for kind, *keys in grants:
-            cluster.etcdctl("role", "grant-permission", "limited", kind, *keys)
+        cluster.users.add_role("limited")
+        stack.callback(cluster.users.delete_role, "limited")
+        for kind, keys in grants:
+            cluster.users.grant("limited", kind, keys)
         cluster.add_user(user, "limited")
-        stack.callback(cluster.etcdctl, "user", "delete", user.name)
+        stack.callback(cluster.users.delete, user)
         yield as_worker(cluster, transport) | {
             "ETCDCTL_USER": user.name,
             "ETCDCTL_PASSWORD": str(user.password),

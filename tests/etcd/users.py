@@ -7,9 +7,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
-import trio
-import trio.testing
-
 from etcd_actions import open_etcd
 from etcd_actions.etcd import Etcd, TransportName, User
 from tests.support.cluster import WORKER, EtcdCluster
@@ -25,10 +22,6 @@ def tells_no_secret(error: BaseException) -> None:
     told = traceback.TracebackException.from_exception(error, capture_locals=True)
     text = str(error) + repr(error) + "".join(told.format())
     assert not [secret for secret in SECRETS if secret in text]
-
-
-async def ask(cluster: EtcdCluster, *arguments: str) -> None:
-    await trio.to_thread.run_sync(cluster.etcdctl, *arguments)
 
 
 @asynccontextmanager

@@ -10,8 +10,11 @@ import pytest
 
 from etcd_actions import ActionsClient, open_actions_client
 from etcd_actions.etcd.api import Etcd
+from etcd_actions.executor import attempt_follower
 from etcd_actions.executor.attempts.attempt_directory import AttemptDirectory
+from etcd_actions.executor.launchers import attempts as looking
 from tests.executor.fakes import Bench
+from tests.support.ray_head import RayHead, open_ray_head
 
 
 @pytest.fixture
@@ -24,6 +27,16 @@ async def client(etcd: Etcd, prefix: bytes) -> AsyncIterator[ActionsClient]:
 @pytest.fixture
 def bench(client: ActionsClient, tmp_path: Path) -> Bench:
     return Bench(client, tmp_path)
+
+
+@pytest.fixture
+async def head(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[RayHead]:
+    """A head of Ray whose jobs the test runs; attempts are looked at soon."""
+    monkeypatch.setattr(looking, "_LOOK_FIRST", 0.01)
+    monkeypatch.setattr(looking, "_LOOK_LAST", 0.01)
+    monkeypatch.setattr(attempt_follower, "_QUEUED_AFTER", 0.05)
+    async with open_ray_head() as head:
+        yield head
 
 
 @pytest.fixture(autouse=True)

@@ -170,7 +170,6 @@ async def test_what_is_no_regular_file_is_not_read(
     KINDS[kind][0](place.path / name)
     logs = LocalLogs(tmp_path / "state")
     assert place.incarnation is not None
-    assert not await logs.is_there(place.incarnation, 1)
     with pytest.raises((UnusableFile, OSError)):
         async with logs.open(place.incarnation, 1):
             pass

@@ -26,27 +26,13 @@ from flyteidl2.imagebuilder.definition_pb2 import (
 )
 
 from etcd_actions import ActionsClient, Phase
-from etcd_actions.executor import ExecutorSettings, RaySettings, attempt_follower, open_executor
-from etcd_actions.executor.launchers import attempts as looking
+from etcd_actions.executor import ExecutorSettings, RaySettings, open_executor
 from etcd_actions.images import StoredImage
 from tests.executor.tasks import ROOT, named, until
 from tests.support import flyte
 from tests.support.http_server import HttpRequest, answer
-from tests.support.ray_head import RayHead, open_ray_head
+from tests.support.ray_head import RayHead
 from tests.support.waiting import eventually
-
-
-@pytest.fixture(autouse=True)
-def soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(looking, "_LOOK_FIRST", 0.01)
-    monkeypatch.setattr(looking, "_LOOK_LAST", 0.01)
-    monkeypatch.setattr(attempt_follower, "_QUEUED_AFTER", 0.05)
-
-
-@pytest.fixture
-async def head() -> AsyncIterator[RayHead]:
-    async with open_ray_head() as head:
-        yield head
 
 
 @pytest.fixture

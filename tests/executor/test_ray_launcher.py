@@ -28,24 +28,16 @@ from etcd_actions.executor.supervision.bounded_log import LOG
 from tests.executor.objects import an_object
 from tests.support.everyday import first_everyday
 from tests.support.http_server import HttpRequest, answer
-from tests.support.ray_head import RayHead, open_ray_head
+from tests.support.ray_head import RayHead
 from tests.support.waiting import eventually
 
 
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing waits for long."""
-    monkeypatch.setattr(following, "_LOOK_FIRST", 0.01)
-    monkeypatch.setattr(following, "_LOOK_LAST", 0.01)
     monkeypatch.setattr(following, "_LOG_EVERY", 0.0)
     monkeypatch.setattr(ray_launcher, "_LOOK_EVERY", 0.01)
     monkeypatch.setattr(ray_launcher, "_BACKOFF", Backoff(0.01, 0.02))
-
-
-@pytest.fixture
-async def head() -> AsyncIterator[RayHead]:
-    async with open_ray_head() as head:
-        yield head
 
 
 class Bench:

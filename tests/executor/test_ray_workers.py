@@ -20,10 +20,8 @@ from etcd_actions.executor import (
     ExecutorSettings,
     Offer,
     RaySettings,
-    attempt_follower,
     open_executor,
 )
-from etcd_actions.executor.launchers import attempts as looking
 from etcd_actions.executor.lost_attempts import WORKER_LOST
 from etcd_actions.model.earlier_attempts import earlier_attempts
 from etcd_actions.pipeline.watching_settings import WatchingSettings
@@ -32,23 +30,10 @@ from tests.executor.test_ray_executor import task, write
 from tests.executor.workers import fake_worker
 from tests.support.everyday import first_everyday
 from tests.support.http_server import HttpRequest, answer
-from tests.support.ray_head import RayHead, open_ray_head
+from tests.support.ray_head import RayHead
 from tests.support.waiting import eventually
 
 BASE = "memory://bucket/workers"
-
-
-@pytest.fixture(autouse=True)
-def soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(looking, "_LOOK_FIRST", 0.01)
-    monkeypatch.setattr(looking, "_LOOK_LAST", 0.01)
-    monkeypatch.setattr(attempt_follower, "_QUEUED_AFTER", 0.05)
-
-
-@pytest.fixture
-async def head() -> AsyncIterator[RayHead]:
-    async with open_ray_head() as head:
-        yield head
 
 
 class RayWorker(NamedTuple):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, asynccontextmanager
 from pathlib import Path
 
 import psutil
@@ -209,13 +209,14 @@ def network() -> Iterator[tuple[Network, str]]:
         yield opened
 
 
-async def test_a_machine_without_its_link_ends_its_attempt_before_the_next_one_starts(
-    site: Site, network: tuple[Network, str], tmp_path: Path
-) -> None:
-    """Its packets vanish for longer than its lease; when they arrive again it works again."""
+@asynccontextmanager
+async def machines(
+    site: Site, network: tuple[Network, str], names: str
+) -> AsyncIterator[tuple[ActionsClient, str]]:
+    """A machine for each worker; gives a client, and the etcd that they reach over the network."""
     switch, address = network
-    cluster = EtcdCluster(tmp_path / "etcd", host=address)
-    site.within = {name: switch.add(name) for name in "ab"}
+    cluster = EtcdCluster(site.directory / "etcd", host=address)
+    site.within = {name: switch.add(name) for name in names}
     with ExitStack() as stack:
         stack.callback(cluster.stop)
         cluster.start()
@@ -226,49 +227,46 @@ async def test_a_machine_without_its_link_ends_its_attempt_before_the_next_one_s
                 open_actions_client(etcd, prefix=site.prefix) as client,
             ):
                 await client.start_watching()
-                first = await beating_worker(stack, client, site, endpoint, endpoint)
-                beats_in = site.within["a"]
-                beats_in.disconnect()
-                action = await until(client, ROOT)
-                assert (action.phase, action.status.attempts) == (Phase.SUCCEEDED, 2)
-                assert [each.code for each in earlier_attempts(action)] == [WORKER_LOST]
-                assert site.starts() == {"a0.0": 1, "a0.1": 1}
-                site.check_apart()
-                await first.logged("claims_not_renewed_in_time")
-                beats_in.connect()
-                await first.logged("lease_lost")
-                # The other one could run it, too, so that is stopped.
-                site.within["b"].kill_all()
-                await client.enqueue(site.machine.task(AFTER, "exit 0"))
-                assert (await until(client, AFTER)).phase is Phase.SUCCEEDED
-                assert set(site.starts().values()) == {1}
+                yield client, endpoint
+
+
+async def test_a_machine_without_its_link_ends_its_attempt_before_the_next_one_starts(
+    site: Site, network: tuple[Network, str]
+) -> None:
+    """Its packets vanish for longer than its lease; when they arrive again it works again."""
+    async with machines(site, network, "ab") as (client, endpoint):
+        with ExitStack() as stack:
+            first = await beating_worker(stack, client, site, endpoint, endpoint)
+            site.within["a"].disconnect()
+            action = await until(client, ROOT)
+            assert (action.phase, action.status.attempts) == (Phase.SUCCEEDED, 2)
+            assert [each.code for each in earlier_attempts(action)] == [WORKER_LOST]
+            assert site.starts() == {"a0.0": 1, "a0.1": 1}
+            site.check_apart()
+            await first.logged("claims_not_renewed_in_time")
+            site.within["a"].connect()
+            await first.logged("lease_lost")
+            # The other one could run it, too, so that is stopped.
+            site.within["b"].kill_all()
+            await client.enqueue(site.machine.task(AFTER, "exit 0"))
+            assert (await until(client, AFTER)).phase is Phase.SUCCEEDED
+            assert set(site.starts().values()) == {1}
 
 
 async def test_a_machine_that_loses_power_and_starts_again_repeats_no_attempt(
-    site: Site, network: tuple[Network, str], tmp_path: Path
+    site: Site, network: tuple[Network, str]
 ) -> None:
     """Nothing is left that could have noted the loss; the task's template allows one attempt."""
-    switch, address = network
-    cluster = EtcdCluster(tmp_path / "etcd", host=address)
-    site.within = {"a": switch.add("a")}
-    with ExitStack() as stack:
-        stack.callback(cluster.stop)
-        cluster.start()
-        [endpoint] = cluster.endpoints
-        with trio.fail_after(90):
-            async with (
-                open_etcd(endpoint) as etcd,
-                open_actions_client(etcd, prefix=site.prefix) as client,
-            ):
-                await client.start_watching()
-                worker = stack.enter_context(site.worker("a", endpoint))
-                await worker.logged("working")
-                await client.enqueue(site.machine.task(ROOT, site.beating()))
-                await until(client, ROOT, Phase.RUNNING)
-                await site.beats()
-                site.within["a"].kill_all()
-                stack.enter_context(site.worker("a", endpoint))
-                action = await until(client, ROOT)
+    async with machines(site, network, "a") as (client, endpoint):
+        with ExitStack() as stack:
+            worker = stack.enter_context(site.worker("a", endpoint))
+            await worker.logged("working")
+            await client.enqueue(site.machine.task(ROOT, site.beating()))
+            await until(client, ROOT, Phase.RUNNING)
+            await site.beats()
+            site.within["a"].kill_all()
+            stack.enter_context(site.worker("a", endpoint))
+            action = await until(client, ROOT)
         assert (action.phase, action.status.attempts) == (Phase.SUCCEEDED, 2)
         assert [each.code for each in earlier_attempts(action)] == [WORKER_LOST]
         assert site.starts() == {"a0.0": 1, "a0.1": 1}

@@ -92,10 +92,6 @@ async def test_a_table_is_created_once(etcd: Etcd, keys: ShardKeys) -> None:
     # The present table has precedence over the number.
     assert (await create(etcd, keys, 16)).shards == table.shards
     assert await lowest_first(etcd, keys) == [0, 1, 2, 3]
-    assert table.shard_of(b"flyte/r1-a0") == table.shards[0]
-    assert table.shard_of(b"flyte/zz") == table.get(3)
-    assert table.shard_of(b"other/zz") is None
-    assert table.get(9) is None
 
 
 async def test_the_most_shards_are_created_in_one_transaction(etcd: Etcd, keys: ShardKeys) -> None:

@@ -9,8 +9,9 @@ import signal
 import subprocess
 import time
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import trustme
@@ -19,6 +20,7 @@ from etcd_actions.etcd import Tls, User
 from etcd_actions.testing import EtcdBinary
 from etcd_actions.testing.etcd_process import etcdctl_for, packaged_binary, sound_binary_on_path
 from etcd_actions.testing.etcd_server import lasting_port
+from tests.support.etcd_users import EVERYTHING, EtcdUsers
 from tests.support.pem import write_key_pair
 
 ROOT = User(name="root", password="root-pw-5f1c")
@@ -378,9 +380,17 @@ class EtcdCluster:
 
         ``done`` is what etcd says of what an earlier try did.
         """
+        self._settle(lambda: self.etcdctl(*arguments, stdin=stdin), done)
+
+    @property
+    def users(self) -> EtcdUsers:
+        """Users and roles, changed as root once there is one."""
+        return EtcdUsers(self.endpoints, tls=self.tls, root=self.root)
+
+    def _settle(self, call: Callable[[], object], done: str = "") -> None:
         for tried in range(1, _TRIES + 1):
             try:
-                self.etcdctl(*arguments, stdin=stdin)
+                call()
             except RuntimeError as error:
                 if tried > 1 and done and done in str(error):
                     return
@@ -392,9 +402,9 @@ class EtcdCluster:
 
     def add_user(self, user: User, *roles: str) -> None:
         """Make a user with some roles."""
-        self.settle("user", "add", f"{user.name}:{user.password}", done="already exists")
+        self._settle(lambda: self.users.add(user), "already exists")
         for role in roles:
-            self.settle("user", "grant-role", user.name, role)
+            self._settle(partial(self.users.give, user, role))
 
     def set_password(self, user: User) -> None:
         """Give a user this password; its tokens end."""
@@ -404,15 +414,15 @@ class EtcdCluster:
     def enable_auth(self) -> None:
         """Make root, and :data:`WORKER` with the role ``everything``; then want users."""
         self.add_user(ROOT, "root")
-        self.settle("role", "add", "everything", done="already exists")
-        self.settle("role", "grant-permission", "everything", "readwrite", "--from-key", "")
+        self._settle(lambda: self.users.add_role("everything"), "already exists")
+        self._settle(lambda: self.users.grant("everything", "readwrite", EVERYTHING))
         self.add_user(WORKER, "everything")
-        self.settle("auth", "enable", done="user name is empty")
+        self._settle(self.users.enable, "user name is empty")
         self.root = ROOT
 
     def disable_auth(self) -> None:
         """Want no users any more; they stay."""
-        self.settle("auth", "disable", done="authentication is not enabled")
+        self._settle(self.users.disable, "authentication is not enabled")
         self.root = None
 
     def _command(self, member: Member) -> list[str | Path]:

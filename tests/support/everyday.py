@@ -11,7 +11,7 @@ import pytest
 EVERYDAY = "not faults and not slow"
 """The expression of marks of the everyday suite."""
 
-EXAMPLES = 10
+EXAMPLES = 5
 """How many the everyday suite draws for a property; all other runs draw Hypothesis's hundred."""
 
 _PARAM = type(pytest.param())

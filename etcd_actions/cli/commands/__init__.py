@@ -11,7 +11,7 @@ To add a command ``NAME``:
    ``@output_option(...)`` and ``@with_settings(COMMON)``, or ``BACKEND`` if it can use the
    service. Its docstring is the help. It imports the job in its body and calls ``run_async``.
 3. Add a line to ``_COMMANDS`` in ``command_line.py``: the module and the first sentence of help.
-4. Print through ``formats``: ``print_result`` for a result that is complete, ``standard_output``
+4. Print through ``formats``: ``print_rows`` for a result that is complete, ``standard_output``
    for one that streams, ``exit_codes.print_message`` for one line on standard error.
 5. Add it to the tables of ``README.md`` and ``docs/commands.md``, and a test to ``tests/cli``. A
    command that runs until a signal is also in the sets at the top of ``first_signal.py``.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager
 
@@ -18,16 +17,14 @@ from etcd_actions.cli.formats.run_progress import ActionState, ProgressPrinter
 from etcd_actions.cli.formats.standard_output import (
     chosen_format,
     standard_output,
-    stop_when_unread,
+    until_stopped,
 )
 from etcd_actions.cli.names import Name, find_run, parse_name, with_nearest
 from etcd_actions.cli.options import CommonOptions
 from etcd_actions.cli.reader import ACTIONS_AT_ONCE, Reader
 from etcd_actions.cli.signals import open_stop
 from etcd_actions.errors import EtcdActionsError
-from etcd_actions.model import ROOT_ACTION, Phase
-
-SUCCESSES = (Phase.SUCCEEDED, Phase.RECOVERED)
+from etcd_actions.model import ROOT_ACTION, SUCCESSES
 
 
 async def attach_to_run(common: CommonOptions, text: str, output: str | None) -> int:
@@ -39,12 +36,8 @@ async def attach_to_run(common: CommonOptions, text: str, output: str | None) ->
         ended: list[ActionState] = []
         with standard_output() as write:
             printer = ProgressPrinter(write, form)
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(stop_when_unread, sys.stdout.fileno(), stop)
-                with stop.interrupts():
-                    async with with_nearest(reader.names, text):
-                        ended.append(await follow_run(reader, name, printer))
-                nursery.cancel_scope.cancel("the output has ended")
+            async with until_stopped(stop), with_nearest(reader.names, text):
+                ended.append(await follow_run(reader, name, printer))
         if not ended:
             print_message(continues_message(name))
             return ExitCode.OK

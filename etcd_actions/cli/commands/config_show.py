@@ -6,7 +6,7 @@ import msgspec
 
 from etcd_actions._internal.quoting import printable
 from etcd_actions.cli.exit_codes import ExitCode, print_message
-from etcd_actions.cli.formats.standard_output import chosen_format, print_result
+from etcd_actions.cli.formats.standard_output import chosen_format, print_rows
 from etcd_actions.config import SETTINGS, Config, Resolution, Setting
 from etcd_actions.config.security import needs_password, unused_password
 from etcd_actions.config.settings import KEEPALIVE_TIME, USER
@@ -35,7 +35,7 @@ def show_config(values: Resolution, output: str | None) -> int:
         except ConfigError as error:
             errors.append(error)
     rows = [_row(setting, values) for setting in SETTINGS]
-    print_result(form, rows, rows, lambda: _table(rows))
+    print_rows(form, rows, rows, lambda _: _table(rows))
     for each in errors:
         print_message(str(each))
     return ExitCode.USAGE if errors else ExitCode.OK

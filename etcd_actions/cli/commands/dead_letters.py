@@ -11,14 +11,13 @@ import msgspec
 import trio
 
 from etcd_actions._internal.quoting import printable, quoted
-from etcd_actions.cli.backends import open_dead_letters
+from etcd_actions.cli.backends import DeadLetters, open_dead_letters
 from etcd_actions.cli.exit_codes import ExitCode, print_message
 from etcd_actions.cli.formats.changes import Change, Changes
 from etcd_actions.cli.formats.rows import as_text
-from etcd_actions.cli.formats.standard_output import chosen_format, print_result
+from etcd_actions.cli.formats.standard_output import chosen_format, print_rows
 from etcd_actions.cli.names import Name, nearest_to_unknown, parse_name
 from etcd_actions.cli.options import CommonOptions
-from etcd_actions.cli.service_dead_letters import DeadLetters
 from etcd_actions.cli.stored_objects import open_stored_objects
 from etcd_actions.dead_letters import DeadLetter
 from etcd_actions.errors import ConfigError, FailedPrecondition
@@ -131,7 +130,7 @@ async def list_dead_letters(
         dead_letters, missing = selection.of(await client.dead_letters())
         objects = await client.dead_letter_objects(dead_letters)
     rows = [_row(each, objects) for each in dead_letters]
-    print_result(form, rows, {"dead_letters": rows}, lambda: _table(rows))
+    print_rows(form, rows, {"dead_letters": rows}, lambda _: _table(rows))
     return await _report_missing(common, missing)
 
 

@@ -23,9 +23,8 @@ from etcd_actions.cli.formats.standard_output import chosen_format, print_rows
 from etcd_actions.cli.names import Name, find_action, parse_name, with_nearest
 from etcd_actions.cli.options import CommonOptions
 from etcd_actions.cli.reader import Reader
-from etcd_actions.model import ROOT_ACTION
+from etcd_actions.model import FAILURES, ROOT_ACTION
 
-_TERMINAL_FAILURES = ("FAILED", "TIMED_OUT", "ABORTED")
 _MOST_FAILURES = 20
 
 
@@ -75,7 +74,8 @@ async def _described(reader: Reader, name: Name) -> Description:
 async def _failures(reader: Reader, run: Name) -> list[str]:
     """The failed actions of a run below its root."""
     request = ListRequest(limit=_MOST_FAILURES)
-    request.filters.add(function=Filter.VALUE_IN, field="phase", values=_TERMINAL_FAILURES)
+    values = [phase.name for phase in FAILURES]
+    request.filters.add(function=Filter.VALUE_IN, field="phase", values=values)
     request.filters.add(function=Filter.NOT_EQUAL, field="name", values=[ROOT_ACTION])
     page = await reader.page_of_actions(run, request)
     failed = [f"{each.id.name} ({phase_of(each.status.phase).name})" for each in page.actions]

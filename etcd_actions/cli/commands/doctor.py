@@ -11,7 +11,7 @@ import msgspec
 
 from etcd_actions._internal.quoting import printable
 from etcd_actions.cli.exit_codes import ExitCode, print_message
-from etcd_actions.cli.formats.standard_output import chosen_format, print_result
+from etcd_actions.cli.formats.standard_output import chosen_format, print_rows
 from etcd_actions.cli.formats.table import Cell, Line, Terminal
 from etcd_actions.cli.options import CommonOptions
 from etcd_actions.cli.signals import open_stop
@@ -57,7 +57,7 @@ async def examine_etcd(common: CommonOptions, output: str | None) -> int:
             print_message("interrupted: there is no result")
             return ExitCode.OK
         report = Report(worst(findings).label, findings)
-        print_result(form, findings, report, lambda: _table(report.findings))
+        print_rows(form, findings, report, lambda _: _table(report.findings))
         return exit_code(findings)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 import trio
 from flyteidl2.common.list_pb2 import Sort
-from flyteidl2.workflow import run_service_pb2 as pb
 
 from etcd_actions.actions.stored_action import StoredAction
 from etcd_actions.app.executor import state_dir_of
@@ -25,7 +24,6 @@ from etcd_actions.cli.exit_codes import ExitCode, print_message
 from etcd_actions.cli.formats.changes import Changes, plural, size_text
 from etcd_actions.cli.names import Name
 from etcd_actions.cli.options import CommonOptions
-from etcd_actions.cli.reader import Reader
 from etcd_actions.client import ActionsClient
 from etcd_actions.config import settings
 from etcd_actions.config.values import LEAST_FOR_UPLOADS
@@ -37,7 +35,6 @@ if TYPE_CHECKING:
     from flyteidl2.workflow.run_definition_pb2 import Action
 
 RUNS, ATTEMPTS, UPLOADS = "runs", "attempts", "uploads"
-_PAGE: Final = 1_000
 _REASON: Final = "deleted by gc"
 
 
@@ -112,31 +109,14 @@ async def _collect_runs(
         )
         before = collection.before
         # All are listed first: a deletion changes the pages.
-        due = [
-            (_time_of(each), each.id.run)
-            async for each in _roots(reader)
-            if collection.selects(each, before)
-        ]
+        async with aclosing(reader.each_run(Sort.ASCENDING)) as found:
+            roots = [run.action async for run in found if collection.selects(run.action, before)]
+        due = [(_time_of(root), root.id.run) for root in roots]
         due.sort(key=lambda each: each[0])
         runs = [Name(run.project, run.domain, run.name) for _, run in due]
         await deleted.delete(runs[: collection.limit])
         deleted.finish()
     return dict(deleted.totals)
-
-
-async def _roots(reader: Reader) -> AsyncIterator[Action]:
-    """The root of each run."""
-    request = pb.ListRunsRequest(org="")
-    request.request.limit = _PAGE
-    request.request.sort_by.key = "created_at"
-    request.request.sort_by.direction = Sort.ASCENDING
-    while True:
-        response = await reader.runs(request)
-        for run in response.runs:
-            yield run.action
-        if not response.token:
-            return
-        request.request.token = response.token
 
 
 def _time_of(action: Action) -> datetime:

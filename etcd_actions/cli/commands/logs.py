@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections import deque
 from collections.abc import Iterable
 from typing import Final
@@ -15,7 +14,7 @@ from etcd_actions.cli.backends import open_reader
 from etcd_actions.cli.calls import DATA
 from etcd_actions.cli.exit_codes import ExitCode, print_message
 from etcd_actions.cli.formats.message_rows import phase_of
-from etcd_actions.cli.formats.standard_output import Write, standard_output, stop_when_unread
+from etcd_actions.cli.formats.standard_output import Write, standard_output, until_stopped
 from etcd_actions.cli.names import Name, find_action, parse_name, with_nearest
 from etcd_actions.cli.options import CommonOptions
 from etcd_actions.cli.reader import Reader, action_identifier
@@ -44,15 +43,12 @@ async def show_log(
     with standard_output() as write:
         async with (
             open_stop() as stop,
-            trio.open_nursery() as nursery,
             open_reader(common, files=True) as reader,
+            until_stopped(stop),
         ):
-            nursery.start_soon(stop_when_unread, sys.stdout.fileno(), stop)
-            with stop.interrupts():
-                name = await find_action(reader.names, text)
-                async with with_nearest(reader.names, text):
-                    await _show(reader, name, write, follow=follow, attempt=attempt, tail=tail)
-            nursery.cancel_scope.cancel("the log is written")
+            name = await find_action(reader.names, text)
+            async with with_nearest(reader.names, text):
+                await _show(reader, name, write, follow=follow, attempt=attempt, tail=tail)
     return ExitCode.OK
 
 

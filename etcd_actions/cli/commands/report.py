@@ -25,7 +25,7 @@ from etcd_actions.cli.names import Name, find_run
 from etcd_actions.cli.options import CommonOptions
 from etcd_actions.cli.reader import ACTIONS_AT_ONCE, Reader, action_identifier
 from etcd_actions.errors import ConfigError, InputError, NotFound
-from etcd_actions.model import Phase
+from etcd_actions.model import FAILURES, Phase
 from etcd_actions.page.report import report_document
 from etcd_actions.page.static_files import static_files
 
@@ -34,7 +34,6 @@ MOST_DETAILED: Final = 2_000
 
 # Reads of details at a time.
 _AT_ONCE: Final = 8
-_FAILED: Final = (Phase.FAILED, Phase.TIMED_OUT, Phase.ABORTED)
 
 
 class Snapshot(msgspec.Struct, rename="camel"):
@@ -142,7 +141,7 @@ def as_json(details: runs_pb.RunDetails | runs_pb.ActionDetails) -> dict[str, An
 def _interest(action: runs_pb.Action) -> tuple[bool, bool, bool]:
     """The sort key by which actions are chosen whose details are read."""
     phase = action.status.phase
-    return bool(action.metadata.parent), phase not in _FAILED, phase != Phase.RUNNING
+    return bool(action.metadata.parent), phase not in FAILURES, phase != Phase.RUNNING
 
 
 def _messages(actions: list[runs_pb.Action]) -> list[str]:

@@ -24,7 +24,7 @@ from etcd_actions.cli.formats.standard_output import (
     chosen_format,
     print_rows,
     standard_output,
-    stop_when_unread,
+    until_stopped,
 )
 from etcd_actions.cli.names import Name
 from etcd_actions.cli.options import CommonOptions
@@ -288,11 +288,8 @@ async def _follow(reader: Reader, selected: RunFilter, printed: _Printer, oldest
         return False
 
     request = pb.WatchRunsRequest(org="")
-    async with open_stop() as stop, trio.open_nursery() as nursery:
-        nursery.start_soon(stop_when_unread, sys.stdout.fileno(), stop)
-        with stop.interrupts():
-            await follow("runs", lambda: reader.watch_runs(request), on_item)
-        nursery.cancel_scope.cancel("the end is requested")
+    async with open_stop() as stop, until_stopped(stop):
+        await follow("runs", lambda: reader.watch_runs(request), on_item)
 
 
 def _without_counts(row: RunRow) -> RunRow:

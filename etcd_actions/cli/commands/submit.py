@@ -20,7 +20,7 @@ import trio
 from etcd_actions._internal.quoting import quoted
 from etcd_actions.app.executor import sdk_python
 from etcd_actions.app.stop import Stop
-from etcd_actions.cli.commands.attach import SUCCESSES, continues_message, follow_run
+from etcd_actions.cli.commands.attach import continues_message, follow_run
 from etcd_actions.cli.commands.submit_endpoint import open_run_endpoint
 from etcd_actions.cli.exit_codes import ExitCode, print_message
 from etcd_actions.cli.formats.changes import Change, print_change
@@ -39,6 +39,7 @@ from etcd_actions.errors import (
     ServiceUnavailable,
 )
 from etcd_actions.executor.attempts.attempt_command import WORKDIR
+from etcd_actions.model import SUCCESSES
 
 # By the kinds of submit_main.py.
 _ERRORS: dict[str, type[EtcdActionsError]] = {

@@ -13,7 +13,7 @@ from etcd_actions import __version__
 from etcd_actions._internal.quoting import printable
 from etcd_actions.cli.cluster import service_versions
 from etcd_actions.cli.exit_codes import ExitCode
-from etcd_actions.cli.formats.standard_output import standard_output
+from etcd_actions.cli.formats.standard_output import json_document, standard_output
 from etcd_actions.cli.options import CommonOptions
 from etcd_actions.config.settings import SERVICE
 from etcd_actions.errors import (
@@ -70,7 +70,7 @@ async def show_versions(common: CommonOptions, output: str, client: bool) -> int
             found.etcd_error = str(error)
     with standard_output() as write:
         if output == "json":
-            write(msgspec.json.format(msgspec.json.encode(found)) + b"\n")
+            write(json_document(found))
         else:
             write(_text(found, client, has_service).encode())
     return ExitCode.OK

@@ -16,10 +16,7 @@ from etcd_actions.cli.formats.message_rows import error_of, phase_of
 from etcd_actions.cli.names import find_action, parse_name, with_nearest
 from etcd_actions.cli.options import CommonOptions
 from etcd_actions.errors import ConfigError
-from etcd_actions.model import Phase
-
-_SUCCESSES = frozenset({Phase.SUCCEEDED, Phase.RECOVERED})
-_TERMINAL = frozenset(phase for phase in Phase if phase.is_terminal)
+from etcd_actions.model import SUCCESSES, TERMINAL, Phase
 
 
 async def wait_for_phase(
@@ -66,9 +63,9 @@ def phases_of(condition: str) -> Collection[Phase]:
         ConfigError: It has none of these forms.
     """
     if condition == "success":
-        return _SUCCESSES
+        return SUCCESSES
     if condition == "terminal":
-        return _TERMINAL
+        return TERMINAL
     names = condition.removeprefix("phase=")
     phases = {name.strip().upper() for name in names.split(",")}
     known = {phase.name for phase in Phase if phase}

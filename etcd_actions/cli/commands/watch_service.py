@@ -6,12 +6,10 @@ the service sends.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
 
 import msgspec
-import trio
 
 from etcd_actions.change_history.synced import SyncedRow
 from etcd_actions.cli.backends import open_service
@@ -20,7 +18,7 @@ from etcd_actions.cli.commands.watch import NoneYet, WatchOptions
 from etcd_actions.cli.exit_codes import ExitCode
 from etcd_actions.cli.following import follow
 from etcd_actions.cli.formats.rows import Row, update_row
-from etcd_actions.cli.formats.standard_output import standard_output, stop_when_unread
+from etcd_actions.cli.formats.standard_output import standard_output, until_stopped
 from etcd_actions.cli.options import CommonOptions
 from etcd_actions.cli.signals import open_stop
 from etcd_actions.model import ActionUpdate
@@ -33,9 +31,8 @@ async def watch_service(common: CommonOptions, watching: WatchOptions) -> int:
     request = pb.WatchUpdatesRequest(project=run.project, domain=run.domain)
     if run.project and run.domain:
         request.run = run.run
-    async with open_stop() as stop, open_service(common) as service, trio.open_nursery() as nursery:
-        nursery.start_soon(stop_when_unread, sys.stdout.fileno(), stop)
-        with standard_output() as write, stop.interrupts():
+    async with open_stop() as stop, open_service(common) as service, until_stopped(stop):
+        with standard_output() as write:
             changes, none_yet = _Changes(), NoneYet(watching.if_none)
 
             def on_item(response: pb.WatchUpdatesResponse) -> bool:
@@ -51,7 +48,6 @@ async def watch_service(common: CommonOptions, watching: WatchOptions) -> int:
                 return service.stream(OPERATIONS, "WatchUpdates", request, pb.WatchUpdatesResponse)
 
             await follow("actions", opened, on_item)
-        nursery.cancel_scope.cancel("the output has ended")
     return ExitCode.OK
 
 
@@ -82,14 +78,14 @@ class _Changes:
         before = self._states.get(key, earlier)
         if update.is_deleted:
             self._states.pop(key, None)
-            return [update_row("DELETED", update, update.end_time)]
+            return [update_row("DELETED", update)]
         self._states[key] = update
         if before is None or before.create_revision != update.create_revision:
-            added = update_row("ADDED", update, update.end_time, listed=listed)
+            added = update_row("ADDED", update, listed=listed)
             return [added] if before is None else [_gone(before, update.create_revision), added]
         if update.revision <= before.revision:
             return []
-        return [update_row("MODIFIED", update, update.end_time, listed=listed)]
+        return [update_row("MODIFIED", update, listed=listed)]
 
     def _synced(self, revision: int) -> list[Row]:
         """The present states were delivered: the others were deleted since the last stream."""
@@ -104,4 +100,4 @@ class _Changes:
 def _gone(last: ActionUpdate, revision: int) -> Row:
     """The row of a deletion that no stream delivered; its real revision may be lower."""
     deleted = msgspec.structs.replace(last, revision=revision, is_deleted=True)
-    return update_row("DELETED", deleted, last.end_time, listed=True, synthesised=True)
+    return update_row("DELETED", deleted, listed=True, synthesised=True)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import msgspec
 
 from etcd_actions.cli.exit_codes import print_message
-from etcd_actions.cli.formats.standard_output import name_lines, standard_output
+from etcd_actions.cli.formats.standard_output import json_document, name_lines, standard_output
 
 
 class Change(msgspec.Struct, kw_only=True, omit_defaults=True):
@@ -79,7 +79,7 @@ class Changes:
         if self._output == "name":
             return name_lines(self._changes)
         document = {"changes": list(self._changes.values()), **totals}
-        return msgspec.json.format(msgspec.json.encode(document)) + b"\n"
+        return json_document(document)
 
 
 def print_change(output: str | None, change: Change, message: str) -> None:
@@ -92,7 +92,7 @@ def print_change(output: str | None, change: Change, message: str) -> None:
     """
     if output == "json":
         with standard_output() as write:
-            write(msgspec.json.format(msgspec.json.encode(change)) + b"\n")
+            write(json_document(change))
         return
     changes = Changes(output)
     changes.add(change, message)

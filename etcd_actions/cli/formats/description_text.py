@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from etcd_actions.cli.formats.descriptions import AttemptDescription, Description
 
 _TITLE_WIDTH = 12
-_TERMINAL = frozenset(phase.name for phase in Phase if phase.is_terminal)
 
 
 def description_text(described: Description, file: IO[str], now: datetime) -> bytes:
@@ -66,7 +65,7 @@ def _lines(described: Description, now: datetime) -> Iterator[Line]:
             each.time,
             str(each.attempt),
             each.phase,
-            "" if each.phase in _TERMINAL else age(each.time, now, each.ended),
+            "" if Phase[each.phase].is_terminal else age(each.time, now, each.ended),
         ]
         for each in described.events
     ]

@@ -12,7 +12,6 @@ from etcd_actions.codecs import codec_of
 from etcd_actions.errors import DecodeError
 from etcd_actions.etcd.api import KeyValue
 from etcd_actions.model import (
-    ActionObject,
     ActionUpdate,
     ErrorState,
     Phase,
@@ -32,7 +31,8 @@ class ActionRow(msgspec.Struct, frozen=True, gc=False, kw_only=True, omit_defaul
 
     ``type`` is the kind of the change, or ACTION for a stored state. A field that is None is
     unknown, since no value of a deleted key could be decoded; ``parent`` is also None for the root
-    of a run. Rows by the service lack the fields of :data:`OF_ETCD`.
+    of a run. The service does not deliver ``key``, ``namespace``, ``revision``, ``recorded``,
+    ``uid`` and ``output_uri``.
     """
 
     type: str
@@ -69,10 +69,6 @@ class ActionRow(msgspec.Struct, frozen=True, gc=False, kw_only=True, omit_defaul
         if self.run is None or self.action is None:
             return f"{self.namespace}/{self.name}"
         return f"{self.project}/{self.domain}/{self.run}/{self.action}"
-
-
-OF_ETCD = ("key", "namespace", "revision", "recorded", "uid", "output_uri")
-"""The fields of rows that only etcd has."""
 
 
 class UndecodableRow(msgspec.Struct, frozen=True, gc=False, tag="UNDECODABLE"):
@@ -112,28 +108,22 @@ class RowMaker:
         update = build_action_update(
             action, key=key, revision=revision, create_revision=change.create_revision
         )
-        return update_row(change.kind.value, update, ended_at(action), listed=change.listed)
+        return update_row(change.kind.value, update, listed=change.listed)
 
     def _deleted(self, change: Change) -> ActionRow:
         """The row of a deletion: of the previous value if there is one, else of the cache."""
         key, revision = change.key, change.mod_revision
         cached = self._cached.pop(key, None)
         update: ActionUpdate | None = None
-        ended = ""
         if cached is not None:
             update = build_action_update(unpack(cached), key=key, revision=revision, deleted=True)
         if change.prev_value:
             with contextlib.suppress(DecodeError):
                 action = codec_of(change.prev_value).decode(change.prev_value, key=key)
                 update = build_action_update(action, key=key, revision=revision, deleted=True)
-                ended = ended_at(action)
         if update is not None:
             return update_row(
-                change.kind.value,
-                update,
-                ended,
-                listed=change.listed,
-                synthesised=change.synthesised,
+                change.kind.value, update, listed=change.listed, synthesised=change.synthesised
             )
         namespace, name = key.decode().split("/")[-2:]
         return ActionRow(
@@ -166,15 +156,7 @@ def stored_row(prefix: bytes, kv: KeyValue) -> ActionRow | UndecodableRow:
     update = build_action_update(
         action, key=key, revision=revision, create_revision=kv.create_revision
     )
-    return update_row("ACTION", update, ended_at(action))
-
-
-def ended_at(action: ActionObject) -> str:
-    """The stored time at which an action became terminal; empty if there is none."""
-    for condition in action.status.conditions if action.is_terminal else ():
-        if condition.status == "True" and condition.type in ("Succeeded", "Failed"):
-            return condition.last_transition_time
-    return ""
+    return update_row("ACTION", update)
 
 
 def as_text(key: bytes) -> str:
@@ -183,12 +165,7 @@ def as_text(key: bytes) -> str:
 
 
 def update_row(
-    kind: str,
-    update: ActionUpdate,
-    ended: str,
-    *,
-    listed: bool = False,
-    synthesised: bool = False,
+    kind: str, update: ActionUpdate, *, listed: bool = False, synthesised: bool = False
 ) -> ActionRow:
     """The row of an update; see :class:`ActionRow`."""
     # The names of the key, not those in the object.
@@ -215,7 +192,7 @@ def update_row(
         output_uri=update.output_uri,
         error=update.error,
         created_at=update.creation_timestamp,
-        ended_at=ended,
+        ended_at=update.end_time,
         listed=listed,
         synthesised=synthesised,
         partial=update.partial,

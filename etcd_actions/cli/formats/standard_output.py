@@ -6,9 +6,9 @@ import os
 import select
 import stat
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import IO, Protocol, cast
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from typing import IO, Any, cast
 
 import msgspec
 import trio
@@ -17,30 +17,11 @@ from etcd_actions._internal.logger import get_logger
 from etcd_actions._internal.quoting import printable
 from etcd_actions.app.stop import Stop
 from etcd_actions.cli.exit_codes import unwritable
-from etcd_actions.cli.formats.rows import Row
 from etcd_actions.errors import InputError
 
 Write = Callable[[bytes], None]
 
 _log = get_logger(__name__)
-
-
-class Format(Protocol):
-    """Turns rows into output."""
-
-    def format(self, rows: Sequence[Row], /) -> bytes:
-        """The bytes of complete lines."""
-
-
-class JsonLines:
-    """One JSON object a line."""
-
-    def __init__(self) -> None:
-        self._encoder = msgspec.json.Encoder()
-
-    def format(self, rows: Sequence[Row], /) -> bytes:
-        """The bytes of complete lines."""
-        return self._encoder.encode_lines(rows)
 
 
 def chosen_format(output: str | None, *, elsewhere: str) -> str:
@@ -92,17 +73,9 @@ def standard_output() -> Iterator[Write]:
         _log.debug("reader_ended")
 
 
-def print_result(
-    form: str, rows: Sequence[object], document: object, table: Callable[[], bytes]
-) -> None:
-    """Print rows as JSON lines, a document as JSON, or a table, by the format."""
-    with standard_output() as write:
-        if form == "table":
-            write(table())
-        elif form == "json":
-            write(msgspec.json.format(msgspec.json.encode(document)) + b"\n")
-        else:
-            write(msgspec.json.Encoder().encode_lines(rows))
+def json_document(document: object) -> bytes:
+    """A document as JSON, on several lines."""
+    return msgspec.json.format(msgspec.json.encode(document)) + b"\n"
 
 
 def name_lines(names: Iterable[str]) -> bytes:
@@ -113,18 +86,9 @@ def name_lines(names: Iterable[str]) -> bytes:
     return "".join(f"{printable(name)}\n" for name in names).encode()
 
 
-class Named(Protocol):
-    """A row with the name that commands take."""
-
-    @property
-    def path(self) -> str:
-        """The name."""
-        ...
-
-
 def print_rows(
     form: str,
-    rows: Sequence[Named],
+    rows: Sequence[Any],
     document: object,
     table: Callable[[bool], bytes],
     write: Write | None = None,
@@ -133,7 +97,7 @@ def print_rows(
 
     Args:
         form: The format.
-        rows: The rows.
+        rows: The rows; with ``name`` each has a ``path``, the name that commands take.
         document: All of them, for ``json`` and ``yaml``.
         table: Formats them for people; gets whether ``-o wide`` was given.
         write: Writes to standard output; by default it is opened here.
@@ -152,7 +116,7 @@ def print_rows(
 
         write(as_yaml(document))
     else:
-        write(msgspec.json.format(msgspec.json.encode(document)) + b"\n")
+        write(json_document(document))
 
 
 def write_all(descriptor: int, data: bytes) -> None:
@@ -164,6 +128,16 @@ def write_all(descriptor: int, data: bytes) -> None:
         except BlockingIOError:
             # Another program with the same terminal or pipe can have made it non-blocking.
             select.select([], [descriptor], [])
+
+
+@asynccontextmanager
+async def until_stopped(stop: Stop) -> AsyncIterator[None]:
+    """Run the body until the end is requested, or standard output's reader has ended."""
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(stop_when_unread, sys.stdout.fileno(), stop)
+        with stop.interrupts():
+            yield
+        nursery.cancel_scope.cancel("the output has ended")
 
 
 async def stop_when_unread(descriptor: int, stop: Stop) -> None:

@@ -11,10 +11,9 @@ from etcd_actions.cli.flags import command
 from etcd_actions.cli.number_types import COUNT
 from etcd_actions.cli.options import CommonOptions, with_settings
 from etcd_actions.cli.output_options import FORMATS, output_option
-from etcd_actions.cli.parsing.labels import label_option, parse_labels
+from etcd_actions.cli.parsing.filters import label_option, parse_labels, phase_option
 from etcd_actions.cli.parsing.run_async import run_async
 from etcd_actions.config.settings import BACKEND, COMMON
-from etcd_actions.model import Phase
 
 
 @command(example="etcd-actions watch -o table")
@@ -37,13 +36,7 @@ def watch(common: CommonOptions, *, output: str | None, prev_kv: bool) -> int:
 @click.option("--run", metavar="RUN", help="Only the actions of this run.")
 @click.option("--project", metavar="NAME", help="Only this project.")
 @click.option("--domain", metavar="NAME", help="Only this domain.")
-@click.option(
-    "--phase",
-    "phases",
-    multiple=True,
-    type=click.Choice([phase.name for phase in Phase if phase], case_sensitive=False),
-    help="Only actions in this phase; may be given several times.",
-)
+@phase_option("actions")
 @click.option("--parent", metavar="ACTION", help="Only children of this action.")
 @label_option("Only actions whose object has this label; may be given several times.")
 @click.option("--unrecorded", is_flag=True, help="Only actions that are not recorded.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import click
 
@@ -10,24 +11,15 @@ from etcd_actions.cli.flags import command
 from etcd_actions.cli.number_types import COUNT, SECONDS
 from etcd_actions.cli.options import CommonOptions, with_settings
 from etcd_actions.cli.output_options import FORMATS, output_option
-from etcd_actions.cli.parsing.labels import label_option, parse_labels
+from etcd_actions.cli.parsing.filters import label_option, parse_labels, phase_option
 from etcd_actions.cli.parsing.run_async import run_async
 from etcd_actions.config.settings import BACKEND
-from etcd_actions.model import Phase
-
-PHASES = [phase.name for phase in Phase if phase]
 
 
 @command(example="etcd-actions runs --phase FAILED --newer-than 24h -l team=ml")
 @click.option("--project", metavar="NAME", help="Only this project.")
 @click.option("--domain", metavar="NAME", help="Only this domain.")
-@click.option(
-    "--phase",
-    "phases",
-    multiple=True,
-    type=click.Choice(PHASES, case_sensitive=False),
-    help="Only runs in this phase; may be given several times.",
-)
+@phase_option("runs")
 @label_option("Only runs with this label; may be given several times.")
 @click.option(
     "--newer-than", type=SECONDS, metavar="DURATION", help="Only runs created within this time."
@@ -53,17 +45,14 @@ PHASES = [phase.name for phase in Phase if phase]
 def runs(
     common: CommonOptions,
     *,
-    project: str | None,
-    domain: str | None,
     phases: tuple[str, ...],
     labels: tuple[str, ...],
-    newer_than: float | None,
-    older_than: float | None,
     sort_by: str,
     limit: int,
     no_counts: bool,
     watch: bool,
     output: str | None,
+    **fields: Any,
 ) -> int:
     """Show the runs, the newest first.
 
@@ -72,25 +61,9 @@ def runs(
     """
     from etcd_actions.cli.commands.runs import RunFilter, show_runs  # noqa: PLC0415
 
-    selected = RunFilter(
-        phases=[phase.upper() for phase in phases],
-        project=project,
-        domain=domain,
-        labels=parse_labels(labels),
-        newer_than=newer_than,
-        older_than=older_than,
-    )
-    show = partial(
-        show_runs,
-        common,
-        selected,
-        sort_by=sort_by,
-        limit=limit,
-        counts=not no_counts,
-        watch=watch,
-        output=output,
-    )
-    return run_async(show)
+    selected = RunFilter(phases=phases, labels=parse_labels(labels), **fields)
+    show = partial(show_runs, common, selected, sort_by=sort_by, limit=limit, output=output)
+    return run_async(partial(show, counts=not no_counts, watch=watch))
 
 
 @command(example="etcd-actions describe r1/train")

@@ -93,10 +93,6 @@ class _RangeAnswer(_Range, frozen=True, kw_only=True, gc=False):
     header: _Header
 
 
-class _DeleteAnswer(_Deleted, frozen=True, kw_only=True, gc=False):
-    header: _Header
-
-
 class _TxnAnswer(_Txn, frozen=True, kw_only=True, gc=False):
     header: _Header
 

@@ -17,7 +17,7 @@ from typing import Final
 
 import trio
 
-from etcd_actions._internal.untrusted_files import UnusableFile, open_regular
+from etcd_actions._internal.untrusted_files import open_regular
 from etcd_actions.executor.attempts.attempt_directory import AttemptDirectory, directory_of
 from etcd_actions.executor.supervision.bounded_log import LOG, LOG_BEFORE
 from etcd_actions.model import Incarnation
@@ -42,10 +42,6 @@ class LocalLogs:
     def __init__(self, state_dir: Path) -> None:
         self._state_dir = state_dir
 
-    async def is_there(self, incarnation: Incarnation, attempt: int) -> bool:
-        """Whether an attempt has a log that can be read."""
-        return await trio.to_thread.run_sync(self._is_there, incarnation, attempt, limiter=_THREADS)
-
     @asynccontextmanager
     async def open(self, incarnation: Incarnation, attempt: int) -> AsyncIterator[AttemptLog]:
         """Read the log of an attempt from its beginning.
@@ -60,13 +56,6 @@ class LocalLogs:
             yield log
         finally:
             log.close()
-
-    def _is_there(self, incarnation: Incarnation, attempt: int) -> bool:
-        try:
-            self._open(incarnation, attempt).close()
-        except (OSError, UnusableFile):
-            return False
-        return True
 
     def _open(self, incarnation: Incarnation, attempt: int) -> AttemptLog:
         return AttemptLog(directory_of(self._state_dir, incarnation, attempt))

@@ -82,6 +82,10 @@ _MOST_KNOWN: Final = 10_000
 _log = structlog.get_logger(__name__)
 
 
+ReadImage = Callable[[str], Awaitable[StoredImage | None]]
+"""Reads a stored definition by its digest; returns None if there is none."""
+
+
 @dataclass(frozen=True)
 class ImageEnvironment:
     """The environment of an image.
@@ -134,7 +138,7 @@ class ImageEnvironments:
 
     Args:
         settings: See :class:`ImageSettings`.
-        read: Reads a stored definition by its digest; returns None if there is none.
+        read: See :data:`ReadImage`.
         nursery: Runs the builds.
         containment: The boundary of each build.
 
@@ -145,7 +149,7 @@ class ImageEnvironments:
     def __init__(
         self,
         settings: ImageSettings,
-        read: Callable[[str], Awaitable[StoredImage | None]],
+        read: ReadImage,
         nursery: trio.Nursery,
         containment: Containment,
     ) -> None:
@@ -183,13 +187,7 @@ class ImageEnvironments:
                 raise NotBuiltYet(min(max(waited / 4, _LOOK_FIRST), _LOOK_LAST))
             if now - running.failed_at < _FAILED_FOR:
                 raise running.failure
-        try:
-            stored = await self._read(digest)
-            if stored is None:
-                raise refused(reference, "its definition is not stored: run the program again")
-            definition = parse_image(stored.spec)
-        except (DecodeError, InvalidArgument) as error:
-            raise refused(reference, str(error)) from error
+        stored, definition = await read_definition(self._read, reference)
         # Another task may have started a build during the read.
         if digest not in self._builds or self._builds[digest].failure is not None:
             self._builds[digest] = _Build(now)
@@ -395,6 +393,24 @@ class ImageEnvironments:
             if removed:
                 _log.info("images_removed", count=removed)
             await trio.sleep(every)
+
+
+async def read_definition(
+    read: ReadImage, reference: ImageReference
+) -> tuple[StoredImage, Definition]:
+    """The stored definition of an image.
+
+    Raises:
+        NotStarted: There is none, or it cannot be decoded.
+        EtcdError: It cannot be read now.
+    """
+    try:
+        stored = await read(reference.digest)
+        if stored is None:
+            raise refused(reference, "its definition is not stored: run the program again")
+        return stored, parse_image(stored.spec)
+    except (DecodeError, InvalidArgument) as error:
+        raise refused(reference, str(error)) from error
 
 
 def refused(reference: ImageReference, why: str, *, by_machine: bool = False) -> NotStarted:

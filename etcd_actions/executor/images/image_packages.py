@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Literal
 
-from etcd_actions.errors import DecodeError, InvalidArgument
 from etcd_actions.executor.attempts.attempt_command import Command
 from etcd_actions.executor.attempts.attempt_directory import AttemptDirectory
-from etcd_actions.executor.images.image_environments import refused
-from etcd_actions.images import Definition, StoredImage, parse_image, parse_reference
+from etcd_actions.executor.images.image_environments import ReadImage, read_definition, refused
+from etcd_actions.images import Definition, parse_reference
 from etcd_actions.images.definition import Packages
 from etcd_actions.images.unsupported import own_variables, refusal, unsupported_parts
 
@@ -20,16 +19,12 @@ class ImagePackages:
     """The images of an engine that installs their packages itself.
 
     Args:
-        read: Reads a stored definition by its digest; returns None if there is none.
+        read: See :data:`~.image_environments.ReadImage`.
         lacking: Whether an image with an unsupported part is refused (``check``), or used without
             that part (``ignore``).
     """
 
-    def __init__(
-        self,
-        read: Callable[[str], Awaitable[StoredImage | None]],
-        lacking: Literal["check", "ignore"],
-    ) -> None:
+    def __init__(self, read: ReadImage, lacking: Literal["check", "ignore"]) -> None:
         self._read = read
         self._lacking = lacking
 
@@ -45,13 +40,7 @@ class ImagePackages:
         reference = parse_reference(image)
         if reference is None:
             return None
-        try:
-            stored = await self._read(reference.digest)
-            if stored is None:
-                raise refused(reference, "its definition is not stored: run the program again")
-            definition = parse_image(stored.spec)
-        except (DecodeError, InvalidArgument) as error:
-            raise refused(reference, str(error)) from error
+        _, definition = await read_definition(self._read, reference)
         if self._lacking == "check":
             if problems := unsupported_parts(definition, ""):
                 raise refused(reference, refusal(reference.name, problems))

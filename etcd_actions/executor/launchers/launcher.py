@@ -67,7 +67,6 @@ class Launcher(Protocol):
         Raises:
             NotStarted: No process of it runs, or that is unknown; see the error's attributes.
         """
-        ...
 
     async def look(self, place: AttemptDirectory, *, within: float) -> Look:
         """The state of an attempt that was started.
@@ -77,14 +76,12 @@ class Launcher(Protocol):
         Raises:
             LauncherUnavailable: It cannot be known now.
         """
-        ...
 
     async def stop(self, place: AttemptDirectory) -> None:
         """End an attempt: its processes get SIGTERM, and after a grace SIGKILL.
 
         It returns once no process of it lives. If that takes too long, it logs that, and returns.
         """
-        ...
 
     async def logs(self, place: AttemptDirectory) -> bytes | None:
         """The log so far, or its last part; None if the attempt's directory already has it.
@@ -92,7 +89,6 @@ class Launcher(Protocol):
         Raises:
             LauncherUnavailable: It cannot be read now.
         """
-        ...
 
 
 @runtime_checkable
@@ -109,4 +105,3 @@ class SharedLauncher(Launcher, Protocol):
         Raises:
             LauncherUnavailable: It cannot be known now.
         """
-        ...

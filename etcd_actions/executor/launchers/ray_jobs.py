@@ -11,11 +11,12 @@ import urllib.error
 import urllib.request
 from http.client import HTTPException
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import Any, Final
 
 import msgspec
 import trio
 
+from etcd_actions._internal.no_redirects import open_without_redirects
 from etcd_actions._internal.untrusted_files import UnusableFile, read_regular
 from etcd_actions.executor.launchers.launcher import LauncherUnavailable
 
@@ -132,7 +133,7 @@ class RayJobs:
                 headers["authorization"] = f"Bearer {token}"
             request = urllib.request.Request(url, body, headers, method=method)
             try:
-                with _opener.open(request, timeout=self._within) as response:
+                with open_without_redirects(request, self._within) as response:
                     return response.status, _read(response, most, until)
             except urllib.error.HTTPError as error:
                 with error:
@@ -142,18 +143,6 @@ class RayJobs:
         except (OSError, HTTPException, ValueError, UnusableFile) as error:
             reason = getattr(error, "reason", None) or error
             raise LauncherUnavailable(f"{self.address}: {reason}") from None
-
-
-class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    """Follows no redirects: the token is for this server alone."""
-
-    def redirect_request(
-        self, req: object, fp: IO[bytes], code: int, msg: str, headers: object, newurl: str
-    ) -> None:
-        return None
-
-
-_opener = urllib.request.build_opener(_NoRedirects)
 
 
 def _read(response: Any, most: int, until: float) -> bytes:

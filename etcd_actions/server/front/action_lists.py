@@ -22,12 +22,12 @@ from etcd_actions.model import (
     RunId,
     canonical_name,
 )
+from etcd_actions.runs.attempts import time_or_none
 from etcd_actions.runs.filters import Field, Fields, Kind, microseconds
 from etcd_actions.runs.list_pages import Query, parse, take_sorted
 from etcd_actions.runs.reading import RunReader
 from etcd_actions.runs.run_record import RunRecord
 from etcd_actions.server.front.action_views import action_id_of
-from etcd_actions.server.front.attempt_messages import time_of
 
 _DEFAULT: Final = "created_at"
 _PORTION: Final = 1_000
@@ -59,10 +59,10 @@ class Row(msgspec.Struct, frozen=True, gc=False):
 def row_of(action: StoredAction) -> Row:
     """The row of an action."""
     spec, history = action.spec, action.status.phase_history
-    created = _microseconds(time_of(action.metadata.creation_timestamp))
+    created = _microseconds(time_or_none(action.metadata.creation_timestamp))
     state = action.state()
-    ended = _microseconds(time_of(action.end_time)) if state.phase.is_terminal else None
-    updated = _microseconds(time_of(history[-1].occurred_at)) if history else None
+    ended = _microseconds(time_or_none(action.end_time)) if state.phase.is_terminal else None
+    updated = _microseconds(time_or_none(history[-1].occurred_at)) if history else None
     return Row(
         key=action.key,
         name=action_id_of(action).name,

@@ -24,12 +24,14 @@ from etcd_actions.model import (
     ANNOTATION_SUBJECT,
     OWN_DOMAIN,
     ROOT_ACTION,
+    SUCCESSES,
     ActionId,
     Phase,
 )
 from etcd_actions.model import flyte as conversions
 from etcd_actions.model.names import task_action_name
 from etcd_actions.model.output_location import output_uri
+from etcd_actions.runs.attempts import time_or_none
 from etcd_actions.runs.reading import Found
 from etcd_actions.runs.run_record import Attempt, Failure, RunRecord, RunStatus, Transition
 from etcd_actions.server.front.attempt_messages import (
@@ -37,7 +39,6 @@ from etcd_actions.server.front.attempt_messages import (
     attempt_message,
     attempts_of,
     error_info,
-    time_of,
 )
 from etcd_actions.server.front.run_views import (
     add_of_run,
@@ -56,7 +57,6 @@ _TYPES: Final = {
     ACTION_TYPE_TRACE: pb.ACTION_TYPE_TRACE,
 }
 _FAILURES: Final = (Phase.FAILED, Phase.TIMED_OUT)
-_SUCCESSES: Final = (Phase.SUCCEEDED, Phase.RECOVERED)
 _GONE: Final = "its objects were deleted before its end was recorded"
 
 
@@ -131,14 +131,14 @@ def data_uris(found: Found, namespace: str) -> tuple[str, str]:
     action, record = found.action, found.record
     if action is not None:
         outputs = ""
-        if action.phase in _SUCCESSES and (directory := action.output_uri):
+        if action.phase in SUCCESSES and (directory := action.output_uri):
             is_trace = action.spec.kind == ACTION_TYPE_TRACE
             outputs = directory if is_trace else f"{directory}/{OUTPUTS}"
         return action.spec.input_uri, outputs
     if record is None:
         return "", ""
     how = record.status
-    if how is None or Phase(how.phase) not in _SUCCESSES:
+    if how is None or how.phase not in SUCCESSES:
         return record.input_uri, ""
     name = task_action_name(record.name, ROOT_ACTION)
     directory = output_uri(namespace, name, record.output_base, ROOT_ACTION, how.attempts)
@@ -201,8 +201,8 @@ def status(action: StoredAction) -> pb.ActionStatus:
     state = action.state()
     return status_message(
         state.phase,
-        time_of(action.metadata.creation_timestamp),
-        time_of(action.end_time) if state.phase.is_terminal else None,
+        time_or_none(action.metadata.creation_timestamp),
+        time_or_none(action.end_time) if state.phase.is_terminal else None,
         state.attempts,
         action.status.cache_status,
     )
@@ -294,7 +294,7 @@ def _attempt_of_record(record: RunRecord, how: RunStatus) -> pb.ActionAttempt:
         transitions.append(Transition(Phase.RUNNING, how.started, how.ended))
     if how.ended is not None:
         transitions.append(Transition(how.phase, how.ended))
-    failed = Phase(how.phase) in _FAILURES
+    failed = how.phase in _FAILURES
     attempt = Attempt(
         number=max(how.attempts, 1),
         phase=how.phase,

@@ -61,23 +61,16 @@ class Log(Protocol):
 
     async def read(self) -> bytes:
         """Return the next bytes; empty if there are none now."""
-        ...
 
     async def has_ended(self) -> bool:
         """Whether the log is known to be complete."""
-        ...
 
 
 class LogSource(Protocol):
     """The logs of this machine's attempts."""
 
-    async def is_there(self, incarnation: Incarnation, attempt: int) -> bool:
-        """Whether an attempt has a log."""
-        ...
-
     def open(self, incarnation: Incarnation, attempt: int) -> AbstractAsyncContextManager[Log]:
         """Open the log of an attempt; raises FileNotFoundError if there is none."""
-        ...
 
 
 class SharedLogSource(Protocol):
@@ -85,7 +78,6 @@ class SharedLogSource(Protocol):
 
     def open(self, outputs: str) -> AbstractAsyncContextManager[Log]:
         """Open the log next to the outputs of a URI; raises FileNotFoundError if there is none."""
-        ...
 
 
 HistoryOf = Callable[[ActionId], Awaitable["ActionHistory | None"]]

@@ -12,17 +12,14 @@ from flyteidl2.workflow.run_definition_pb2 import ActionAttempt, ErrorInfo
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from etcd_actions.actions.stored_action import StoredAction
-from etcd_actions.errors import DecodeError
-from etcd_actions.model import ACTION_TYPE_TRACE, Phase
-from etcd_actions.model.taskaction import parse_time
-from etcd_actions.runs.attempts import attempts
+from etcd_actions.model import ACTION_TYPE_TRACE, SUCCESSES, Phase
+from etcd_actions.runs.attempts import attempts, time_or_none
 from etcd_actions.runs.run_record import ActionHistory, Attempt, Failure, Transition
 
 OUTPUTS: Final = "outputs.pb"
 """The file of an action's outputs, in the directory of the attempt."""
 
 _KINDS: Final = {"USER": ErrorInfo.KIND_USER, "SYSTEM": ErrorInfo.KIND_SYSTEM}
-_SUCCESSES: Final = (Phase.SUCCEEDED, Phase.RECOVERED)
 
 
 def attempts_of(action: StoredAction | None, history: ActionHistory | None) -> list[ActionAttempt]:
@@ -70,7 +67,7 @@ def attempt_message(attempt: Attempt, *, is_trace: bool = False) -> ActionAttemp
             message.end_time.CopyFrom(timestamp(last.ended or last.started))
     if attempt.failure is not None:
         message.error_info.CopyFrom(error_info(attempt.failure))
-    if attempt.output_uri and phase in _SUCCESSES:
+    if attempt.output_uri and phase in SUCCESSES:
         directory = attempt.output_uri
         message.outputs.output_uri = directory if is_trace else f"{directory}/{OUTPUTS}"
     return message
@@ -94,17 +91,9 @@ def timestamp(time: datetime) -> Timestamp:
     return message
 
 
-def time_of(text: str) -> datetime | None:
-    """A stored time; None if it is missing or invalid."""
-    try:
-        return parse_time(text, "time")
-    except DecodeError:
-        return None
-
-
 def _queued_first(first: Attempt, action: StoredAction) -> Attempt:
     """The first attempt with its time in the queue, which objects do not have."""
-    created, transitions = time_of(action.metadata.creation_timestamp), first.transitions
+    created, transitions = time_or_none(action.metadata.creation_timestamp), first.transitions
     if created is None or (transitions and transitions[0].phase == Phase.QUEUED):
         return first
     ended = transitions[0].started if transitions else None

@@ -36,17 +36,14 @@ class Check(Protocol):
     @property
     def name(self) -> str:
         """The part that it is about."""
-        ...
 
     @property
     def reason(self) -> str:
         """Why it does not hold; empty if it holds."""
-        ...
 
     @property
     def is_vital(self) -> bool:
         """Whether the process is unready without it."""
-        ...
 
 
 class Lag(Protocol):
@@ -55,12 +52,10 @@ class Lag(Protocol):
     @property
     def revisions(self) -> int:
         """How many revisions it has yet to deliver."""
-        ...
 
     @property
     def seconds(self) -> float:
         """How long ago the oldest of them was first read."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)

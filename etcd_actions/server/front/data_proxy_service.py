@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Final, TypeVar
 
 import trio
@@ -18,7 +17,8 @@ from etcd_actions.blobs import BlobStore, Deployment, Grant, UrlSigner, check_ke
 from etcd_actions.blobs.upload_keys import trash_key
 from etcd_actions.client import ActionsClient
 from etcd_actions.errors import FailedPrecondition, InvalidArgument, NotFound
-from etcd_actions.model import ROOT_ACTION, ActionId, Phase, flyte
+from etcd_actions.model import ROOT_ACTION, SUCCESSES, ActionId, flyte
+from etcd_actions.runs.creation import FindTask
 from etcd_actions.server.caller import CALLER
 from etcd_actions.server.data_locations import DataLocations
 from etcd_actions.server.front.local_files import LocalFiles
@@ -27,11 +27,7 @@ from etcd_actions.server.front.transfers import LOCAL, STORED, Transfers
 
 if TYPE_CHECKING:
     from flyteidl2.common.identifier_pb2 import ActionIdentifier
-    from flyteidl2.task.task_definition_pb2 import TaskIdentifier, TaskSpec
     from google.protobuf.duration_pb2 import Duration
-
-FindTask = Callable[["TaskIdentifier"], Awaitable["TaskSpec"]]
-"""Returns the spec of a deployed task; raises NotFound."""
 
 _M = TypeVar("_M", bound=Message)
 
@@ -57,7 +53,8 @@ class DataProxy:
         transfers: Serves and makes the URLs.
         most: Bytes of an upload, at most.
         deployment: The deployment that owns the uploads.
-        find_task: See :data:`FindTask`; None if there are no deployed tasks.
+        find_task: See :data:`~etcd_actions.runs.creation.FindTask`; None if there are no deployed
+            tasks.
     """
 
     descriptor = pb.DESCRIPTOR.services_by_name["DataProxyService"]
@@ -102,9 +99,24 @@ class DataProxy:
         if length is not None and not 0 < length <= self._most:
             raise InvalidArgument(
                 "content_length",
-                f"{length} bytes: from 1 to {self._most} are taken (--max-upload-bytes)",
+                f"{length} bytes: give from 1 to {self._most} (--max-upload-bytes)",
             )
-        content = md5.hex() or secrets.token_hex(_MD5_BYTES)
+        key = await self._upload_key(request)
+        seconds = _seconds(request.expires_in, "expires_in")
+        expires = self._signer.expiry(seconds)
+        url = await self._store.signed_url("PUT", key, expires_in=seconds, md5=md5)
+        if url is None:
+            grant = Grant(method="PUT", path=STORED + key, expires=expires, length=length, md5=md5)
+            url = await self._transfers.url(CALLER.get().origin, grant)
+        response = pb.CreateUploadLocationResponse(
+            signed_url=url, native_url=self._store.native_url(key)
+        )
+        response.expires_at.FromSeconds(expires)
+        return response
+
+    async def _upload_key(self, request: pb.CreateUploadLocationRequest) -> str:
+        """The key of an upload in the store; raises InvalidArgument for an unusable part."""
+        content = request.content_md5.hex() or secrets.token_hex(_MD5_BYTES)
         name = check_part(request.filename or content, "filename")
         project = check_part(request.project, "project")
         prefix = f"uploads/{project}/{check_part(request.domain, 'domain')}"
@@ -117,17 +129,7 @@ class DataProxy:
             key = f"{prefix}/content/{content}/{name}"
         # The collector moves a blob before it deletes it: that key must be possible, too.
         check_key(trash_key("0" * 16, 0, key), "filename_root and filename")
-        seconds = _seconds(request.expires_in, "expires_in")
-        expires = self._signer.expiry(seconds)
-        url = await self._store.signed_url("PUT", key, expires_in=seconds, md5=md5)
-        if url is None:
-            grant = Grant(method="PUT", path=STORED + key, expires=expires, length=length, md5=md5)
-            url = await self._transfers.url(CALLER.get().origin, grant)
-        response = pb.CreateUploadLocationResponse(
-            signed_url=url, native_url=self._store.native_url(key)
-        )
-        response.expires_at.FromSeconds(expires)
-        return response
+        return key
 
     async def upload_inputs(self, request: pb.UploadInputsRequest) -> pb.UploadInputsResponse:
         """Store the inputs of a run to be created, and return their location.
@@ -186,7 +188,7 @@ class DataProxy:
             if (value := flyte.signal_value(action)) is not None:
                 response.outputs.literals.append(NamedLiteral(name="o0", value=value))
             return response
-        if action.phase not in (Phase.SUCCEEDED, Phase.RECOVERED):
+        if action.phase not in SUCCESSES:
             return response
         url = _below(action.output_uri, "outputs.pb")
         if url:

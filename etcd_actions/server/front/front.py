@@ -33,7 +33,7 @@ from etcd_actions.server.front.run_data import RunBlobs
 from etcd_actions.server.front.run_deletion import RunDeletion
 from etcd_actions.server.front.run_lists import FindPaused, RunLists
 from etcd_actions.server.front.run_messages import RunMessages
-from etcd_actions.server.front.run_methods import DeployedTasks, RunService
+from etcd_actions.server.front.run_methods import RunService
 from etcd_actions.server.front.stored_objects import StoredObjects
 from etcd_actions.server.front.task_service import TaskService
 from etcd_actions.server.front.transfers import Transfers
@@ -89,14 +89,14 @@ class FrontDoor:
 
     def services(self, streams: Streams) -> Iterable[Service]:
         """Its services, for the streams of one port or of this process."""
-        deployed = None if self.registry is None else DeployedTasks(self.registry)
+        find_task = None if self.registry is None else self.registry.task_spec
         data = None if self.blobs is None else RunBlobs(self.blobs, self._deployment)
         yield RunService(
             self.client,
             streams,
             self.keepalive,
             data=data,
-            deployed=deployed,
+            find_task=find_task,
             builds=self.builds,
         )
         yield RunDeletion(self.client, self.blobs)
@@ -112,7 +112,7 @@ class FrontDoor:
                 self._transfers,
                 most=self.max_upload_bytes,
                 deployment=self._deployment,
-                find_task=None if deployed is None else deployed.task_spec,
+                find_task=find_task,
             )
             yield proxy
             yield LegacyDataProxy(proxy.get_action_data)

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from etcd_actions.errors import InvalidArgument
 from etcd_actions.follow.run_counts import ActionCounts
-from etcd_actions.model import ROOT_ACTION, ActionId, RunId
+from etcd_actions.model import ActionId
 from etcd_actions.server._pb import etcd_actions_operations_pb2 as pb
+from etcd_actions.server.required import require_runs
 
 if TYPE_CHECKING:
     from etcd_actions.client import ActionsClient
@@ -53,11 +53,8 @@ class RunCounts:
         self, request: pb.WatchCountsRequest
     ) -> AsyncIterator[pb.WatchCountsResponse]:
         """The counts of all requested runs, then those that change, until the client leaves."""
-        if not 0 < len(request.runs) <= MOST_RUNS:
-            raise InvalidArgument(
-                "runs", f"there are {len(request.runs)}: give from 1 to {MOST_RUNS}"
-            )
-        runs = [_Run(self._client, each, index) for index, each in enumerate(request.runs)]
+        roots = require_runs(request.runs, MOST_RUNS)
+        runs = [_Run(self._client, root) for root in roots]
         try:
             with self._streams.open_for_page() as stream:
                 due = -math.inf
@@ -84,17 +81,10 @@ class RunCounts:
 class _Run:
     """A run, and the counts that were sent."""
 
-    def __init__(self, client: ActionsClient, named: pb.RunName, index: int) -> None:
-        for field in ("project", "domain", "run"):
-            text = getattr(named, field)
-            if not text or "/" in text:
-                raise InvalidArgument(
-                    f"runs[{index}].{field}", f"{text[:80]!r} is not a valid name: give one"
-                )
+    def __init__(self, client: ActionsClient, root: ActionId) -> None:
         self._client = client
-        self._id = RunId(named.project, named.domain, named.run)
-        root = ActionId(named.project, named.domain, named.run, ROOT_ACTION)
-        self.name = named
+        self._id = root.run_id
+        self.name = pb.RunName(project=root.project, domain=root.domain, run=root.run)
         self.record = client.keys.run_record(root)
         self.counter = client.count_actions(self._id)
         self.counts: ActionCounts | None = None

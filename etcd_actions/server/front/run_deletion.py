@@ -9,11 +9,10 @@ import trio
 
 from etcd_actions.blobs import BlobStore, NoStore
 from etcd_actions.client import ActionsClient
-from etcd_actions.errors import InvalidArgument
-from etcd_actions.model import ROOT_ACTION, ActionId
 from etcd_actions.runs.deletion import REASON, Deletion, RunDeleter
 from etcd_actions.server._pb import etcd_actions_operations_pb2 as pb
 from etcd_actions.server.caller import CALLER
+from etcd_actions.server.required import require_runs
 
 MOST_RUNS: Final = 100
 """The most runs of a request."""
@@ -39,11 +38,7 @@ class RunDeletion:
 
     async def delete_runs(self, request: pb.DeleteRunsRequest) -> pb.DeleteRunsResponse:
         """Delete runs; a client repeats the request for runs that the response does not have."""
-        if not 0 < len(request.runs) <= MOST_RUNS:
-            raise InvalidArgument(
-                "runs", f"there are {len(request.runs)}: give from 1 to {MOST_RUNS}"
-            )
-        runs = [_run(index, each) for index, each in enumerate(request.runs)]
+        runs = require_runs(request.runs, MOST_RUNS)
         response = pb.DeleteRunsResponse()
         until = trio.current_time() + _WITHIN
         deletions = self._deleter.delete(
@@ -59,16 +54,6 @@ class RunDeletion:
                 if trio.current_time() >= until:
                     break
         return response
-
-
-def _run(index: int, named: pb.RunName) -> ActionId:
-    for field in ("project", "domain", "run"):
-        text = getattr(named, field)
-        if not text or "/" in text:
-            raise InvalidArgument(
-                f"runs[{index}].{field}", f"{text[:80]!r} is not a valid name: give one"
-            )
-    return ActionId(named.project, named.domain, named.run, ROOT_ACTION)
 
 
 def _message(deletion: Deletion) -> pb.DeletedRun:

@@ -17,8 +17,7 @@ from etcd_actions.errors import DecodeError, FailedPrecondition, InvalidArgument
 from etcd_actions.images import ImageBuilds
 from etcd_actions.model import ROOT_ACTION, ActionId, canonical_name
 from etcd_actions.model import flyte as conversions
-from etcd_actions.registry.registry import Registry, task_id_of
-from etcd_actions.runs.creation import Deployed, RunCreator, RunData
+from etcd_actions.runs.creation import FindTask, RunCreator, RunData
 from etcd_actions.runs.filters import compile_filters
 from etcd_actions.runs.reading import Found, RunReader
 from etcd_actions.server.caller import CALLER
@@ -27,23 +26,11 @@ from etcd_actions.server.front.action_lists import FIELDS, ActionLists
 from etcd_actions.server.front.action_tree import ActionTree, SharedNodes
 from etcd_actions.server.front.attempt_messages import attempts_of
 from etcd_actions.server.front.run_streams import Follower
-from etcd_actions.server.required import require
+from etcd_actions.server.required import require, require_names
 from etcd_actions.server.streams import Streams
 
 if TYPE_CHECKING:
-    from flyteidl2.task.task_definition_pb2 import TaskIdentifier, TaskSpec
     from google.protobuf.message import Message
-
-
-class DeployedTasks:
-    """The deployed tasks, for the creation of runs."""
-
-    def __init__(self, registry: Registry) -> None:
-        self._registry = registry
-
-    async def task_spec(self, task_id: TaskIdentifier) -> TaskSpec:
-        """See :class:`~etcd_actions.runs.creation.Deployed`."""
-        return await self._registry.task_spec(task_id_of(task_id))
 
 
 class RunService:
@@ -57,7 +44,7 @@ class RunService:
         streams: The open streams.
         keepalive: Seconds of silence after which a stream sends the last state once more.
         data: Stores the data of runs; None refuses runs that need it.
-        deployed: The deployed tasks; None refuses runs of these.
+        find_task: Finds deployed tasks; None refuses runs of these.
         builds: Builds images; None refuses runs that build one.
     """
 
@@ -70,12 +57,12 @@ class RunService:
         keepalive: float,
         *,
         data: RunData | None = None,
-        deployed: Deployed | None = None,
+        find_task: FindTask | None = None,
         builds: ImageBuilds | None = None,
     ) -> None:
         self._client = client
         self._reader = RunReader(client)
-        self._creator = RunCreator(client, data, deployed, builds=builds)
+        self._creator = RunCreator(client, data, find_task, builds=builds)
         self._lists = ActionLists(self._reader)
         self._nodes = SharedNodes()
         self._follower = Follower(client, self._reader, streams, keepalive)
@@ -235,10 +222,7 @@ def _action(request: Message, action: ActionIdentifier) -> ActionId:
 
 
 def _checked(run: RunIdentifier, name: str, field: str) -> ActionId:
-    for part in ("project", "domain", "name"):
-        text = getattr(run, part)
-        if not text or "/" in text:
-            raise InvalidArgument(f"{field}.{part}", f"{text[:80]!r} is not a valid name: give one")
+    require_names(run, "project", "domain", "name", where=field)
     return ActionId(run.project, run.domain, run.name, name)
 
 

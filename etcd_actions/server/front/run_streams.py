@@ -22,7 +22,7 @@ from etcd_actions.client import ActionsClient
 from etcd_actions.codecs import codec_of
 from etcd_actions.errors import NotFound
 from etcd_actions.follow.subscriptions import SnapshotEnd, Subscription
-from etcd_actions.model import ROOT_ACTION, ActionId, ActionUpdate, Phase, canonical_name
+from etcd_actions.model import ROOT_ACTION, TERMINAL, ActionId, ActionUpdate, Phase, canonical_name
 from etcd_actions.model.conditions import write_phase
 from etcd_actions.runs.reading import Found, Part, Root, RunReader, Unread
 from etcd_actions.runs.run_record import RunRecord
@@ -220,10 +220,7 @@ def _is_of(update: ActionUpdate, action_id: ActionId) -> bool:
 
 
 def _has_end(record: RunRecord | None) -> bool:
-    return record is not None and record.status is not None and record.status.phase in _TERMINAL
-
-
-_TERMINAL: Final = frozenset(phase.value for phase in Phase if phase.is_terminal)
+    return record is not None and record.status is not None and record.status.phase in TERMINAL
 
 
 def _ended(sent: Found, update: ActionUpdate) -> Found:

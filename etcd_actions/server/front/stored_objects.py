@@ -6,6 +6,7 @@ import math
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 
+import msgspec
 import trio
 
 from etcd_actions.client import ActionsClient
@@ -57,7 +58,11 @@ class StoredObjects:
                 async for page in pages:
                     if stream.has_ended:
                         return
-                    objects = [_message(kv) for kv in page.kvs if _is_meant(kv, request)]
+                    objects = [
+                        pb.StoredObject(**msgspec.structs.asdict(kv))
+                        for kv in page.kvs
+                        if _is_meant(kv, request)
+                    ]
                     if objects or trio.current_time() >= due:
                         due = trio.current_time() + self._keepalive
                         yield pb.ListObjectsResponse(
@@ -99,15 +104,4 @@ def _is_meant(kv: KeyValue, request: pb.ListObjectsRequest) -> bool:
         and request.run in ("", action.run)
         and canonical_name(action.run, request.name)
         in ("", canonical_name(action.run, action.name))
-    )
-
-
-def _message(kv: KeyValue) -> pb.StoredObject:
-    return pb.StoredObject(
-        key=kv.key,
-        value=kv.value,
-        create_revision=kv.create_revision,
-        mod_revision=kv.mod_revision,
-        version=kv.version,
-        lease=kv.lease,
     )

@@ -1,4 +1,4 @@
-"""The flag ``--label``."""
+"""The flags that select runs or actions."""
 
 from __future__ import annotations
 
@@ -6,6 +6,20 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import click
+
+from etcd_actions.cli.choice_type import Choice
+from etcd_actions.model import Phase
+
+
+def phase_option(what: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Give a command the flag ``--phase``, as ``phases``; ``what`` is what it selects."""
+    return click.option(
+        "--phase",
+        "phases",
+        multiple=True,
+        type=Choice([phase.name for phase in Phase if phase], case_sensitive=False),
+        help=f"Only {what} in this phase; may be given several times.",
+    )
 
 
 def label_option(text: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
