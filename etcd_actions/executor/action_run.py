@@ -225,7 +225,7 @@ class ActionRun:
             attempt = self._prepare(action, work.name)
         except (DecodeError, InvalidArgument) as error:
             return await self._report(action, number, Phase.FAILED, claim, invalid_spec(error))
-        limits, place = attempt.limits, attempt.place
+        place = attempt.place
         if action.phase in STARTED:
             # Until it is known where it runs, an abort has to end it.
             work.place = place
@@ -235,7 +235,7 @@ class ActionRun:
             return await self._report_loss(action, number, claim, loss)
         task = CacheRequest(work.name, action, attempt.template, place, attempt.command.outputs)
         if not place.was_started and not place.is_alive:
-            late = limits.late(self._shared.clock.monotonic())
+            late = attempt.limits.late(self._shared.clock.monotonic())
             if late is not None:
                 return await self._report(action, number, Phase.TIMED_OUT, claim, late)
             result = await self._caching.look(task)
@@ -258,13 +258,8 @@ class ActionRun:
                 if self._is_worker and action.phase not in STARTED:
                     if not self._claims.are_sure:
                         return await self._delay(action, attempt, claim, work, _UNSURE_AGAIN)
-                    # Before the start: so no other worker ever repeats an attempt that may run.
-                    waits = self._attempts.outlive_worker
-                    phase = Phase.INITIALIZING if waits else Phase.RUNNING
-                    action = await self._report(
-                        action, number, phase, claim, cache_status=attempt.cache_status
-                    )
-                    if not (waits or self._claims.are_sure):
+                    action = await self._announce(action, attempt, claim)
+                    if not (self._attempts.outlive_worker or self._claims.are_sure):
                         raise NotStarted.because(_UNSURE, by_machine=True)
                 await self._begin(place, attempt.command)
             except InvalidArgument as error:
@@ -276,20 +271,45 @@ class ActionRun:
                 _log.info("attempt_delayed", action=work.name, reason=str(busy))
                 return await self._delay(action, attempt, claim, work, _OUTPUTS_AGAIN)
             except NotStarted as failure:
-                if not failure.may_run:
-                    work.place = None
-                if not failure.by_machine:
-                    return await self._report(action, number, Phase.FAILED, claim, failure.error)
-                if self._is_worker and not self._attempts.outlive_worker:
-                    # It is RUNNING: another worker may be able to start it.
-                    work.not_before = self._shared.clock.monotonic() + _ELSEWHERE_FIRST
-                    return await self._report_loss(action, number, claim, failure.error)
-                if action.phase is Phase.UNSPECIFIED:
-                    await self._report(action, number, Phase.QUEUED, claim)
-                self._set_expiry(work, limits)
-                raise
+                return await self._handle_not_started(action, attempt, claim, work, failure)
             self._provisions.note(attempt.template, place)
             return await self._run_to_end(action, attempt, claim, work, task)
+
+    async def _announce(
+        self, action: StoredAction, attempt: PreparedAttempt, claim: Claim
+    ) -> StoredAction:
+        """Report a worker's attempt before its start: so no other worker ever repeats it."""
+        waits = self._attempts.outlive_worker
+        phase = Phase.INITIALIZING if waits else Phase.RUNNING
+        return await self._report(
+            action, attempt.number, phase, claim, cache_status=attempt.cache_status
+        )
+
+    async def _handle_not_started(
+        self,
+        action: StoredAction,
+        attempt: PreparedAttempt,
+        claim: Claim,
+        work: RunningAction,
+        failure: NotStarted,
+    ) -> StoredAction:
+        """Report an attempt that could not be started, unless a later start may succeed here.
+
+        Raises:
+            NotStarted: A later start here may succeed.
+        """
+        if not failure.may_run:
+            work.place = None
+        if not failure.by_machine:
+            return await self._report(action, attempt.number, Phase.FAILED, claim, failure.error)
+        if self._is_worker and not self._attempts.outlive_worker:
+            # It is RUNNING: another worker may be able to start it.
+            work.not_before = self._shared.clock.monotonic() + _ELSEWHERE_FIRST
+            return await self._report_loss(action, attempt.number, claim, failure.error)
+        if action.phase is Phase.UNSPECIFIED:
+            await self._report(action, attempt.number, Phase.QUEUED, claim)
+        self._set_expiry(work, attempt.limits)
+        raise failure
 
     async def _provide(
         self, action: StoredAction, attempt: PreparedAttempt, held: ExitStack

@@ -9,9 +9,10 @@ import msgspec
 import structlog
 
 from etcd_actions._internal.clock import Clock
-from etcd_actions._internal.quoting import quoted
+from etcd_actions._internal.quoting import clipped, quoted
 from etcd_actions.actions.stored_action import StoredAction, update_of
 from etcd_actions.client import ActionsClient
+from etcd_actions.client.arguments import action_id_of
 from etcd_actions.errors import ActionError, DecodeError, InvalidArgument, NotFound
 from etcd_actions.executor.scheduling.board import Board
 from etcd_actions.executor.scheduling.failures import PARKED, Failures
@@ -20,7 +21,7 @@ from etcd_actions.model import ActionUpdate, Phase
 from etcd_actions.shards import ShardRange
 
 _MOST_REFUSED: Final = 10_000
-"""The most keys that are remembered, and so logged, because their object names another action."""
+"""The most keys that are remembered, and so logged, because their objects cannot be run."""
 _LONGEST_NAME: Final = 200
 
 _log = structlog.get_logger(__name__)
@@ -59,7 +60,7 @@ class Intake:
         self._wake = wake
         self._failures = Failures(clock)
         self._failed: dict[str, ActionUpdate] = {}
-        # Keys whose objects name another action, as far as that was logged.
+        # Keys with objects that cannot be run, as far as that was logged.
         self._refused: set[str] = set()
 
     async def follow(self, range_: ShardRange, synced: Callable[[], None]) -> None:
@@ -103,8 +104,8 @@ class Intake:
         if not self._is_ours(update, namespace):
             return
         full_name = f"{namespace}/{name}"
-        if not update.is_deleted and update.action_id.object_name != name:
-            self._refuse(update, full_name)
+        if not update.is_deleted and (flaw := _flaw_of(update, name)):
+            self._refuse(update, full_name, flaw)
             return
         self._refused.discard(full_name)
         with self._client.containment.unit("update", full_name, parks=True) as unit:
@@ -126,11 +127,10 @@ class Intake:
         if (update := self._failed.get(name)) is not None:
             self.note(update)
 
-    def _refuse(self, update: ActionUpdate, name: str) -> None:
-        """Log, once for a key, that its object names another action.
+    def _refuse(self, update: ActionUpdate, name: str, flaw: str) -> None:
+        """Log, once for a key, that no executor can run its object.
 
-        Requests for the named action do not read this key, so no executor can run the object, and
-        none can report that.
+        No request reads the object by the names in it, so nothing can be reported about it either.
         """
         if name in self._refused or len(self._refused) >= _MOST_REFUSED:
             return
@@ -140,9 +140,8 @@ class Intake:
                 "action_refused",
                 key=update.key.decode(errors="backslashreplace"),
                 revision=update.revision,
-                reason=f"the object names {quoted(update.action_id.object_name, _LONGEST_NAME)}, "
-                "which has another key, so no executor can run it",
-                remedy="delete the key, or store the object under the key of its name",
+                reason=f"no executor can run the object: {flaw}",
+                remedy="delete the key, or store the object with valid names, under their key",
             )
 
     def _is_ours(self, update: ActionUpdate, namespace: str) -> bool:
@@ -179,3 +178,14 @@ def _key_names(update: ActionUpdate) -> tuple[str, str]:
     """Namespace and name by the key: the names in the object may be anything."""
     parts = update.key.decode(errors="replace").rsplit("/", 2)
     return parts[-2] if len(parts) > 1 else "", parts[-1]
+
+
+def _flaw_of(update: ActionUpdate, name: str) -> str:
+    """Why requests for the action that an object names do not read its key; empty if they do."""
+    if (named := update.action_id.object_name) != name:
+        return f"it names {quoted(named, _LONGEST_NAME)}, which has another key"
+    try:
+        action_id_of(update.action_id)
+    except InvalidArgument as error:
+        return clipped(str(error), _LONGEST_NAME)
+    return ""

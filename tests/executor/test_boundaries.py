@@ -307,22 +307,32 @@ async def test_a_renewal_of_the_claims_that_fails_is_done_again(
     assert bench.client.containment.failures == {"task": 1}
 
 
-async def test_an_object_under_the_key_of_another_action_is_refused(
-    bench: Bench, etcd: Etcd
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ((b"", b""), "'victim-a0', which has another key"),
+        ((b'"project":"p"', b'"project":""'), "action_id.run.project: '' is not a valid name"),
+        ((b'"domain":"d"', b'"domain":"a/b"'), "action_id.run.domain: 'a/b' is not a valid name"),
+    ],
+)
+async def test_an_object_that_no_request_reads_is_refused(
+    bench: Bench, etcd: Etcd, change: tuple[bytes, bytes], reason: str
 ) -> None:
     """It is logged once with its key; nothing is parked, and the key's own action runs later."""
     async with bench.executor() as executor:
         await bench.enqueue(VICTIM)
         await until(bench.client, VICTIM, Phase.RUNNING)
         (found,) = (await etcd.range(KeyRange.of_key(bench.client.key_of(VICTIM)))).kvs
-        key = bench.client.key_of(OTHER)
+        key, value = bench.client.key_of(OTHER), found.value
+        if change[0]:
+            value = value.replace(b"victim", b"other").replace(*change)
         with capture_logs() as lines:
             for _ in range(2):
-                revision = (await etcd.put(key, found.value)).revision
+                revision = (await etcd.put(key, value)).revision
                 await eventually(lambda: key_is_at(bench, key, revision))  # noqa: B023
             refused = [each for each in lines if each["event"] == "action_refused"]
         assert [each["key"] for each in refused] == [key.decode()]
-        assert "'victim-a0'" in refused[0]["reason"]
+        assert reason in refused[0]["reason"]
         assert bench.client.containment.failures == {}
         assert bench.parked() == []
         assert executor._shared.board.get("flyte/other-a0") is None

@@ -20,8 +20,8 @@ from etcd_actions.cli.commands.get import _formatted, _stored_object
 from etcd_actions.cli.formats.action_tables import ActionTable, TreeTable
 from etcd_actions.cli.formats.action_tree import build_forest
 from etcd_actions.cli.formats.details_text import details_text
+from etcd_actions.cli.formats.row_formats import JsonLines
 from etcd_actions.cli.formats.rows import ActionRow, stored_row
-from etcd_actions.cli.formats.standard_output import JsonLines
 from etcd_actions.codecs import json as json_codec
 from etcd_actions.codecs import msgpack, protobuf
 from etcd_actions.etcd.api import KeyValue

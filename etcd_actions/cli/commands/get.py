@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 import msgspec
 
-from etcd_actions.cli.commands.list_actions import formatter
 from etcd_actions.cli.exit_codes import ExitCode, print_message
+from etcd_actions.cli.formats.row_formats import formatter
 from etcd_actions.cli.formats.rows import ActionRow, as_text, stored_row
 from etcd_actions.cli.formats.standard_output import chosen_format, standard_output
 from etcd_actions.cli.formats.yaml import as_yaml

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
-import msgspec
-
 from etcd_actions.cli.exit_codes import ExitCode, print_message
+from etcd_actions.cli.formats.row_formats import Document, Format, formatter
 from etcd_actions.cli.formats.rows import ActionRow, Row, UndecodableRow, stored_row
 from etcd_actions.cli.formats.standard_output import (
-    Format,
-    JsonLines,
     Write,
     chosen_format,
-    name_lines,
     standard_output,
 )
 from etcd_actions.cli.names import Name, find_run, nearest_to_unknown, parse_name
@@ -77,51 +72,6 @@ class Filter:
 
 
 _ALL = Filter()
-
-
-class Document:
-    """One document, written in parts: the revision, then the rows in an array.
-
-    Args:
-        form: ``json`` or ``yaml``.
-    """
-
-    def __init__(self, form: str) -> None:
-        self._encoder = msgspec.json.Encoder()
-        self._is_yaml = form == "yaml"
-        self._separator = b"\n"
-        self._has_rows = False
-
-    def start(self, revision: int) -> bytes:
-        """The part before the rows."""
-        return (b"revision: %d\n" if self._is_yaml else b'{"revision":%d,"actions":[') % revision
-
-    def format(self, rows: Sequence[Row], /) -> bytes:
-        """The next rows."""
-        if not rows:
-            return b""
-        if self._is_yaml:
-            from etcd_actions.cli.formats.yaml import as_yaml  # noqa: PLC0415 (rarely needed)
-
-            head, self._has_rows = b"" if self._has_rows else b"actions:\n", True
-            return head + as_yaml(rows)
-        encoded = self._separator + b",\n".join(map(self._encoder.encode, rows))
-        self._separator = b",\n"
-        return encoded
-
-    def end(self) -> bytes:
-        """The part after the rows."""
-        if self._is_yaml:
-            return b"" if self._has_rows else b"actions: []\n"
-        return b"\n]}\n"
-
-
-class NameLines:
-    """The name of each action, one a line."""
-
-    def format(self, rows: Sequence[Row], /) -> bytes:
-        """The bytes of complete lines."""
-        return name_lines(row.path for row in rows if isinstance(row, ActionRow))
 
 
 class RowSelection:
@@ -305,14 +255,3 @@ def warn_undecodable(count: int, *, shown: bool) -> None:
         )
         omitted = f"{values} and omitted: list shows them without a filter"
         print_message(values if shown else omitted)
-
-
-def formatter(form: str, *, qualify_runs: bool = False, follow: bool = False) -> Format:
-    """Formats rows as they come, in each format that is not a document."""
-    if form == "jsonl":
-        return JsonLines()
-    if form == "name":
-        return NameLines()
-    from etcd_actions.cli.formats.action_tables import ActionTable  # noqa: PLC0415 (rich is slow to import)
-
-    return ActionTable(sys.stdout, qualify_runs=qualify_runs, wide=form == "wide", follow=follow)

@@ -11,13 +11,11 @@ import trio
 
 from etcd_actions.app.stop import Stop
 from etcd_actions.change_history.synced import SyncedRow
-from etcd_actions.cli.commands.list_actions import NameLines, formatter
 from etcd_actions.cli.exit_codes import ExitCode, print_message, unwritable
 from etcd_actions.cli.formats.change_queue import ChangeQueue
+from etcd_actions.cli.formats.row_formats import Format, JsonLines, NameLines, formatter
 from etcd_actions.cli.formats.rows import Row, RowMaker
 from etcd_actions.cli.formats.standard_output import (
-    Format,
-    JsonLines,
     chosen_format,
     stop_when_unread,
     write_all,

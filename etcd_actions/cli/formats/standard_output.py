@@ -8,7 +8,7 @@ import stat
 import sys
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from typing import IO, Any, Protocol, cast
+from typing import IO, Any, cast
 
 import msgspec
 import trio
@@ -17,30 +17,11 @@ from etcd_actions._internal.logger import get_logger
 from etcd_actions._internal.quoting import printable
 from etcd_actions.app.stop import Stop
 from etcd_actions.cli.exit_codes import unwritable
-from etcd_actions.cli.formats.rows import Row
 from etcd_actions.errors import InputError
 
 Write = Callable[[bytes], None]
 
 _log = get_logger(__name__)
-
-
-class Format(Protocol):
-    """Turns rows into output."""
-
-    def format(self, rows: Sequence[Row], /) -> bytes:
-        """The bytes of complete lines."""
-
-
-class JsonLines:
-    """One JSON object a line."""
-
-    def __init__(self) -> None:
-        self._encoder = msgspec.json.Encoder()
-
-    def format(self, rows: Sequence[Row], /) -> bytes:
-        """The bytes of complete lines."""
-        return self._encoder.encode_lines(rows)
 
 
 def chosen_format(output: str | None, *, elsewhere: str) -> str:

@@ -99,9 +99,24 @@ class DataProxy:
         if length is not None and not 0 < length <= self._most:
             raise InvalidArgument(
                 "content_length",
-                f"{length} bytes: from 1 to {self._most} are taken (--max-upload-bytes)",
+                f"{length} bytes: give from 1 to {self._most} (--max-upload-bytes)",
             )
-        content = md5.hex() or secrets.token_hex(_MD5_BYTES)
+        key = await self._upload_key(request)
+        seconds = _seconds(request.expires_in, "expires_in")
+        expires = self._signer.expiry(seconds)
+        url = await self._store.signed_url("PUT", key, expires_in=seconds, md5=md5)
+        if url is None:
+            grant = Grant(method="PUT", path=STORED + key, expires=expires, length=length, md5=md5)
+            url = await self._transfers.url(CALLER.get().origin, grant)
+        response = pb.CreateUploadLocationResponse(
+            signed_url=url, native_url=self._store.native_url(key)
+        )
+        response.expires_at.FromSeconds(expires)
+        return response
+
+    async def _upload_key(self, request: pb.CreateUploadLocationRequest) -> str:
+        """The key of an upload in the store; raises InvalidArgument for an unusable part."""
+        content = request.content_md5.hex() or secrets.token_hex(_MD5_BYTES)
         name = check_part(request.filename or content, "filename")
         project = check_part(request.project, "project")
         prefix = f"uploads/{project}/{check_part(request.domain, 'domain')}"
@@ -114,17 +129,7 @@ class DataProxy:
             key = f"{prefix}/content/{content}/{name}"
         # The collector moves a blob before it deletes it: that key must be possible, too.
         check_key(trash_key("0" * 16, 0, key), "filename_root and filename")
-        seconds = _seconds(request.expires_in, "expires_in")
-        expires = self._signer.expiry(seconds)
-        url = await self._store.signed_url("PUT", key, expires_in=seconds, md5=md5)
-        if url is None:
-            grant = Grant(method="PUT", path=STORED + key, expires=expires, length=length, md5=md5)
-            url = await self._transfers.url(CALLER.get().origin, grant)
-        response = pb.CreateUploadLocationResponse(
-            signed_url=url, native_url=self._store.native_url(key)
-        )
-        response.expires_at.FromSeconds(expires)
-        return response
+        return key
 
     async def upload_inputs(self, request: pb.UploadInputsRequest) -> pb.UploadInputsResponse:
         """Store the inputs of a run to be created, and return their location.
