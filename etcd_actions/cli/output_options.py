@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from etcd_actions.cli.choice_type import Choice
+
 FORMATS = ("table", "wide", "name", "yaml", "json", "jsonl")
 """The formats of the commands that show runs and actions."""
 
@@ -22,7 +24,7 @@ def output_option(*formats: str, elsewhere: str) -> Callable[[Callable[..., Any]
     return click.option(
         "-o",
         "--output",
-        type=click.Choice(formats),
+        type=Choice(formats),
         help=f"[default: table on a terminal, else {elsewhere}]",
     )
 
@@ -32,7 +34,7 @@ def change_output_option(function: Callable[..., Any]) -> Callable[..., Any]:
     decorated: Callable[..., Any] = click.option(
         "-o",
         "--output",
-        type=click.Choice(["name", "json"]),
+        type=Choice(["name", "json"]),
         help="Print the names of the changed objects, or JSON. [default: a message on stderr]",
     )(function)
     return decorated

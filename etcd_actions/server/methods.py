@@ -130,7 +130,9 @@ class Methods:
                 finally:
                     self._open.discard(scope)
             # The call may have taken effect: to repeat it is safe.
-            reason = "the service is shutting down" if self._has_ended else "it took too long"
+            reason = f"no response within {self._timeout:g} s: see --request-timeout"
+            if self._has_ended:
+                reason = "the service is shutting down"
             raise Refusal(Code.UNAVAILABLE, reason)
 
         async def checked_requests(requests: AsyncIterator[Any]) -> AsyncGenerator[Any]:

@@ -82,6 +82,30 @@ def test_versions(shared_etcd: EtcdServer) -> None:
     assert "\netcd          unknown: " in text
 
 
+@pytest.mark.parametrize(
+    ("arguments", "named", "near"),
+    [
+        (["status", "r1", "RUNING"], "'PHASE'", ": did you mean RUNNING? See"),
+        (["list", "--phase", "falied"], "'--phase'", ": did you mean FAILED? See"),
+        (["list", "-o", "nmae"], "'-o' / '--output'", ": did you mean name? See"),
+        (["list", "-o", "qqqqq"], "'-o' / '--output'", "'jsonl'. See"),
+    ],
+)
+def test_an_unknown_word_is_answered_with_the_nearest(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    named: str,
+    near: str,
+) -> None:
+    code, _, err = run_here(monkeypatch, capsys, *arguments)
+    assert code == 2
+    assert err.startswith(
+        f"etcd-actions: Invalid value for {named}: '{arguments[-1]}' is not one of"
+    )
+    assert near in err
+
+
 def test_help_of_a_command(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

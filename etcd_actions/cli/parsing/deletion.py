@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from etcd_actions.cli.choice_type import Choice
 from etcd_actions.cli.flags import command
 from etcd_actions.cli.number_types import AGE, COUNT
 from etcd_actions.cli.options import CommonOptions, with_settings
@@ -41,7 +42,7 @@ def delete(common: CommonOptions, *, runs: tuple[str, ...], **flags: Any) -> int
     "kinds",
     metavar="[runs|attempts|uploads]...",
     nargs=-1,
-    type=click.Choice(["runs", "attempts", "uploads"]),
+    type=Choice(["runs", "attempts", "uploads"]),
 )
 @click.option(
     "--older-than",
@@ -55,7 +56,7 @@ def delete(common: CommonOptions, *, runs: tuple[str, ...], **flags: Any) -> int
     "--phase",
     "phases",
     multiple=True,
-    type=click.Choice([phase.name for phase in Phase], case_sensitive=False),
+    type=Choice([phase.name for phase in Phase], case_sensitive=False),
     help="Only runs in this phase; may be given several times. [default: all terminal ones]",
 )
 @click.option("--project", metavar="NAME", help="Only runs of this project.")

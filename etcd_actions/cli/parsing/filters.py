@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from etcd_actions.cli.choice_type import Choice
 from etcd_actions.model import Phase
 
 
@@ -16,7 +17,7 @@ def phase_option(what: str) -> Callable[[Callable[..., Any]], Callable[..., Any]
         "--phase",
         "phases",
         multiple=True,
-        type=click.Choice([phase.name for phase in Phase if phase], case_sensitive=False),
+        type=Choice([phase.name for phase in Phase if phase], case_sensitive=False),
         help=f"Only {what} in this phase; may be given several times.",
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from etcd_actions.cli.choice_type import Choice
 from etcd_actions.cli.flags import command
 from etcd_actions.cli.number_types import COUNT
 from etcd_actions.cli.options import CommonOptions, with_settings
@@ -53,7 +54,7 @@ def abort(common: CommonOptions, *, action: str, reason: str, by: str, output: s
 @click.option(
     "--type",
     "kind",
-    type=click.Choice(["auto", "bool", "int", "float", "str"]),
+    type=Choice(["auto", "bool", "int", "float", "str"]),
     default="auto",
     help="The type of VALUE. [default: inferred from VALUE]",
 )
@@ -77,14 +78,14 @@ def signal(
     example="etcd-actions status r1/train FAILED --error-code Killed --error-message 'no memory'"
 )
 @click.argument("action", metavar="ACTION")
-@click.argument("phase", type=click.Choice([phase.name for phase in Phase], case_sensitive=False))
+@click.argument(
+    "phase", metavar="PHASE", type=Choice([phase.name for phase in Phase], case_sensitive=False)
+)
 @click.option("--attempt", type=COUNT, metavar="N", default=1, show_default=True)
 @click.option("--message", metavar="TEXT", default="", help="A line for people.")
 @click.option("--error-code", metavar="CODE", default="", help="The code of the error.")
 @click.option("--error-message", metavar="TEXT", default="", help="The message of the error.")
-@click.option(
-    "--error-kind", type=click.Choice(["USER", "SYSTEM"]), default="USER", show_default=True
-)
+@click.option("--error-kind", type=Choice(["USER", "SYSTEM"]), default="USER", show_default=True)
 @change_output_option
 @with_settings(BACKEND)
 def status(

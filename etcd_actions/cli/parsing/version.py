@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from etcd_actions.cli.choice_type import Choice
 from etcd_actions.cli.flags import command
 from etcd_actions.cli.options import CommonOptions, with_settings
 from etcd_actions.cli.parsing.run_async import run_async
@@ -14,7 +15,7 @@ from etcd_actions.config.settings import BACKEND
 @click.option(
     "-o",
     "--output",
-    type=click.Choice(["text", "json"]),
+    type=Choice(["text", "json"]),
     default="text",
     show_default=True,
 )
