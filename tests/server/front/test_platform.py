@@ -19,6 +19,7 @@ from flyteidl2.trigger import trigger_service_pb2 as triggers
 from flyteidl2.workflow import run_logs_service_pb2 as logs
 from flyteidl2.workflow import tracked_run_service_pb2 as tracked
 from grpc_health.v1 import health_pb2
+from structlog.testing import capture_logs
 
 from etcd_actions import ActionsClient
 from etcd_actions.images import Executing, ImageBuilds, StoredImage
@@ -151,9 +152,14 @@ async def test_images_are_there_unless_somebody_knows_better(client: ActionsClie
     builds = ImageBuilds(client.images, nothing, never, Executing("3.11", has_uv=False))
     spec = definition_pb2.ImageSpec(base_image="python:3.11").SerializeToString()
     built = await client.images.put(StoredImage(name="built:1", spec=spec))
-    async with asker(client) as ask:
-        answer = await ask.ask(IMAGE, "GetImage", request("x:1"), images.GetImageResponse)
-        assert answer.image.fqin == "x:1"
+    with capture_logs() as lines:
+        async with asker(client) as ask:
+            for name in ("x:1", "y:1"):
+                answer = await ask.ask(IMAGE, "GetImage", request(name), images.GetImageResponse)
+                assert answer.image.fqin == name
+    # A task whose packages are missing fails at their import: the log has the reason, once.
+    (line,) = (each for each in lines if each["event"] == "images_not_built")
+    assert "--executor local or ray" in line["remedy"]
     async with asker(client, FrontDoor(client=client, keepalive=30, builds=builds)) as ask:
         answer = await ask.ask(IMAGE, "GetImage", request("built:1"), images.GetImageResponse)
         assert answer.image.fqin == str(built)
