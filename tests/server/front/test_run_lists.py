@@ -146,7 +146,11 @@ async def test_a_condition_pauses_its_run_until_it_has_its_value(
 async def test_each_process_with_shards_finds_all_paused_runs(
     etcd: Etcd, prefix: bytes, lists: Lists
 ) -> None:
-    """It reads the open runs of the shards of others; those that ended are not read."""
+    """It reads the open runs of the shards of others; those that ended are not read.
+
+    Records that another client wrote, with projects that no run can have, harm no other.
+    """
+    await lists.put(record("rodd1", project=""), record("rodd2", project="a/b"))
     await lists.put(
         *(record(run) for run in SHARDED_RUNS), record("ended", status=status(5, ended=9))
     )
