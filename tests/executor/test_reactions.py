@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 from flyteidl2.actions.actions_service_pb2 import Action
+from structlog.testing import capture_logs
 
 from etcd_actions import ActionId, ActionsClient, ActionStatus, Phase
 from etcd_actions.errors import RequestTooLarge
@@ -443,17 +444,19 @@ async def test_a_condition_that_cannot_be_read_fails(
             assert (phase, error.code) == (Phase.FAILED, "InvalidSpec")
 
 
-async def test_an_object_that_says_that_it_is_another_is_parked_until_it_is_deleted(
+async def test_an_object_that_says_that_it_is_another_is_refused_and_others_run(
     bench: Bench, etcd: Etcd, prefix: bytes
 ) -> None:
+    key = prefix + b"flyte/r1-a0"
     await bench.enqueue(ROOT)
     await bench.enqueue(OTHER)
     await alter(etcd, prefix, "r1-a0", lambda tree: tree["spec"].update(actionName="c9"))
-    async with bench.executor():
-        await until(bench.client, OTHER, Phase.RUNNING)
-        await eventually(lambda: bench.parked() == [("update", "flyte/r1-a0")])
-        await etcd.delete(KeyRange.of_key(prefix + b"flyte/r1-a0"))
-        await eventually(lambda: bench.parked() == [])
+    with capture_logs() as logs:
+        async with bench.executor():
+            await until(bench.client, OTHER, Phase.RUNNING)
+            refused = [line["key"] for line in logs if line["event"] == "action_refused"]
+            assert refused == [key.decode()]
+            assert bench.parked() == []
     assert bench.attempts.begun == ["other-a0"]
 
 
