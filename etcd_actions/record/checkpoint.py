@@ -165,7 +165,7 @@ class Checkpoint:
         while True:
             await self.load()
             found = self._found_term
-            if found is not None and found.revision == revision:
+            if found is not None and found.revision == revision and not found.closed:
                 # The write of an earlier call was applied; that call set the predecessor.
                 return self._predecessor
             self._predecessor = self._unclosed(found)

@@ -412,6 +412,17 @@ async def test_a_lost_answer_does_not_hide_who_led_before(
     assert before == Predecessor(20, own=False)
 
 
+async def test_a_closed_term_can_be_opened_again(etcd: Etcd, prefix: bytes, key: bytes) -> None:
+    """The answer to the close was lost, and the process is still the leader."""
+    position = Checkpoint(etcd, key)
+    _, leadership = await open_term(etcd, prefix, position)
+    await position.close_term(leadership.fence)
+    assert (await stored(etcd, key))["term"]["closed"]
+    before = await position.open_term(leadership.create_revision, 10, leadership.fence)
+    assert before is None
+    assert not (await stored(etcd, key))["term"]["closed"]
+
+
 async def test_a_deposed_leader_opens_and_closes_nothing(
     etcd: Etcd, prefix: bytes, key: bytes
 ) -> None:

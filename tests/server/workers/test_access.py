@@ -383,7 +383,8 @@ async def test_the_connection_of_a_name_is_its_own(
         assert (await stream.receive())[0].created
         monkeypatch.setattr(EtcdClient, "status", noted)
         await etcd.status()
-        _, behind = used
+        # A call may be made again.
+        _, behind = dict.fromkeys(used)
         assert behind._current is not None
         behind._retire(behind._current)
         await site.etcd.put(site.keys.prefix + b"flyte/k", b"")
