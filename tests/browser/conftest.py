@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
+import trio
 
 from etcd_actions.etcd.api import Etcd
 from tests.support.chromium import (
@@ -17,6 +19,7 @@ from tests.support.chromium import (
     running_chromium,
 )
 from tests.support.devtools import DevtoolsPipe
+from tests.support.network_lock import network_lock
 from tests.support.page_site import PageSite, open_page_site
 
 
@@ -32,9 +35,10 @@ def chromium() -> Iterator[DevtoolsPipe]:
 
 @pytest.fixture
 async def browser(chromium: DevtoolsPipe) -> AsyncIterator[Browser]:
-    """The browser, for one test."""
-    async with open_browser(chromium) as browser:
-        yield browser
+    """The browser, for one test; meanwhile no other test changes the machine's network."""
+    async with AsyncExitStack() as stack:
+        await trio.to_thread.run_sync(stack.enter_context, network_lock(exclusive=False))
+        yield await stack.enter_async_context(open_browser(chromium))
 
 
 @pytest.fixture

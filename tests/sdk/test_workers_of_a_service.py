@@ -11,7 +11,7 @@ import trio
 
 from etcd_actions import Phase, open_actions_client
 from etcd_actions.etcd.api import Etcd
-from tests.cli.command import running
+from tests.cli.command import running, until
 from tests.sdk.ray_programs import RUN, ended
 from tests.sdk.service import Site, free_port
 from tests.support.etcd_server import EtcdServer
@@ -59,5 +59,7 @@ async def test_a_task_that_starts_a_run_fails_at_once_and_names_the_remedy(
         error = root.status.error_state
         assert error is not None
         assert "run the task on a worker with --endpoints" in error.message
+        # The worker logs an end after it has written it.
+        await until(lambda: len(worker.logs("action_ended")) == 2)
         ends = {each["action"]: each["phase"] for each in worker.logs("action_ended")}
         assert sorted(ends.values()) == ["FAILED", "SUCCEEDED"]

@@ -144,12 +144,12 @@ class Siege:
         options = [("grpc.use_local_subchannel_pool", 1)]
         if ca is None:
             self._channel = grpc.insecure_channel(address, options)
-            self._client = ConnectClient(address)
+            self._client = ConnectClient(address, deadline=PATIENCE)
         else:
             credentials = grpc.ssl_channel_credentials(ca)
             self._channel = grpc.secure_channel(address, credentials, options)
             context = ssl.create_default_context(cadata=ca.decode())
-            self._client = ConnectClient(address, tls=context)
+            self._client = ConnectClient(address, tls=context, deadline=PATIENCE)
         self.probe = Probe(targets["monitoring"].port, service.pid)
         self.enqueuer = Enqueuer(self._client)
         stub = self._channel.unary_stream(

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+from tests.support.network_lock import network_lock
+
 _HOSTS = range(1, 200)
 _INTERFACE = "eth0"
 
@@ -97,6 +99,8 @@ class Network:
                 self._link("host", "name", host)
                 # It goes with its other end, but only some time after the namespace.
                 self._stack.callback(run, "ip", "link", "delete", host)
+                # One address, all at once: IPv6 would add another one later.
+                run("ip", "link", "set", host, "addrgenmode", "none")
                 run("ip", "address", "add", f"{self._subnet}.254/24", "dev", host)
                 run("ip", "link", "set", host, "up")
             yield self
@@ -125,13 +129,18 @@ def open_network() -> Iterator[tuple[Network, str]]:
         for number in _HOSTS:
             network = Network(f"10.98.{number}")
             try:
-                # The name of the interface reserves the subnet.
-                stack.enter_context(network.opened(f"eahost{number}"))
+                with network_lock(exclusive=True):
+                    # The name of the interface reserves the subnet.
+                    stack.enter_context(network.opened(f"eahost{number}"))
             except RuntimeError as error:
                 if "File exists" not in str(error):
                     raise
                 continue
-            yield network, f"10.98.{number}.254"
+            try:
+                yield network, f"10.98.{number}.254"
+            finally:
+                with network_lock(exclusive=True):
+                    stack.close()
             return
         raise RuntimeError("all subnets are in use: are there interfaces eahost* of ended tests?")
 
