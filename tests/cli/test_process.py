@@ -205,10 +205,15 @@ async def test_it_serves_without_a_log(
         start_new_session=True,
     ) as shell:
         try:
-            metrics = await metrics_once_ready(listen)
-            dropped = "etcd_actions_log_lines_dropped_total "
-            (line,) = [each for each in metrics.splitlines() if each.startswith(dropped)]
-            assert float(line.split()[1]) >= 3
+            await metrics_once_ready(listen)
+
+            async def has_dropped() -> bool:
+                metrics = await trio.to_thread.run_sync(read_metrics, listen)
+                dropped = "etcd_actions_log_lines_dropped_total "
+                (line,) = [each for each in metrics.splitlines() if each.startswith(dropped)]
+                return float(line.split()[1]) >= 3
+
+            await eventually_holds(has_dropped, within=DEADLINE)
             for pid in descendants(shell.pid):
                 os.kill(pid, signal.SIGTERM)
             await until(lambda: code.exists() and code.read_text().strip() == "0")
