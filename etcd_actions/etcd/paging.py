@@ -145,12 +145,12 @@ async def read_page(
     if not page.kvs:
         # As the end of the list, this would mean that all further keys are deleted.
         raise Unavailable("a page of a list is empty, although etcd reports more keys")
-    return page, Rest(*_next(page, keys, limit, page_bytes))
+    return page, _next(page, rest, page_bytes)
 
 
-def _next(page: RangeResult, keys: KeyRange, limit: int, page_bytes: int) -> tuple[KeyRange, int]:
-    """The rest of the range, and the number of keys of the next page."""
+def _next(page: RangeResult, before: Rest, page_bytes: int) -> Rest:
+    """What is left of a range after a page of it."""
     size = sum(len(kv.key) + len(kv.value) for kv in page.kvs)
     fitting = max(_LEAST_LIMIT, page_bytes * len(page.kvs) // max(1, size))
-    rest = KeyRange(page.kvs[-1].key + b"\0", keys.end)
-    return rest, min(_MOST_LIMIT, limit * _GROWTH, fitting)
+    keys = KeyRange(page.kvs[-1].key + b"\0", before.keys.end)
+    return Rest(keys, min(_MOST_LIMIT, before.limit * _GROWTH, fitting))

@@ -67,10 +67,14 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 @needs_root
-async def test_etcd_ends_since_its_disk_is_full(small_disk: Path, prefix: bytes) -> None:
+async def test_etcd_ends_since_its_disk_is_full(
+    small_disk: Path, tmp_path: Path, prefix: bytes
+) -> None:
     """We stay, and are told so by the watch; with room again all is delivered and marked."""
     cluster = EtcdCluster(small_disk / "etcd")
     member = cluster.members[0]
+    # On the full disk the reason of its end could not be written.
+    (member.directory / "etcd.log").symlink_to(tmp_path / "etcd.log")
     sink = RecordingSink()
     try:
         cluster.start()
@@ -92,7 +96,6 @@ async def test_etcd_ends_since_its_disk_is_full(small_disk: Path, prefix: bytes)
                             await direct.put(b"/filling", bytes(1_000_000))
                         except EtcdError:
                             await trio.sleep(0.05)  # The pace of the load.
-                    # It ended by itself. Its log is on that disk, too, and may lack the reason.
                     await eventually(lambda: not reflector.statistics().streaming)
                     member.kill()
                     filler.unlink()
@@ -100,6 +103,7 @@ async def test_etcd_ends_since_its_disk_is_full(small_disk: Path, prefix: bytes)
                     await Load(direct, seed=1).play([make_run(prefix, "rd2", 3)])
                     await judge_marks([processor], [run_service], direct, prefix)
                     await judge_delivery(sink, direct, prefix)
+        assert member.logged("no space left on device")
     finally:
         cluster.stop()
 
