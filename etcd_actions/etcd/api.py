@@ -34,6 +34,12 @@ class KeyRange(NamedTuple):
             raise ValueError(f"{prefix!r} is not a prefix to watch: give a byte below 0xFF")
         return cls(prefix, stripped[:-1] + bytes((stripped[-1] + 1,)))
 
+    @property
+    def is_one_key(self) -> bool:
+        """Whether it is the range of one key, as :meth:`of_key` returns it."""
+        start, end = self
+        return len(end) == len(start) + 1 and end == start + b"\0"
+
     def __contains__(self, key: object) -> bool:
         return isinstance(key, bytes) and self.start <= key < self.end
 

@@ -187,7 +187,7 @@ class Footprint:
                         self.a_put = operation
                         self.size += _OVERHEAD + len(key) + len(value)
                     case Delete(keys):
-                        if _is_one_key(keys):
+                        if keys.is_one_key:
                             self.written.add(keys.start)
                         else:
                             self.written_ranges.add(keys)
@@ -199,7 +199,7 @@ class Footprint:
 
     def _look(self, keys: KeyRange) -> None:
         start, end = keys
-        if _is_one_key(keys):
+        if keys.is_one_key:
             self.read.add(start)
         else:
             self.read_ranges.add(keys)
@@ -342,18 +342,13 @@ def _only_key(txn: Txn) -> bytes:
     if type(change) is Put:
         if change.key != key:
             return b""
-    elif type(change) is not Delete or change.keys.start != key or not _is_one_key(change.keys):
+    elif type(change) is not Delete or change.keys.start != key or not change.keys.is_one_key:
         return b""
     if failure:
         other = failure[0]
-        if type(other) is not Get or other.keys.start != key or not _is_one_key(other.keys):
+        if type(other) is not Get or other.keys.start != key or not other.keys.is_one_key:
             return b""
     return key
-
-
-def _is_one_key(keys: KeyRange) -> bool:
-    start, end = keys
-    return len(end) == len(start) + 1 and end == start + b"\0"
 
 
 def _compared(compare: Compare) -> KeyRange:

@@ -75,7 +75,7 @@ def _leased(operation: Get | Put | Delete | Txn) -> bool:
 def key_in_words(keys: KeyRange) -> str:
     """A range of keys for people."""
     start = _text(keys.start)
-    if keys == KeyRange.of_key(keys.start):
+    if keys.is_one_key:
         return f"the key {start}"
     if keys.start.rstrip(b"\xff") and keys == KeyRange.of_prefix(keys.start):
         return f"all keys that begin with {start}"

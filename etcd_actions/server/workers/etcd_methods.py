@@ -22,7 +22,7 @@ from etcd_actions.errors import (
     NotForWorkers,
     Unavailable,
 )
-from etcd_actions.etcd.api import KeyRange, Lease, WatchCreate, WatchStream
+from etcd_actions.etcd.api import Lease, WatchCreate, WatchStream
 from etcd_actions.etcd.client import EtcdClient
 from etcd_actions.server.application import Calls
 from etcd_actions.server.error_codes import Refusal
@@ -181,15 +181,14 @@ class WorkerEtcd:
     async def _range(self, turn: Turn, body: bytes) -> bytes:
         request = wire.range_request(body)
         self._rights.check_read(request.keys)
-        is_one = request.keys == KeyRange.of_key(request.keys.start)
-        limit = 1 if is_one else min(request.limit or _MOST_KEYS, _MOST_KEYS)
+        limit = 1 if request.keys.is_one_key else min(request.limit or _MOST_KEYS, _MOST_KEYS)
         await turn.reads(limit, turn.workers.large_reads)
         while True:
             try:
                 found = await turn.workers.etcd.range(
                     request.keys,
                     revision=request.revision,
-                    limit=0 if request.count_only or is_one else limit,
+                    limit=0 if request.count_only or request.keys.is_one_key else limit,
                     keys_only=request.keys_only,
                     count_only=request.count_only,
                 )

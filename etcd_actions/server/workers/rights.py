@@ -197,7 +197,7 @@ class _Check:
             self._area(KeyRange.of_key(compare.key), _READ)
             return
         keys = KeyRange(compare.key, compare.range_end)
-        if self._area(keys, _READ).small or keys == KeyRange.of_key(compare.key):
+        if self._area(keys, _READ).small or keys.is_one_key:
             self._compared += 1
         else:
             # The end of an abort looks once whether its run has newer actions.
@@ -211,7 +211,7 @@ class _Check:
     def _get(self, keys: KeyRange) -> None:
         area = self._area(keys, _READ)
         self.gets += 1
-        if keys != KeyRange.of_key(keys.start):
+        if not keys.is_one_key:
             self._ranges += 1
             if not area.small:
                 raise NotForWorkers(
@@ -247,7 +247,7 @@ class _Check:
 
     def _delete(self, keys: KeyRange, levels: Sequence[_Equal]) -> None:
         area = self._area(keys, _WRITE)
-        if keys != KeyRange.of_key(keys.start) or not area.deletes:
+        if not keys.is_one_key or not area.deletes:
             raise _denied(_WRITE, keys)
         if not area.owned:
             return

@@ -193,16 +193,13 @@ def _count_ranges(message: pb.TxnRequest, left: list[int]) -> int:
         for each in branch:
             match each.WhichOneof("request"):
                 case "request_range":
-                    ranges += not _is_one_key(each.request_range.key, each.request_range.range_end)
+                    read = each.request_range
+                    ranges += not _keys(read.key, read.range_end).is_one_key
                 case "request_txn":
                     ranges += _count_ranges(each.request_txn, left)
                 case _:
                     pass
     return ranges
-
-
-def _is_one_key(start: bytes, end: bytes) -> bool:
-    return not end or end == start + b"\0"
 
 
 def _txn(message: pb.TxnRequest, limit: int) -> Txn:
@@ -232,11 +229,12 @@ def _operation(message: pb.RequestOp, limit: int) -> Operation:
                     "a read within a transaction of a worker may set neither revision nor "
                     "count_only: leave them out"
                 )
-            if _is_one_key(read.key, read.range_end):
+            keys = _keys(read.key, read.range_end)
+            if keys.is_one_key:
                 limit = 0
             elif read.limit > 0:
                 limit = min(limit, read.limit)
-            return Get(_keys(read.key, read.range_end), limit, read.keys_only)
+            return Get(keys, limit, read.keys_only)
         case "request_put":
             put = message.request_put
             return Put(put.key, put.value, put.lease)
